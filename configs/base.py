@@ -1,0 +1,91 @@
+"""Every field there is, with its default. An experiment's file changes a few of them.
+
+Override on the command line by full path: --config.train.steps=6000
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """The base configuration. It has no data set and no number of steps that suits everyone."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.data = ConfigDict()
+    config.data.name = "digits"  # digits | checkerboard
+    config.data.threads = 2  # that read ahead
+
+    # The conditional path p_t(x | x_1); the section of its name holds its parameters.
+    config.path = ConfigDict()
+    config.path.name = "ot"  # ot | vp | ve
+    config.path.ot = ConfigDict({"sigma_min": 1e-5})
+    config.path.vp = ConfigDict({"beta_min": 0.1, "beta_max": 20.0, "eps": 1e-5})
+    config.path.ve = ConfigDict({"sigma_min": 0.01, "sigma_max": 50.0})
+
+    config.objective = ConfigDict()
+    config.objective.name = "flow_matching"
+    config.objective.predicts = "velocity"  # what the network's output means
+    config.objective.coupling = "independent"  # how noise and data of a batch are paired
+    config.objective.time = "uniform"  # uniform | stratified
+
+    config.network = ConfigDict()
+    config.network.name = "unet"  # unet (images) | mlp (points)
+    config.network.class_conditional = False
+    config.network.dtype = "float32"  # float32 | bfloat16: computing dtype in training
+    config.network.unet = ConfigDict()
+    config.network.unet.channels = 128
+    config.network.unet.multipliers = (1, 2, 2, 2)  # width of each level in units of channels
+    config.network.unet.depth = 2  # residual blocks a level
+    config.network.unet.attention_sides = (16,)  # feature maps of these sides get attention
+    config.network.unet.heads = 4
+    config.network.unet.head_channels = placeholder(int)  # overrides heads
+    config.network.unet.dropout = 0.0
+    config.network.unet.scale_shift_norm = True
+    config.network.unet.residual_resampling = False  # ADM's resblock_updown
+    config.network.unet.conv_resampling = True
+    config.network.unet.time_scale = 1.0  # t is multiplied by this before its sinusoids
+    config.network.unet.remat = False  # recompute activations in the backward pass
+    config.network.mlp = ConfigDict({"width": 512, "depth": 5})
+
+    # Adam; weight_decay > 0 makes it AdamW.
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 1e-4  # the peak
+    config.optimizer.schedule = "polynomial"  # polynomial | cosine | constant
+    config.optimizer.warmup_steps = 0
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = placeholder(float)  # of the gradient; unset: no clipping
+    config.optimizer.ema_decay = 0.9999
+
+    config.train = ConfigDict()
+    config.train.steps = 100_000
+    config.train.batch_size = 256  # over all devices
+    config.train.log_every = 100
+    config.train.sample_every = 5_000
+    config.train.checkpoint_every = 5_000
+    config.train.keep_last = 2  # newest checkpoints kept
+    config.train.keep_every = placeholder(int)  # and every checkpoint at a multiple of this
+
+    # For samples and for likelihoods alike.
+    config.solver = ConfigDict()
+    config.solver.method = "dopri5"  # euler midpoint heun rk4 | dopri5 tsit5 dopri8 bosh3
+    config.solver.rtol = 1e-5  # adaptive methods
+    config.solver.atol = 1e-5
+    config.solver.steps = placeholder(int)  # fixed methods
+
+    config.evaluate = ConfigDict()
+    config.evaluate.weights = ("ema",)  # any of ema, raw
+    config.evaluate.seed = 1  # of the noise of samples, dequantisation and probes
+    config.evaluate.batch_size = 256
+    config.evaluate.images = placeholder(int)  # of the test split; unset: all
+    config.evaluate.dequantisations = 1  # K of the importance bound
+    config.evaluate.divergence = "hutchinson"  # hutchinson | exact
+    config.evaluate.probes = 1
+    config.evaluate.samples = 64  # in the grid, and for the NFE
+
+    config.mesh = ConfigDict()
+    config.mesh.fsdp = 1  # devices over which parameters and optimiser state are split
+    return config

@@ -1,0 +1,31 @@
+"""Flow matching with the OT path on 8 x 8 digits: minutes on two CPU cores."""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    config.data.name = "digits"
+    config.path.name = "ot"
+
+    config.network.unet.channels = 32
+    config.network.unet.multipliers = (1, 2)
+    config.network.unet.attention_sides = (4,)
+
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 100
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.ema_decay = 0.995
+
+    config.train.steps = 1500
+    config.train.batch_size = 128
+    config.train.log_every = 50
+    config.train.sample_every = 500
+    config.train.checkpoint_every = 500
+
+    config.solver.rtol = config.solver.atol = 1e-3
+    config.evaluate.batch_size = 297
+    return config

@@ -1,0 +1,32 @@
+"""The few shapes and signatures that everything shares.
+
+A *vector field* is a function ``v(t, x)`` of a time ``t`` ([] or [B]) and points ``x`` ([B, ...])
+that returns velocities of x's shape, each sample on its own. A trained network, a closed-form
+marginal and ``lambda t, x: x @ A.T`` are all vector fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Params = Any
+Field = Callable[[Array, Array], Array]
+# apply(params, t, x, label=None, condition=None, key=None) -> output of x's shape; a key means
+# training mode (dropout on).
+Apply = Callable[..., Array]
+
+
+def expand_time(t: Array | float, x: Array) -> Array:
+    """Reshape t ([] or [B]) so that it broadcasts against x [B, ...], in x's dtype."""
+    t = jnp.asarray(t, x.dtype)
+    return t if t.ndim == 0 else t.reshape(t.shape + (1,) * (x.ndim - 1))
+
+
+def sum_dims(x: Array) -> Array:
+    """Sum over everything but the batch: [B, ...] -> [B]."""
+    return x.reshape(x.shape[0], -1).sum(axis=-1)

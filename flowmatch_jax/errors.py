@@ -1,0 +1,50 @@
+"""Mistakes of the user's, told in one line.
+
+``main.py`` prints a :class:`UserError` without a traceback and exits with code 2. Inside the
+library it is a plain ``ValueError``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+
+class UserError(ValueError):
+    """A value the user can mend: which field, what it got, what it may be.
+
+    Attributes:
+        field: the argument's name, or its full path in the config (``config.solver.steps``).
+        got: the value given.
+        allowed: what the field may be, and how to go on.
+    """
+
+    def __init__(self, field: str, got: object, allowed: str) -> None:
+        super().__init__(f"{field}: got {got!r}; {allowed}")
+        self.field, self.got, self.allowed = field, got, allowed
+
+
+@contextlib.contextmanager
+def section(prefix: str) -> Iterator[None]:
+    """Name the section of the config that the checks in this block belong to.
+
+    ``with section("config.solver")`` turns an error on ``steps`` into one on
+    ``config.solver.steps``.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{prefix}.{error.field}", error.got, error.allowed) from error
+
+
+def one_of(field: str, got: object, choices: object) -> None:
+    """Raise UserError unless ``got`` is in ``choices`` (any iterable of names)."""
+    names = sorted(choices)
+    if got not in names:
+        raise UserError(field, got, f"it may be one of: {', '.join(names)}")
+
+
+def at_least(field: str, got: float, least: float) -> None:
+    """Raise UserError unless ``got >= least``."""
+    if not got >= least:
+        raise UserError(field, got, f"it must be {least} or more")

@@ -1,0 +1,1 @@
+"""Evaluation of trained parameters: samples, likelihoods, and the record of both."""

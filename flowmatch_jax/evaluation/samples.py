@@ -1,0 +1,70 @@
+"""Samples of an experiment, and their pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from flowmatch_jax.arrays import Array, Params
+from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.pictures import save_images, save_points
+from flowmatch_jax.sampling import sample
+from flowmatch_jax.solvers import Solution
+
+logger = logging.getLogger(__name__)
+
+Sampler = Callable[[Params, Array], Solution]
+
+
+def make_sampler(experiment: Experiment) -> Sampler:
+    """Compile (params, key) -> Solution with x [config.evaluate.samples, ...] in model space."""
+    path = experiment.path
+    shape = (experiment.config.evaluate.samples, *experiment.train_source.shape)
+
+    def sampler(params: Params, key: Array) -> Solution:
+        return sample(
+            experiment.field(params),
+            key,
+            shape,
+            path.source_std,
+            path.t_end,
+            **experiment.solver(),
+        )
+
+    return jax.jit(sampler)
+
+
+def draw(
+    experiment: Experiment,
+    sampler: Sampler,
+    workdir: Path,
+    weights: str,
+    params: Params,
+    step: int,
+    keep_arrays: bool = False,
+) -> Solution:
+    """Draw samples, always from the same noise, and write samples/<step>_<weights>.png.
+
+    Args:
+        weights: what the parameters are, "ema" or "raw".
+        keep_arrays: write samples/<step>_<weights>.npz too: "x" in model space, float32.
+    """
+    source = experiment.train_source
+    solution = sampler(params, jax.random.key(experiment.config.evaluate.seed))
+    if not solution.converged:
+        logger.warning("The solver gave up on samples at step %d: the field is not finite", step)
+    if jax.process_index() == 0:
+        path = workdir / "samples" / f"{step}_{weights}.png"
+        x = np.asarray(solution.x)
+        if source.is_image:
+            save_images(path, x, source.levels)
+        else:
+            save_points(path, x)
+        if keep_arrays:
+            np.savez_compressed(path.with_suffix(".npz"), x=x)
+        logger.info("Samples: %s (%d function evaluations)", path, solution.nfe)
+    return solution

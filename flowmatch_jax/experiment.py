@@ -1,0 +1,156 @@
+"""From a config to the parts of an experiment, every field checked.
+
+The floors below take plain arguments; this file is where a config becomes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from flowmatch_jax import likelihood, solvers
+from flowmatch_jax.arrays import Apply, Array, Field, Params
+from flowmatch_jax.couplings import COUPLINGS
+from flowmatch_jax.data.pipeline import SOURCES
+from flowmatch_jax.data.sources import Source
+from flowmatch_jax.errors import UserError, at_least, one_of, section
+from flowmatch_jax.networks import pure_apply
+from flowmatch_jax.networks.mlp import MLP
+from flowmatch_jax.networks.unet import UNet
+from flowmatch_jax.objectives import OBJECTIVES, Objective
+from flowmatch_jax.paths import PATHS, GaussianPath
+from flowmatch_jax.predictions import VELOCITY_FROM, vector_field
+from flowmatch_jax.times import TIMES
+
+DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
+WEIGHTS = ("ema", "raw")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The parts that training and evaluation put together.
+
+    Attributes:
+        config: what it was built from.
+        train_source, test_source: the data.
+        path: the conditional path.
+        objective: (apply, params, batch, key) -> (loss, metrics).
+        network: the Flax module, float32.
+        train_apply: the network as a function, in the computing dtype of training.
+        apply: the same in float32, for evaluation.
+    """
+
+    config: ConfigDict
+    train_source: Source
+    test_source: Source
+    path: GaussianPath
+    objective: Objective
+    network: nn.Module
+    train_apply: Apply
+    apply: Apply
+
+    def field(self, params: Params, label: Array | None = None) -> Field:
+        """The vector field of these parameters."""
+        return vector_field(
+            self.apply, params, self.path, self.config.objective.predicts, label=label
+        )
+
+    def solver(self) -> dict[str, Any]:
+        """The solver's options, as `solvers.integrate` takes them."""
+        return dict(self.config.solver)
+
+    def init_params(self, key: Array) -> Params:
+        """Fresh parameters, float32."""
+        x = jnp.zeros((1, *self.train_source.shape))
+        return self.network.init(key, jnp.zeros(1), x)["params"]
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Check the whole config and build its parts.
+
+    Raises:
+        UserError: a field whose value cannot be, named by its full path.
+    """
+    _check_numbers(config)
+    with section("config.data"):
+        one_of("name", config.data.name, SOURCES)
+    train_source = SOURCES[config.data.name]("train")
+    path = _path(config.path)
+    network = _network(config.network, train_source)
+    return Experiment(
+        config=config,
+        train_source=train_source,
+        test_source=SOURCES[config.data.name]("test"),
+        path=path,
+        objective=_objective(config.objective, path),
+        network=network,
+        train_apply=pure_apply(network.clone(dtype=DTYPES[config.network.dtype])),
+        apply=pure_apply(network),
+    )
+
+
+def _path(config: ConfigDict) -> GaussianPath:
+    with section("config.path"):
+        one_of("name", config.name, PATHS)
+        with section(config.name):
+            return PATHS[config.name](**config[config.name])
+
+
+def _objective(config: ConfigDict, path: GaussianPath) -> Objective:
+    with section("config.objective"):
+        one_of("name", config.name, OBJECTIVES)
+        one_of("predicts", config.predicts, VELOCITY_FROM)
+        one_of("coupling", config.coupling, COUPLINGS)
+        one_of("time", config.time, TIMES)
+    return OBJECTIVES[config.name](path, COUPLINGS[config.coupling], TIMES[config.time])
+
+
+def _network(config: ConfigDict, source: Source) -> nn.Module:
+    with section("config.network"):
+        one_of("dtype", config.dtype, DTYPES)
+        kind = "unet" if source.is_image else "mlp"
+        if config.name != kind:
+            what = "images" if source.is_image else "points"
+            raise UserError("name", config.name, f"{source.name} is a set of {what}: use {kind}")
+        if config.class_conditional and (source.num_classes is None or kind == "mlp"):
+            raise UserError("class_conditional", True, f"{source.name} has no labels; use False")
+        with section(kind):
+            if kind == "mlp":
+                at_least("width", config.mlp.width, 1)
+                at_least("depth", config.mlp.depth, 1)
+                return MLP(**config.mlp)
+            network = UNet(
+                out_channels=source.shape[-1],
+                num_classes=source.num_classes if config.class_conditional else None,
+                **config.unet,
+            )
+            network.validate(source.shape[:2])
+            return network
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    """Everything that can be judged without building anything."""
+    with section("config.data"):
+        at_least("threads", config.data.threads, 1)
+    with section("config.train"):
+        for name in ("steps", "batch_size", "log_every", "sample_every", "checkpoint_every"):
+            at_least(name, config.train[name], 1)
+        at_least("keep_last", config.train.keep_last, 1)
+        if config.train.keep_every is not None:
+            at_least("keep_every", config.train.keep_every, 1)
+    with section("config.solver"):
+        solvers.validate(**config.solver)
+    with section("config.evaluate"):
+        one_of("divergence", config.evaluate.divergence, likelihood.DIVERGENCES)
+        for name in ("batch_size", "dequantisations", "probes", "samples"):
+            at_least(name, config.evaluate[name], 1)
+        if config.evaluate.images is not None:
+            at_least("images", config.evaluate.images, 1)
+        for name in config.evaluate.weights:
+            one_of("weights", name, WEIGHTS)
+    with section("config.mesh"):
+        at_least("fsdp", config.mesh.fsdp, 1)

@@ -1,0 +1,29 @@
+"""Networks: Flax modules, apply(variables, t, x, label=None, condition=None, train=False)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+
+from flowmatch_jax.arrays import Apply, Array, Params
+
+
+def pure_apply(module: nn.Module) -> Apply:
+    """The module as a pure function apply(params, t, x, label=None, condition=None, key=None).
+
+    A key turns training mode on and draws the dropout masks.
+    """
+
+    def apply(
+        params: Params,
+        t: Array,
+        x: Array,
+        label: Array | None = None,
+        condition: Array | None = None,
+        key: Array | None = None,
+    ) -> Array:
+        rngs = None if key is None else {"dropout": key}
+        return module.apply(
+            {"params": params}, t, x, label, condition, train=key is not None, rngs=rngs
+        )
+
+    return apply

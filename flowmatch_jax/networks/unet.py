@@ -1,0 +1,209 @@
+"""The U-Net of Dhariwal & Nichol 2021 (ADM), the paper's network for images.
+
+One module stands in for the networks of the field: torchcfm's, facebookresearch's and ADM's own
+are settings of it, with the same number of parameters (tests/networks/unet_test.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from flowmatch_jax.arrays import Array
+from flowmatch_jax.errors import UserError, at_least
+from flowmatch_jax.networks.layers import (
+    AttentionBlock,
+    Downsample,
+    GroupNorm,
+    ResidualBlock,
+    Upsample,
+    average_pool,
+    convolution,
+    nearest_upsample,
+    time_embedding,
+)
+
+
+class UNet(nn.Module):
+    """v(t, x) for images; zero at initialisation.
+
+    Attributes:
+        out_channels: of the output; x's own for a vector field.
+        channels: width at the first level.
+        multipliers: width of each level in units of ``channels``; the side halves between levels.
+        depth: residual blocks a level on the way down; one more on the way up.
+        attention_sides: feature maps of these sides get attention after each residual block. The
+            middle always has it.
+        heads: of the attention.
+        head_channels: channels of a head; where given, the number of heads follows from it.
+        dropout: rate in training.
+        scale_shift_norm: time and label scale and shift a group norm, instead of being added.
+        residual_resampling: halve and double the side inside residual blocks (ADM's
+            resblock_updown), instead of by layers of their own.
+        conv_resampling: those layers have a convolution; otherwise averaging and repetition.
+        num_classes: of class-conditional networks; None for unconditional ones.
+        condition_channels: channels of an image given beside x; 0 for none.
+        time_scale: t is multiplied by this before its sinusoids (not stated in the paper).
+        dtype: computing dtype, e.g. bfloat16; None follows x. Parameters are float32, the output
+            has x's dtype.
+        remat: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    out_channels: int
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    depth: int = 2
+    attention_sides: tuple[int, ...] = (16,)
+    heads: int = 1
+    head_channels: int | None = None
+    dropout: float = 0.0
+    scale_shift_norm: bool = True
+    residual_resampling: bool = False
+    conv_resampling: bool = True
+    num_classes: int | None = None
+    condition_channels: int = 0
+    time_scale: float = 1.0
+    dtype: Any = None
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        t: Array,
+        x: Array,
+        label: Array | None = None,
+        condition: Array | None = None,
+        train: bool = False,
+    ) -> Array:
+        """Predict at times t for images x.
+
+        Args:
+            t: [B] or [].
+            x: [B, H, W, C]; H and W divisible by 2^(levels - 1).
+            label: int32 [B] in [0, num_classes), or -1 for "no label"; None stands for -1.
+            condition: [B, H, W, condition_channels].
+            train: dropout on, drawing from the "dropout" rng.
+
+        Returns:
+            [B, H, W, out_channels], x's dtype.
+
+        Raises:
+            UserError: sizes that cannot be halved, a label or condition the network has no place
+                for, or a condition of another size.
+        """
+        self.validate(x.shape[1:3])
+        self._check_inputs(x, label, condition)
+        output_dtype = x.dtype
+        block, attention = self._block(train), self._attention()
+
+        embedding = self._embed(jnp.broadcast_to(t, x.shape[:1]).astype(x.dtype), label)
+        if condition is not None:
+            x = jnp.concatenate([x, condition], axis=-1)
+        if self.dtype is not None:
+            x, embedding = x.astype(self.dtype), embedding.astype(self.dtype)
+
+        widths = [self.channels * multiplier for multiplier in self.multipliers]
+        last = len(widths) - 1
+
+        h = convolution(widths[0], 3, self.dtype, "conv_in")(x)
+        skips = [h]
+        for level, width in enumerate(widths):
+            for i in range(self.depth):
+                h = block(width, f"down_{level}_{i}")(h, embedding)
+                h = attention(h, f"down_{level}_{i}_attention")
+                skips.append(h)
+            if level < last:
+                if self.residual_resampling:
+                    h = block(width, f"down_{level}_halve", average_pool)(h, embedding)
+                else:
+                    h = Downsample(self.conv_resampling, self.dtype, name=f"down_{level}_halve")(h)
+                skips.append(h)
+
+        h = block(widths[-1], "middle_0")(h, embedding)
+        h = attention(h, "middle_attention", always=True)
+        h = block(widths[-1], "middle_1")(h, embedding)
+
+        for level, width in reversed(list(enumerate(widths))):
+            for i in range(self.depth + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = block(width, f"up_{level}_{i}")(h, embedding)
+                h = attention(h, f"up_{level}_{i}_attention")
+            if level > 0:
+                if self.residual_resampling:
+                    h = block(width, f"up_{level}_double", nearest_upsample)(h, embedding)
+                else:
+                    h = Upsample(self.conv_resampling, self.dtype, name=f"up_{level}_double")(h)
+
+        h = nn.silu(GroupNorm(name="norm_out")(h))
+        h = convolution(self.out_channels, 3, self.dtype, "conv_out", zero=True)(h)
+        return h.astype(output_dtype)
+
+    def validate(self, sides: tuple[int, int]) -> None:
+        """Raise UserError unless this network exists for images of these sides."""
+        at_least("channels", self.channels, 1)
+        at_least("depth", self.depth, 1)
+        whole = all(isinstance(m, int) and m > 0 for m in self.multipliers)
+        if not self.multipliers or not whole:
+            raise UserError(
+                "multipliers", self.multipliers, "they are one positive integer a level"
+            )
+        levels = len(self.multipliers)
+        if any(side % 2 ** (levels - 1) for side in sides):
+            # side & -side is the largest power of two in it.
+            fitting = min((side & -side).bit_length() for side in sides)
+            raise UserError(
+                "multipliers",
+                self.multipliers,
+                f"{levels} levels need sides divisible by {2 ** (levels - 1)}, and the images are "
+                f"{sides[0]}x{sides[1]}; give at most {fitting} multipliers",
+            )
+        for level, multiplier in enumerate(self.multipliers):
+            width = self.channels * multiplier
+            if level < levels - 1 and sides[0] // 2**level not in self.attention_sides:
+                continue
+            if self.head_channels is not None and width % self.head_channels:
+                raise UserError("head_channels", self.head_channels, f"it must divide {width}")
+            if self.head_channels is None and width % self.heads:
+                raise UserError("heads", self.heads, f"they must divide {width} channels")
+
+    def _embed(self, t: Array, label: Array | None) -> Array:
+        """Time and label, [B] each, as one vector of 4 x channels."""
+        width = 4 * self.channels
+        h = time_embedding(self.time_scale * t, self.channels)
+        h = nn.Dense(width, dtype=self.dtype, name="time_0")(h)
+        h = nn.Dense(width, dtype=self.dtype, name="time_1")(nn.silu(h))
+        if self.num_classes is None:
+            return h
+        table = nn.Embed(self.num_classes, width, dtype=self.dtype, name="label")
+        label = jnp.full(t.shape, -1) if label is None else label
+        return h + jnp.where(label[:, None] >= 0, table(jnp.maximum(label, 0)), 0)
+
+    def _block(self, train: bool) -> Callable[..., ResidualBlock]:
+        kind = nn.remat(ResidualBlock) if self.remat else ResidualBlock
+        dropout = self.dropout if train else 0.0
+
+        def block(width: int, name: str, resample: Any = None) -> ResidualBlock:
+            return kind(width, dropout, self.scale_shift_norm, resample, self.dtype, name=name)
+
+        return block
+
+    def _attention(self) -> Callable[..., Array]:
+        kind = nn.remat(AttentionBlock) if self.remat else AttentionBlock
+
+        def attention(h: Array, name: str, always: bool = False) -> Array:
+            if not always and h.shape[1] not in self.attention_sides:
+                return h
+            return kind(self.heads, self.head_channels, self.dtype, name=name)(h)
+
+        return attention
+
+    def _check_inputs(self, x: Array, label: Array | None, condition: Array | None) -> None:
+        if label is not None and self.num_classes is None:
+            raise UserError("label", label.shape, "this network has no classes; set num_classes")
+        expected = (*x.shape[:-1], self.condition_channels) if self.condition_channels else None
+        given = None if condition is None else condition.shape
+        if given != expected:
+            raise UserError("condition", given, f"this network takes one of shape {expected}")

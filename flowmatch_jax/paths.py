@@ -1,0 +1,137 @@
+"""Gaussian conditional probability paths: section 4 of the paper.
+
+A path is two functions, the mean and the standard deviation of
+
+    p_t(x | x_1) = N(x | mean(t, x_1), std(t, x_1)^2 I)          (Eq. 10)
+
+with t = 0 noise and t = 1 data. The flow, its velocity and the score follow from these two by
+differentiation. A path of one's own is a ``GaussianPath`` with two functions.
+
+Shapes throughout: t is [] or [B]; x, x_0, x_1 are [B, ...]; results have x_1's shape and dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from flowmatch_jax.arrays import Array, expand_time
+from flowmatch_jax.errors import UserError, at_least
+
+
+@dataclass(frozen=True)
+class GaussianPath:
+    """A conditional path N(mean(t, x_1), std(t, x_1)^2 I).
+
+    Attributes:
+        mean: mu_t(x_1); (t, x_1) -> x_1's shape.
+        std: sigma_t(x_1) > 0 on [0, t_end]; (t, x_1) -> anything that broadcasts against x_1.
+        source_std: standard deviation of the source p_0, where sampling starts and likelihood ends.
+        t_end: the last time at which velocity and score are finite; training, sampling and
+            likelihood all live on [0, t_end].
+    """
+
+    mean: Callable[[Array, Array], Array]
+    std: Callable[[Array, Array], Array]
+    source_std: float = 1.0
+    t_end: float = 1.0
+
+
+def flow(path: GaussianPath, t: Array | float, x0: Array, x1: Array) -> Array:
+    """psi_t(x_0) = sigma_t(x_1) x_0 + mu_t(x_1), for x_0 ~ N(0, I) (Eq. 11)."""
+    return path.std(t, x1) * x0 + path.mean(t, x1)
+
+
+def flow_and_velocity(
+    path: GaussianPath, t: Array | float, x0: Array, x1: Array
+) -> tuple[Array, Array]:
+    """x_t = psi_t(x_0) and u_t = d/dt psi_t(x_0), the regression target (Eq. 14).
+
+    Differentiating the flow never divides by sigma_t, so nothing cancels as sigma_t -> 0.
+    """
+    t = jnp.asarray(t, x1.dtype)
+    return jax.jvp(lambda t: flow(path, t, x0, x1), (t,), (jnp.ones_like(t),))
+
+
+def velocity(path: GaussianPath, t: Array | float, x: Array, x1: Array) -> Array:
+    """u_t(x | x_1) = sigma'_t / sigma_t (x - mu_t) + mu'_t (Eq. 15)."""
+    t = jnp.asarray(t, x1.dtype)
+    dt = jnp.ones_like(t)
+    mu, mu_dot = jax.jvp(lambda t: path.mean(t, x1), (t,), (dt,))
+    sigma, sigma_dot = jax.jvp(lambda t: path.std(t, x1), (t,), (dt,))
+    return sigma_dot / sigma * (x - mu) + mu_dot
+
+
+def score(path: GaussianPath, t: Array | float, x: Array, x1: Array) -> Array:
+    """grad_x log p_t(x | x_1) = -(x - mu_t) / sigma_t^2, with its true sign.
+
+    The paper's appendix writes s_t for minus this.
+    """
+    return -(x - path.mean(t, x1)) / path.std(t, x1) ** 2
+
+
+def optimal_transport(sigma_min: float = 1e-5) -> GaussianPath:
+    """mu_t = t x_1, sigma_t = 1 - (1 - sigma_min) t (Eq. 20): straight lines at constant speed.
+
+    Args:
+        sigma_min: standard deviation around each data point at t = 1 (not stated in the paper).
+            With 0 the path ends at t_end = 1 - 1e-5, where Eq. 15 is still finite.
+    """
+    if not 0 <= sigma_min < 1:
+        raise UserError("sigma_min", sigma_min, "it must be in [0, 1)")
+    return GaussianPath(
+        mean=lambda t, x1: expand_time(t, x1) * x1,
+        std=lambda t, x1: 1 - (1 - sigma_min) * expand_time(t, x1),
+        t_end=1.0 if sigma_min > 0 else 1.0 - 1e-5,
+    )
+
+
+def variance_preserving(
+    beta_min: float = 0.1, beta_max: float = 20.0, eps: float = 1e-5
+) -> GaussianPath:
+    """mu_t = alpha_{1-t} x_1, sigma_t = sqrt(1 - alpha_{1-t}^2) (Eq. 18); the tables' "Diffusion".
+
+    alpha_s = exp(-T(s)/2), T(s) = s beta_min + s^2 (beta_max - beta_min) / 2.
+
+    Args:
+        beta_min, beta_max: the noise rate at the data and at the noise end.
+        eps: the path ends at t_end = 1 - eps, since sigma'_t is infinite at t = 1.
+    """
+    at_least("beta_min", beta_min, 0.0)
+    at_least("beta_max", beta_max, beta_min)
+    if not 0 < eps < 1:
+        raise UserError("eps", eps, "it must be in (0, 1)")
+
+    def accumulated_beta(t: Array, x1: Array) -> Array:
+        s = 1 - expand_time(t, x1)
+        return s * beta_min + s**2 * (beta_max - beta_min) / 2
+
+    return GaussianPath(
+        mean=lambda t, x1: jnp.exp(-accumulated_beta(t, x1) / 2) * x1,
+        # expm1 keeps the digits that 1 - alpha^2 loses near the data.
+        std=lambda t, x1: jnp.sqrt(-jnp.expm1(-accumulated_beta(t, x1))),
+        t_end=1.0 - eps,
+    )
+
+
+def variance_exploding(sigma_min: float = 0.01, sigma_max: float = 50.0) -> GaussianPath:
+    """mu_t = x_1, sigma_t = s_{1-t}, s_r = sigma_min (sigma_max / sigma_min)^r (Eq. 16).
+
+    The source is N(0, sigma_max^2 I), wide enough to hide the data's own spread. The paper gives
+    no range; the default is score_sde's.
+    """
+    if not 0 < sigma_min < sigma_max:
+        raise UserError("sigma_min", sigma_min, f"it must be in (0, sigma_max = {sigma_max})")
+    log_ratio = math.log(sigma_max / sigma_min)
+    return GaussianPath(
+        mean=lambda t, x1: x1,
+        std=lambda t, x1: sigma_min * jnp.exp(log_ratio * (1 - expand_time(t, x1))),
+        source_std=sigma_max,
+    )
+
+
+PATHS = {"ot": optimal_transport, "vp": variance_preserving, "ve": variance_exploding}

@@ -1,0 +1,53 @@
+"""Samples as PNG files: grids of images, heat maps of points in the plane."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from flowmatch_jax.pixels import quantise
+
+
+def to_uint8(x: np.ndarray, levels: int) -> np.ndarray:
+    """Images in model space [-1, 1] as the data's own levels, stretched to uint8 0 .. 255."""
+    return np.round(np.asarray(quantise(x, levels)) * (255 / (levels - 1))).astype(np.uint8)
+
+
+def image_grid(images: np.ndarray, columns: int | None = None, gap: int = 1) -> np.ndarray:
+    """Lay uint8 images [N, H, W, C] out in rows: uint8 [H', W', C].
+
+    Args:
+        columns: images a row; None: as square as it goes.
+        gap: white pixels between images.
+    """
+    n, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    padded = np.pad(images, ((0, rows * columns - n), (0, gap), (0, gap), (0, 0)))
+    padded[:, height:], padded[:, :, width:], padded[n:] = 255, 255, 255
+    tiles = padded.reshape(rows, columns, height + gap, width + gap, channels)
+    grid = tiles.transpose(0, 2, 1, 3, 4).reshape(rows * (height + gap), -1, channels)
+    return grid[: grid.shape[0] - gap, : grid.shape[1] - gap]
+
+
+def save_images(path: Path, x: np.ndarray, levels: int, columns: int | None = None) -> None:
+    """Write images in model space [N, H, W, 1 or 3] as one PNG grid, small ones enlarged."""
+    images = to_uint8(x, levels)
+    zoom = max(1, 32 // images.shape[1])
+    grid = image_grid(images.repeat(zoom, axis=1).repeat(zoom, axis=2), columns, gap=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(grid[:, :, 0] if grid.shape[-1] == 1 else grid).save(path)
+
+
+def save_points(path: Path, x: np.ndarray, bins: int = 200) -> None:
+    """Write points [N, 2] as a PNG heat map, over the square that holds 99% of each coordinate."""
+    reach = 1.1 * np.quantile(np.abs(x), 0.99)
+    edges = np.linspace(-reach, reach, bins + 1)
+    counts, _, _ = np.histogram2d(-x[:, 1], x[:, 0], bins=(edges, edges))
+    brightness = counts / max(np.quantile(counts[counts > 0], 0.99), 1)
+    pixels = (255 * np.clip(1 - brightness, 0, 1)).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).resize((2 * bins, 2 * bins), Image.Resampling.NEAREST).save(path)

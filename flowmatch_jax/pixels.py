@@ -1,0 +1,30 @@
+"""Between grey levels 0 .. levels-1 and model space [-1, 1].
+
+The map is the paper's phi, for any number of levels: level k covers the bin
+[2k/levels - 1, 2(k+1)/levels - 1).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from flowmatch_jax.arrays import Array
+
+
+def dequantise(key: Array, image: Array, levels: int) -> Array:
+    """Uniform dequantisation: 2 (image + u) / levels - 1 with u ~ U[0, 1) for each value.
+
+    Args:
+        image: integers in [0, levels), any shape.
+
+    Returns:
+        float32 in [-1, 1], of image's shape.
+    """
+    u = jax.random.uniform(key, image.shape)
+    return 2 * (image + u) / levels - 1
+
+
+def quantise(x: Array, levels: int) -> Array:
+    """The level whose bin holds x: floor((x + 1) levels / 2), clipped to [0, levels); int32."""
+    return jnp.clip(jnp.floor((x + 1) * (levels / 2)), 0, levels - 1).astype(jnp.int32)

@@ -1,0 +1,1 @@
+"""Training: state, step, mesh, checkpoints, log and the loop over them."""

@@ -1,0 +1,132 @@
+"""What a run tells: metrics.jsonl (the record), TensorBoard events, a progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class RunLog:
+    """Writes measurements of one run; process 0 writes, the others are silent.
+
+    Args:
+        workdir: of the run.
+        start, steps: the step it starts from and the last one. Lines of metrics.jsonl beyond
+            ``start`` are dropped: a run that was killed will measure those steps again.
+    """
+
+    def __init__(self, workdir: Path, start: int, steps: int) -> None:
+        self._writes = jax.process_index() == 0
+        self._path = workdir / "metrics.jsonl"
+        self._events = None
+        if self._writes:
+            _keep_lines_until(self._path, start)
+            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
+        # A terminal is redrawn twice a second; a file gets a line every half a minute.
+        self._bar = tqdm(
+            total=steps,
+            initial=start,
+            unit="step",
+            disable=not self._writes,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        )
+
+    def advance(self) -> None:
+        """One step done."""
+        self._bar.update()
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Record what was measured at a step."""
+        if not self._writes:
+            return
+        line = {"step": step, "time": round(time.time(), 3), **metrics}
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in metrics.items():
+            self._events.add_scalar(name, value, step)
+        shown = {"loss": "{:.4f}", "images_per_second": "{:.0f}"}
+        self._bar.set_postfix(
+            {name: form.format(metrics[name]) for name, form in shown.items()}, refresh=False
+        )
+
+    def close(self) -> None:
+        self._bar.close()
+        if self._events is not None:
+            self._events.close()
+
+
+class Meter:
+    """Means of the step's metrics and the rates of the loop, between two reads.
+
+    Steps are dispatched ahead of the device, at most two, so that it never waits for Python and
+    batches do not pile up in its memory.
+    """
+
+    AHEAD = 2
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._start()
+
+    def _start(self) -> None:
+        self._pending: list[dict[str, jax.Array]] = []
+        self._waited = 0.0
+        self._paused = 0.0
+        self._begin = time.perf_counter()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent in this block is waiting for input."""
+        begin = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begin
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent in this block is not training."""
+        jax.block_until_ready(self._pending)
+        begin = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - begin
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        """Take the metrics of the step just dispatched."""
+        self._pending.append(metrics)
+        if len(self._pending) > self.AHEAD:
+            jax.block_until_ready(self._pending[-1 - self.AHEAD])
+
+    def read(self) -> dict[str, float]:
+        """Means since the last read, images_per_second and input_wait (a fraction of the time)."""
+        steps = jax.device_get(self._pending)
+        elapsed = time.perf_counter() - self._begin - self._paused
+        means = {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
+        rates = {
+            "images_per_second": len(steps) * self._batch_size / elapsed,
+            "input_wait": self._waited / elapsed,
+        }
+        self._start()
+        return means | rates
+
+
+def _keep_lines_until(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except json.JSONDecodeError:
+            break  # the line that a killed run was writing
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept))
+    partial.replace(path)

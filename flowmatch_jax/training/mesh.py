@@ -1,0 +1,90 @@
+"""Devices as a mesh of axes ("data", "fsdp"), and what lies where on it.
+
+The batch is split over both axes. Parameters, their average and the optimiser's moments are split
+over "fsdp"; with one device there, each device has them whole.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from flowmatch_jax.errors import UserError
+
+BATCH_AXES = ("data", "fsdp")
+
+
+def make_mesh(fsdp: int = 1) -> Mesh:
+    """All devices of all processes as a (devices / fsdp) x fsdp mesh.
+
+    Raises:
+        UserError: fsdp does not divide the number of devices.
+    """
+    devices = jax.device_count()
+    if devices % fsdp:
+        raise UserError("fsdp", fsdp, f"it must divide the number of devices, {devices}")
+    return jax.make_mesh((devices // fsdp, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """Raise UserError unless the devices of the mesh divide the batch evenly."""
+    if batch_size % mesh.size:
+        allowed = f"it must be a multiple of the number of devices, {mesh.size}"
+        raise UserError("batch_size", batch_size, allowed)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on each device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+    """For each array of the state: its largest axis that "fsdp" divides, split; or replicated.
+
+    Args:
+        state: a pytree of arrays or of their shapes.
+    """
+    size = mesh.shape["fsdp"]
+
+    def sharding(array: Any) -> NamedSharding:
+        divisible = [axis for axis, length in enumerate(array.shape) if length % size == 0]
+        if size == 1 or not divisible:
+            return replicated(mesh)
+        axis = max(divisible, key=lambda axis: array.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
+
+    return jax.tree.map(sharding, state)
+
+
+def with_shardings(state: Any, mesh: Mesh) -> Any:
+    """The shapes of the state, each with its sharding: what a checkpoint is restored to."""
+    return jax.tree.map(
+        lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
+        state,
+        state_shardings(state, mesh),
+    )
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's part of a batch, as part of the global arrays that the step takes."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in batch.items()
+    }
+
+
+def describe(mesh: Mesh) -> str:
+    """One line for the log."""
+    kind = mesh.devices.flat[0].device_kind
+    shape = " x ".join(f"{name}={size}" for name, size in mesh.shape.items())
+    return f"{math.prod(mesh.shape.values())} x {kind} ({shape}), {jax.process_count()} process(es)"

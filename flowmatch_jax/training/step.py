@@ -1,0 +1,72 @@
+"""One training step: batch in, new state and metrics out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from flowmatch_jax.arrays import Apply, Array
+from flowmatch_jax.objectives import Batch, Objective
+from flowmatch_jax.pixels import dequantise
+from flowmatch_jax.training.mesh import batch_sharding, replicated, state_shardings
+from flowmatch_jax.training.state import TrainState, ema_update
+
+Metrics = dict[str, Array]
+
+
+def model_batch(batch: Batch, key: Array, levels: int | None, labelled: bool) -> Batch:
+    """A batch of the pipeline in model space: images dequantised, points as they are."""
+    x = batch["x"] if levels is None else dequantise(key, batch["x"], levels)
+    return {"x": x, "label": batch["label"]} if labelled else {"x": x}
+
+
+def make_train_step(
+    state: TrainState,
+    mesh: Mesh,
+    objective: Objective,
+    apply: Apply,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    levels: int | None,
+    labelled: bool = False,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Compile (state, batch) -> (state, metrics) over a mesh; the state given is donated.
+
+    Args:
+        state: its shapes; the values are not used.
+        objective: (apply, params, batch, key) -> (loss, metrics).
+        apply: the network.
+        ema_decay: of the average of the parameters.
+        levels: grey levels of images, None for points.
+        labelled: the network takes the batch's labels.
+
+    Returns:
+        A jitted function. Metrics are float32 scalars: the objective's, and "gradient_norm".
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        data_key, objective_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        batch = model_batch(batch, data_key, levels, labelled)
+        loss = lambda params: objective(apply, params, batch, objective_key)  # noqa: E731
+        gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            ema=ema_update(state.ema, params, state.step, ema_decay),
+            opt_state=opt_state,
+            key=state.key,
+        )
+        return new_state, metrics | {"gradient_norm": optax.global_norm(gradients)}
+
+    shardings = state_shardings(state, mesh)
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+    )

@@ -1,0 +1,135 @@
+"""Flow matching from the command line: train, evaluate, sample.
+
+    python main.py --config=configs/digits_ot.py
+
+Exit codes: 0 done; 2 a mistake in the flags or the config, told in one line; 1 anything else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import absl.logging
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+
+from flowmatch_jax.arrays import Params
+from flowmatch_jax.errors import UserError, one_of
+from flowmatch_jax.evaluation.evaluate import evaluate
+from flowmatch_jax.evaluation.samples import draw, make_sampler
+from flowmatch_jax.experiment import Experiment, build
+from flowmatch_jax.training import checkpoints
+from flowmatch_jax.training.loop import train
+from flowmatch_jax.training.mesh import make_mesh, with_shardings
+from flowmatch_jax.workdir import open_workdir
+
+MODES = ("train", "evaluate", "sample")
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A file of configs/; override a field with --config.section.field=value."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/<config's name>.")
+_MODE = flags.DEFINE_string(
+    "mode",
+    "train",
+    "train: train to the last step, going on where the workdir left off, then evaluate; "
+    "evaluate: score the newest checkpoint; sample: draw a picture of samples from it.",
+)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parse argv (the program's name first); a mistake in it ends the program with code 2."""
+    try:
+        remaining = flags.FLAGS(argv)
+        if len(remaining) > 1:
+            raise UserError("argument", remaining[1], "flags are written --name=value")
+        if flags.FLAGS.config is None:
+            raise UserError("--config", None, "give a file, such as configs/digits_ot.py")
+        one_of("--mode", flags.FLAGS.mode, MODES)
+        return remaining
+    except (flags.Error, AttributeError, KeyError, OSError, UserError) as error:
+        stop(error if isinstance(error, UserError) else explain(error, argv))
+
+
+def explain(error: Exception, argv: list[str]) -> Exception:
+    """The mistake behind an error of the flag parser's, with the field and what it may be."""
+    given = dict(arg.lstrip("-").partition("=")[::2] for arg in argv[1:])
+    path = given.pop("config", "")
+    if not Path(path).is_file():
+        return UserError("--config", path, "there is no such file; see configs/")
+    defaults = config_flags.ConfigFileFlagParser("config").parse(path)
+    for name, value in given.items():
+        node = defaults
+        for field in name.split(".")[1:]:
+            if not isinstance(node, ConfigDict) or field not in node:
+                fields = ", ".join(node) if isinstance(node, ConfigDict) else "none"
+                return UserError(f"--{name}", value, f"no such field; there are: {fields}")
+            section, node = node, node[field]
+        if f"--{name}={value}" in str(error) and name.startswith("config."):
+            kind = section.get_type(field).__name__
+            return UserError(f"--{name}", value, f"it takes a value of type {kind}")
+    return error
+
+
+def stop(error: Exception) -> NoReturn:
+    """Tell the user's mistake in one line and exit with code 2."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs in the user's cache folder, unless JAX was told of another one."""
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(cache / "flowmatch_jax" / "jax"))
+
+
+def newest_weights(
+    experiment: Experiment, workdir: Path, names: tuple[str, ...]
+) -> tuple[dict[str, Params], int]:
+    """The weights of the workdir's newest checkpoint, by kind, and its step."""
+    shapes = jax.eval_shape(experiment.init_params, jax.random.key(0))
+    with checkpoints.open_checkpoints(workdir) as saved:
+        step = saved.latest_step()
+        if step is None:
+            raise UserError("--workdir", str(workdir), "no checkpoint there yet; train first")
+        checkpoints.check_network(saved, shapes)
+        layout = with_shardings(shapes, make_mesh())
+        weights = {name: checkpoints.restore_weights(saved, step, name, layout) for name in names}
+    return weights, step
+
+
+def main(argv: list[str]) -> None:
+    """Run the mode asked for."""
+    use_compilation_cache()
+    # This package's own messages; of the libraries', only warnings.
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    if jax.process_index() == 0:
+        logging.getLogger("flowmatch_jax").setLevel(logging.INFO)
+    config = FrozenConfigDict(_CONFIG.value)
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    workdir = Path(_WORKDIR.value or Path("runs") / name)
+    try:
+        experiment = build(config)
+        open_workdir(workdir, config)
+        sampler = make_sampler(experiment)
+        if _MODE.value == "train":
+            train(experiment, workdir, partial(draw, experiment, sampler, workdir, "ema"))
+        weights, step = newest_weights(experiment, workdir, config.evaluate.weights)
+        if _MODE.value == "sample":
+            for name, params in weights.items():
+                draw(experiment, sampler, workdir, name, params, step, keep_arrays=True)
+        else:
+            evaluate(experiment, sampler, weights, step, workdir)
+    except UserError as error:
+        stop(error)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)
