@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.objective.name = "flow_matching"
     config.objective.predicts = "velocity"  # what the network's output means
     config.objective.coupling = "independent"  # how noise and data of a batch are paired
-    config.objective.time = "uniform"  # uniform | stratified
+    config.objective.time = "uniform"  # how t is drawn
 
     config.network = ConfigDict()
     config.network.name = "unet"  # unet (images) | mlp (points)

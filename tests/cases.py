@@ -1,0 +1,62 @@
+"""What several test files share: float64, the paths, Gaussian data in closed form."""
+
+import jax
+import jax.numpy as jnp
+from absl.testing import parameterized
+
+from flowmatch_jax import paths
+from flowmatch_jax.arrays import expand_time
+
+PATHS = {
+    "ot": paths.optimal_transport(),
+    "ot_sigma_min_0": paths.optimal_transport(0.0),
+    "ot_sigma_min_0.1": paths.optimal_transport(0.1),
+    "vp": paths.variance_preserving(),
+    "ve": paths.variance_exploding(),
+}
+
+EACH_PATH = [{"testcase_name": name, "path": path} for name, path in PATHS.items()]
+
+
+class Float64TestCase(parameterized.TestCase):
+    """Runs each test in float64."""
+
+    def setUp(self):
+        super().setUp()
+        self.enterContext(jax.enable_x64(True))
+
+
+def coefficients(path, t):
+    """(alpha, sigma) at a scalar t: mu_t = alpha x_1 for all paths here."""
+    one = jnp.ones((1, 1))
+    return path.mean(t, one).reshape(()), path.std(t, one).reshape(())
+
+
+def gaussian_velocity(path, mean, std):
+    """Marginal velocity of data N(mean, std^2 I): alpha' m + V' / 2V (x - alpha m)."""
+
+    def field(t, x):
+        t = jnp.asarray(t, x.dtype)
+        moments = lambda t: (  # noqa: E731
+            path.mean(t, jnp.ones_like(x)),
+            (path.mean(t, jnp.ones_like(x)) * std) ** 2 + path.std(t, x) ** 2 + jnp.zeros_like(x),
+        )
+        (alpha, variance), (alpha_dot, variance_dot) = jax.jvp(moments, (t,), (jnp.ones_like(t),))
+        return alpha_dot * mean + variance_dot / (2 * variance) * (x - alpha * mean)
+
+    return field
+
+
+def random_times(key, n, path):
+    return jax.random.uniform(key, (n,), maxval=path.t_end)
+
+
+__all__ = [
+    "EACH_PATH",
+    "PATHS",
+    "Float64TestCase",
+    "coefficients",
+    "expand_time",
+    "gaussian_velocity",
+    "random_times",
+]

@@ -1,0 +1,216 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from scipy.linalg import expm
+from scipy.stats import multivariate_normal, norm
+
+from flowmatch_jax import likelihood, solvers
+from flowmatch_jax.errors import UserError
+from tests.cases import PATHS, Float64TestCase, coefficients, gaussian_velocity
+
+A = np.array([[-1.0, 2.0, 0.3], [-1.5, 0.3, 0.1], [0.7, 0.0, 0.9]])  # tr A != 0, not symmetric
+TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def linear(t, x):
+    return x @ A.T
+
+
+def wavy(t, x):
+    """A field with a dense Jacobian, for any shape of x."""
+    flat = x.reshape(x.shape[0], -1)
+    mixing = jnp.sin(jnp.arange(flat.shape[1] ** 2)).reshape(flat.shape[1], -1)
+    return jnp.tanh(flat @ mixing + t).reshape(x.shape)
+
+
+class DivergenceTest(Float64TestCase):
+    @parameterized.parameters((), (3,), (2, 3), (4, 4, 3))
+    def test_exact_is_the_trace_of_the_jacobian_for_any_shape(self, *shape):
+        x = jax.random.normal(jax.random.key(0), (5, *shape))
+        v, div = likelihood.divergence(wavy, 0.3, x)
+        np.testing.assert_allclose(v, wavy(0.3, x))
+        dims = math.prod(shape)
+        for i in range(5):
+            jacobian = jax.jacrev(lambda x: wavy(0.3, x[None])[0])(x[i]).reshape(dims, dims)
+            np.testing.assert_allclose(div[i], jnp.trace(jacobian), rtol=1e-10)
+
+    def test_hutchinson_is_unbiased(self):
+        x = jax.random.normal(jax.random.key(0), (4, 2, 3))
+        probes = jax.random.rademacher(jax.random.key(1), (4000, *x.shape), x.dtype)
+        v, estimate = likelihood.divergence(wavy, 0.3, x, probes)
+        each = jnp.stack([likelihood.divergence(wavy, 0.3, x, z[None])[1] for z in probes[:200]])
+        standard_error = each.std(axis=0) / math.sqrt(len(probes))
+        _, exact = likelihood.divergence(wavy, 0.3, x)
+        np.testing.assert_allclose(v, wavy(0.3, x))
+        self.assertTrue(bool((jnp.abs(estimate - exact) < 4 * standard_error).all()))
+
+    def test_several_probes_average_one_by_one(self):
+        x = jax.random.normal(jax.random.key(0), (4, 2, 3))
+        probes = jax.random.rademacher(jax.random.key(1), (3, *x.shape), x.dtype)
+        each = [likelihood.divergence(wavy, 0.3, x, z[None])[1] for z in probes]
+        np.testing.assert_allclose(
+            likelihood.divergence(wavy, 0.3, x, probes)[1], np.mean(each, axis=0)
+        )
+
+
+class LogProbTest(Float64TestCase):
+    @parameterized.parameters(1.0, 2.5)
+    def test_linear_field(self, source_std):
+        """v = A x carries N(0, s^2 I) so that log p_1(x) = log N(expm(-A) x) - tr A."""
+        x = np.random.RandomState(0).randn(6, 3)
+        x0 = x @ expm(-A).T
+        expected = norm(scale=source_std).logpdf(x0).sum(axis=1) - np.trace(A)
+        result = likelihood.log_prob(linear, x, divergence="exact", source_std=source_std, **TIGHT)
+        np.testing.assert_allclose(result.log_prob, expected, rtol=1e-6)
+        np.testing.assert_allclose(result.x0, x0, rtol=1e-6)
+        # The same density, written as that of N(0, s^2 expm(A) expm(A)^T).
+        covariance = source_std**2 * expm(A) @ expm(A).T
+        np.testing.assert_allclose(
+            result.log_prob, multivariate_normal(cov=covariance).logpdf(x), rtol=1e-6
+        )
+
+    @parameterized.parameters("ot", "vp", "ve")
+    def test_gaussian_data_on_each_path(self, name):
+        """The exact marginal field from the path's own source: N(m, s^2 I) at the data end."""
+        path, m, s = PATHS[name], 0.7, 0.4
+        x = m + s * np.random.RandomState(0).randn(5, 2, 2, 1)
+        result = likelihood.log_prob(
+            gaussian_velocity(path, m, s),
+            x,
+            divergence="exact",
+            source_std=path.source_std,
+            t1=path.t_end,
+            **TIGHT,
+        )
+        # Started from N(0, source_std^2), the flow ends in this Gaussian:
+        (a0, s0), (a1, s1) = (coefficients(path, t) for t in (0.0, path.t_end))
+        spread = np.sqrt(((a1 * s) ** 2 + s1**2) / ((a0 * s) ** 2 + s0**2))
+        mean, std = a1 * m - spread * a0 * m, spread * path.source_std
+        expected = norm(mean, std).logpdf(x).sum(axis=(1, 2, 3))
+        np.testing.assert_allclose(result.log_prob, expected, rtol=1e-6)
+        # Which is the data's density up to what each path says of its source.
+        data = norm(m, s).logpdf(x).sum(axis=(1, 2, 3))
+        np.testing.assert_allclose(result.log_prob, data, atol={"ot": 1e-4}.get(name, 0.1))
+
+    def test_fixed_method_with_steps(self):
+        x = np.random.RandomState(0).randn(6, 3)
+        exact = likelihood.log_prob(linear, x, divergence="exact", **TIGHT)
+        fixed = likelihood.log_prob(linear, x, divergence="exact", method="rk4", steps=50)
+        np.testing.assert_allclose(fixed.log_prob, exact.log_prob, atol=1e-5)
+        self.assertEqual(fixed.nfe, 200)
+
+    def test_hutchinson_probe_is_drawn_once_a_solve(self):
+        """With z fixed, the estimate for v = A x is z.Az exactly, however many steps are taken."""
+        x, key = np.random.RandomState(0).randn(6, 3), jax.random.key(7)
+        z = jax.random.rademacher(key, (1, 6, 3), jnp.float64)[0]
+        expected = norm.logpdf(x @ expm(-A).T).sum(axis=1) - (z * (z @ A.T)).sum(axis=1)
+        for options in (TIGHT, {"method": "rk4", "steps": 100}):
+            result = likelihood.log_prob(linear, x, key, **options)
+            np.testing.assert_allclose(result.log_prob, expected, rtol=1e-6)
+
+    def test_hutchinson_is_unbiased(self):
+        x = jnp.tile(jnp.array([[0.3, -0.2, 0.5]]), (4000, 1))
+        estimate = likelihood.log_prob(linear, x, jax.random.key(1), rtol=1e-6, atol=1e-6).log_prob
+        exact = likelihood.log_prob(linear, x[:1], divergence="exact", **TIGHT).log_prob[0]
+        standard_error = estimate.std() / math.sqrt(len(x))
+        self.assertGreater(standard_error, 0.001)  # the probes differ between samples
+        self.assertLess(abs(estimate.mean() - exact), 4 * standard_error)
+
+    def test_log_density_does_not_steer_the_steps(self):
+        field = gaussian_velocity(PATHS["ot"], 0.0, 0.01)  # div v_t rises to 100 near t = 1
+        x = 0.01 * np.random.RandomState(0).randn(6, 2)
+        result = likelihood.log_prob(field, x, divergence="exact")
+        self.assertEqual(result.nfe, solvers.integrate(field, x, 1.0, 0.0).nfe)
+
+    @parameterized.parameters(
+        ({"divergence": "trace"}, "divergence"), ({"probes": 0}, "probes"), ({"steps": 3}, "steps")
+    )
+    def test_impossible_options(self, options, field):
+        with self.assertRaises(UserError) as caught:
+            likelihood.log_prob(linear, np.zeros((1, 3)), jax.random.key(0), **options)
+        self.assertEqual(caught.exception.field, field)
+
+
+def to_uniform_cube(t, x):
+    """The field of x_t = (1-t) z + t (2 Phi(z) - 1): it carries N(0, I) to U[-1, 1)^d."""
+
+    def position(z):
+        return (1 - t) * z + t * (2 * jax.scipy.stats.norm.cdf(z) - 1)
+
+    def slope(z):
+        return (1 - t) + 2 * t * jax.scipy.stats.norm.pdf(z)
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        below = position(middle) < x
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    low, high = jax.lax.fori_loop(0, 50, halve, (jnp.full_like(x, -9), jnp.full_like(x, 9)))
+    z = jax.lax.stop_gradient((low + high) / 2)
+    z = z - (position(z) - x) / slope(z)  # Newton: polishes z, and gives it its derivative in x
+    return 2 * jax.scipy.stats.norm.cdf(z) - 1 - z
+
+
+class BitsPerDimTest(Float64TestCase):
+    @parameterized.parameters((256, 8.0), (17, math.log2(17)), (2, 1.0))
+    def test_uniform_density_on_the_pixel_cube(self, levels, expected):
+        """Exactly log2(levels) bits/dim: through the whole chain, for the field that makes it."""
+        image = np.random.RandomState(0).randint(0, levels, (4, 3, 3, 1))
+        for divergence in ("exact", "hutchinson"):  # a diagonal Jacobian: both are exact
+            result = likelihood.image_bits_per_dim(
+                to_uniform_cube,
+                image,
+                jax.random.key(0),
+                levels,
+                t1=0.999,  # at t = 1 the inverse map is infinitely steep at the cube's edge
+                divergence=divergence,
+                rtol=1e-6,
+                atol=1e-6,
+            )
+            np.testing.assert_allclose(result.bits_per_dim, expected, atol=0.02)
+        exact = likelihood.bits_per_dim(-9 * math.log(2), 9, levels)
+        self.assertAlmostEqual(exact, expected)
+
+    def test_paper_formula_for_256_levels(self):
+        log_prob = jnp.array([-100.0, 50.0])
+        np.testing.assert_allclose(
+            likelihood.bits_per_dim(log_prob, 48), -log_prob / (48 * math.log(2)) + 7
+        )
+
+    def test_importance_bound(self):
+        log_probs = jnp.log(jnp.array([[0.1, 0.5], [0.3, 0.5]]))
+        np.testing.assert_allclose(
+            likelihood.importance_bound(log_probs), jnp.log(jnp.array([0.2, 0.5]))
+        )
+
+    def test_more_dequantisations_tighten_the_bound(self):
+        """A narrow Gaussian on few levels: density varies within a bin, so K matters."""
+        image = np.random.RandomState(0).randint(3, 6, (2000, 2, 1, 1))
+
+        def score(samples):
+            return likelihood.image_bits_per_dim(
+                gaussian_velocity(PATHS["ot"], 0.0, 0.2),
+                image,
+                jax.random.key(1),
+                levels=8,
+                samples=samples,
+                method="rk4",
+                steps=10,
+            ).bits_per_dim
+
+        gain = score(1) - score(20)
+        self.assertGreater(gain.mean(), 4 * gain.std() / math.sqrt(len(gain)))
+
+    def test_no_dequantisations(self):
+        with self.assertRaises(UserError):
+            likelihood.image_bits_per_dim(
+                linear, np.zeros((1, 2, 2, 1)), jax.random.key(0), samples=0
+            )
+
+
+if __name__ == "__main__":
+    absltest.main()

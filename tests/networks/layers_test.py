@@ -1,0 +1,72 @@
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from flowmatch_jax.networks import layers
+
+
+class LayersTest(parameterized.TestCase):
+    @parameterized.parameters((64, 32), (12, 4), (5, 1))
+    def test_group_norm_is_flax_group_norm(self, channels, groups):
+        x = 3 + 2 * jax.random.normal(jax.random.key(0), (2, 4, 6, channels))
+        params = {
+            "scale": jax.random.normal(jax.random.key(1), (channels,)),
+            "bias": jax.random.normal(jax.random.key(2), (channels,)),
+        }
+        reference = nn.GroupNorm(groups, epsilon=1e-5).apply({"params": params}, x)
+        ours = layers.GroupNorm().apply({"params": params}, x)
+        np.testing.assert_allclose(ours, reference, atol=1e-4)
+        scale, shift = jax.random.normal(jax.random.key(3), (2, 2, channels))
+        np.testing.assert_allclose(
+            layers.GroupNorm().apply({"params": params}, x, scale, shift),
+            reference * (1 + scale[:, None, None]) + shift[:, None, None],
+            atol=1e-3,
+        )
+
+    def test_group_norm_of_low_precision_uses_float32_moments(self):
+        x = (100 + jax.random.normal(jax.random.key(0), (2, 8, 8, 32))).astype(jnp.bfloat16)
+        norm = layers.GroupNorm()
+        variables = norm.init(jax.random.key(0), x)
+        low = norm.apply(variables, x)
+        self.assertEqual(low.dtype, jnp.bfloat16)
+        full = norm.apply(variables, x.astype(jnp.float32))
+        np.testing.assert_allclose(low.astype(np.float32), full, atol=0.02)
+
+    def test_time_embedding(self):
+        t = jnp.array([0.0, 0.5])
+        embedding = layers.time_embedding(t, 7, max_period=100.0)
+        self.assertEqual(embedding.shape, (2, 7))
+        np.testing.assert_allclose(embedding[0], [1, 1, 1, 0, 0, 0, 0])
+        angles = 0.5 * 100.0 ** (-np.arange(3) / 3)
+        np.testing.assert_allclose(embedding[1], [*np.cos(angles), *np.sin(angles), 0], rtol=1e-5)
+
+    def test_resampling(self):
+        x = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
+        pooled = layers.average_pool(x)
+        np.testing.assert_allclose(pooled[1, 1, 2], x[1, 2:4, 4:6].mean(axis=(0, 1)), rtol=1e-5)
+        doubled = layers.nearest_upsample(x)
+        np.testing.assert_array_equal(doubled, x.repeat(2, axis=1).repeat(2, axis=2))
+        np.testing.assert_allclose(layers.average_pool(doubled), x, rtol=1e-6)
+
+    @parameterized.parameters((2, None), (1, 4))
+    def test_attention_is_softmax_of_scaled_products(self, heads, head_channels):
+        x = jax.random.normal(jax.random.key(0), (2, 3, 3, 8))
+        block = layers.AttentionBlock(heads, head_channels)
+        params = block.init(jax.random.key(1), x)["params"]
+        np.testing.assert_array_equal(block.apply({"params": params}, x), x)  # proj is zero
+
+        params["proj"]["kernel"] = jnp.eye(8)
+        flat = layers.GroupNorm().apply({"params": params["norm"]}, x).reshape(2, 9, 8)
+        qkv = flat @ params["qkv"]["kernel"] + params["qkv"]["bias"]
+        q, k, v = jnp.split(qkv.reshape(2, 9, 2, 12), 3, axis=-1)
+        weights = jax.nn.softmax(jnp.einsum("bqhc,bkhc->bhqk", q, k) / math.sqrt(4), axis=-1)
+        expected = x + jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(x.shape)
+        np.testing.assert_allclose(block.apply({"params": params}, x), expected, atol=1e-5)
+
+
+if __name__ == "__main__":
+    absltest.main()

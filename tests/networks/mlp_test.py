@@ -1,0 +1,44 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+
+from flowmatch_jax.errors import UserError
+from flowmatch_jax.networks.mlp import MLP
+
+
+class MLPTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.t, self.x = jnp.array([0.1, 0.5]), jnp.array([[1.0, 2.0], [0.3, -1.0]])
+        self.module = MLP(width=16, depth=3)
+        self.variables = self.module.init(jax.random.key(0), self.t, self.x)
+
+    def test_zero_at_the_start(self):
+        np.testing.assert_array_equal(self.module.apply(self.variables, self.t, self.x), 0)
+
+    def test_layers_of_the_paper(self):
+        params = jax.eval_shape(MLP().init, jax.random.key(0), self.t, self.x)
+        kernels = [p.shape for p in jax.tree.leaves(params) if p.ndim == 2]
+        self.assertCountEqual(kernels, [(3, 512), *[(512, 512)] * 4, (512, 2)])
+
+    def test_time_may_be_a_scalar(self):
+        variables = jax.tree.map(lambda p: p + 0.1, self.variables)
+        np.testing.assert_allclose(
+            self.module.apply(variables, 0.3, self.x),
+            self.module.apply(variables, jnp.full(2, 0.3), self.x),
+        )
+
+    def test_bfloat16_stays_inside(self):
+        variables = jax.tree.map(lambda p: p + 0.1, self.variables)
+        low = MLP(16, 3, jnp.bfloat16).apply(variables, self.t, self.x)
+        self.assertEqual(low.dtype, jnp.float32)
+        np.testing.assert_allclose(low, self.module.apply(variables, self.t, self.x), rtol=0.05)
+
+    def test_it_takes_no_label(self):
+        with self.assertRaises(UserError):
+            self.module.apply(self.variables, self.t, self.x, jnp.zeros(2, jnp.int32))
+
+
+if __name__ == "__main__":
+    absltest.main()

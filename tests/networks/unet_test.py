@@ -1,0 +1,249 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from flowmatch_jax.errors import UserError
+from flowmatch_jax.networks import pure_apply
+from flowmatch_jax.networks.unet import UNet
+
+TINY = {
+    "out_channels": 2,
+    "channels": 8,
+    "multipliers": (1, 2),
+    "depth": 1,
+    "attention_sides": (4,),
+}
+PEERS = {
+    "torchcfm_cifar10": (
+        35_746_307,
+        32,
+        {
+            "out_channels": 3,
+            "channels": 128,
+            "multipliers": (1, 2, 2, 2),
+            "depth": 2,
+            "attention_sides": (16,),
+            "head_channels": 64,
+            "scale_shift_norm": False,
+        },
+    ),
+    "facebookresearch_cifar10": (
+        55_676_419,
+        32,
+        {
+            "out_channels": 3,
+            "channels": 128,
+            "multipliers": (2, 2, 2),
+            "depth": 4,
+            "attention_sides": (16,),
+            "heads": 1,
+            "conv_resampling": False,
+        },
+    ),
+    "adm_imagenet64": (
+        295_904_454,
+        64,
+        {
+            "out_channels": 6,
+            "channels": 192,
+            "multipliers": (1, 2, 3, 4),
+            "depth": 3,
+            "attention_sides": (32, 16, 8),
+            "head_channels": 64,
+            "residual_resampling": True,
+            "num_classes": 1000,
+        },
+    ),
+}
+# Every option that changes the structure, on a tiny network.
+VARIANTS = {
+    "plain": {},
+    "added_embedding": {"scale_shift_norm": False},
+    "plain_resampling": {"conv_resampling": False},
+    "residual_resampling": {"residual_resampling": True},
+    "head_channels": {"head_channels": 4},
+    "attention_everywhere": {"attention_sides": (8, 4), "heads": 2},
+    "one_level": {"multipliers": (1,)},
+}
+EACH_VARIANT = [{"testcase_name": name, "options": options} for name, options in VARIANTS.items()]
+
+
+def images(key=0, channels=2):
+    return jax.random.normal(jax.random.key(key), (3, 8, 8, channels))
+
+
+TIMES = jnp.array([0.1, 0.5, 0.9])
+
+
+def parameters(module, *inputs, key=0):
+    """Parameters away from the initial ones, where the network is not zero."""
+    params = module.init(jax.random.key(key), *inputs)["params"]
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(key + 1), len(leaves))
+    noisy = [p + 0.2 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+class PeersTest(parameterized.TestCase):
+    @parameterized.named_parameters((name, *peer) for name, peer in PEERS.items())
+    def test_parameter_count(self, count, side, options):
+        x = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+        t = jax.ShapeDtypeStruct((1,), jnp.float32)
+        variables = jax.eval_shape(UNet(**options).init, jax.random.key(0), t, x)
+        self.assertEqual(sum(p.size for p in jax.tree.leaves(variables)), count)
+
+
+class StructureTest(parameterized.TestCase):
+    @parameterized.named_parameters(EACH_VARIANT)
+    def test_zero_at_the_start(self, options):
+        module = UNet(**TINY | options)
+        variables = module.init(jax.random.key(0), TIMES, images())
+        np.testing.assert_array_equal(module.apply(variables, TIMES, images()), 0)
+
+    @parameterized.named_parameters(EACH_VARIANT)
+    def test_equivariances(self, options):
+        """Order of the batch; transposed kernels on transposed images; and where the side is
+        halved by averaging, flipped kernels on flipped images."""
+        module = UNet(**TINY | options)
+        params = parameters(module, TIMES, images())
+        apply = jax.jit(lambda params, t, x: module.apply({"params": params}, t, x))
+        v = apply(params, TIMES, images())
+        self.assertGreater(float(jnp.abs(v).max()), 0.1)
+
+        order = jnp.array([2, 0, 1])
+        permuted = apply(params, TIMES[order], images()[order])
+        np.testing.assert_allclose(permuted, v[order], rtol=1e-4, atol=1e-4)
+
+        def each_kernel(change):
+            return jax.tree.map(lambda p: change(p) if p.ndim == 4 else p, params)
+
+        transposed = each_kernel(lambda kernel: kernel.swapaxes(0, 1))
+        np.testing.assert_allclose(
+            apply(transposed, TIMES, images().swapaxes(1, 2)), v.swapaxes(1, 2), atol=1e-3
+        )
+        if "conv_resampling" in options or "residual_resampling" in options:
+            flipped = each_kernel(lambda kernel: kernel[:, ::-1])
+            np.testing.assert_allclose(
+                apply(flipped, TIMES, images()[:, :, ::-1]), v[:, :, ::-1], atol=1e-3
+            )
+
+    def test_scalar_time_is_that_time_for_each_sample(self):
+        module = UNet(**TINY)
+        params = {"params": parameters(module, TIMES, images())}
+        np.testing.assert_allclose(
+            module.apply(params, jnp.float32(0.3), images()),
+            module.apply(params, jnp.full(3, 0.3), images()),
+            rtol=1e-5,
+        )
+
+    def test_time_matters(self):
+        module = UNet(**TINY)
+        params = {"params": parameters(module, TIMES, images())}
+        early, late = (module.apply(params, t, images()) for t in (0.1, 0.9))
+        self.assertGreater(float(jnp.abs(early - late).max()), 1e-2)
+
+
+class OptionsTest(parameterized.TestCase):
+    def test_labels(self):
+        module = UNet(**TINY, num_classes=5)
+        label = jnp.array([0, 4, -1])
+        params = {"params": parameters(module, TIMES, images(), label)}
+        with_labels = module.apply(params, TIMES, images(), label)
+        without = module.apply(params, TIMES, images())
+        different = jnp.abs(with_labels - without).max(axis=(1, 2, 3)) > 1e-3
+        np.testing.assert_array_equal(different, [True, True, False])
+
+    def test_condition(self):
+        module = UNet(**TINY, condition_channels=3)
+        condition = images(1, channels=3)
+        params = {"params": parameters(module, TIMES, images(), None, condition)}
+        one, other = (
+            module.apply(params, TIMES, images(), None, c) for c in (condition, 0 * condition)
+        )
+        self.assertEqual(one.shape, images().shape)
+        self.assertGreater(float(jnp.abs(one - other).max()), 1e-2)
+
+    def test_dropout_in_training_only(self):
+        module = UNet(**TINY, dropout=0.5)
+        params = parameters(module, TIMES, images())
+        apply = pure_apply(module)
+        calm = [apply(params, TIMES, images()) for _ in range(2)]
+        np.testing.assert_array_equal(*calm)
+        first, again, second = (
+            apply(params, TIMES, images(), key=jax.random.key(seed)) for seed in (0, 0, 1)
+        )
+        np.testing.assert_array_equal(first, again)
+        self.assertGreater(float(jnp.abs(first - second).max()), 1e-2)
+        self.assertGreater(float(jnp.abs(first - calm[0]).max()), 1e-2)
+
+    def test_bfloat16_stays_inside(self):
+        module = UNet(**TINY)
+        params = {"params": parameters(module, TIMES, images())}
+        full = module.apply(params, TIMES, images())
+        half = module.clone(dtype=jnp.bfloat16)
+        low = half.apply(params, TIMES, images())
+        self.assertEqual(low.dtype, jnp.float32)
+        error = float(jnp.sqrt(jnp.mean((low - full) ** 2) / jnp.mean(full**2)))
+        self.assertBetween(error, 1e-5, 0.05)
+        fresh = half.init(jax.random.key(0), TIMES, images())
+        self.assertEqual({p.dtype for p in jax.tree.leaves(fresh)}, {jnp.dtype("float32")})
+
+    def test_float64_is_kept(self):
+        with jax.enable_x64(True):
+            module = UNet(**TINY)
+            x = images().astype(jnp.float64)
+            params = {"params": parameters(module, TIMES, images())}
+            self.assertEqual(module.apply(params, TIMES, x).dtype, jnp.float64)
+
+    def test_rematerialisation_changes_nothing_but_memory(self):
+        def gradient(remat):
+            apply = pure_apply(UNet(**TINY, dropout=0.1, remat=remat))
+            loss = lambda params: jnp.mean(  # noqa: E731
+                apply(params, TIMES, images(), key=jax.random.key(5)) ** 2
+            )
+            return jax.jit(jax.grad(loss))(params)
+
+        params = parameters(UNet(**TINY), TIMES, images())
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+            gradient(False),
+            gradient(True),
+        )
+
+
+class ErrorsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ({"multipliers": (1, 2, 2, 2, 2)}, "multipliers"),
+        ({"multipliers": ()}, "multipliers"),
+        ({"multipliers": (1, 0)}, "multipliers"),
+        ({"multipliers": ("1", "x")}, "multipliers"),
+        ({"depth": 0}, "depth"),
+        ({"channels": 0}, "channels"),
+        ({"heads": 3}, "heads"),
+        ({"head_channels": 3}, "head_channels"),
+    )
+    def test_networks_that_cannot_be(self, options, field):
+        with self.assertRaises(UserError) as caught:
+            UNet(**TINY | options).validate((8, 8))
+        self.assertEqual(caught.exception.field, field)
+
+    def test_sides_that_cannot_be_halved_say_what_fits(self):
+        with self.assertRaisesRegex(UserError, r"images are 28x28; give at most 3 multipliers"):
+            UNet(out_channels=1, multipliers=(1, 2, 2, 2)).validate((28, 28))
+        UNet(out_channels=1, multipliers=(1, 2, 2)).validate((28, 28))
+
+    @parameterized.parameters(
+        ({}, {"label": jnp.zeros(3, jnp.int32)}, "label"),
+        ({}, {"condition": images()}, "condition"),
+        ({"condition_channels": 3}, {}, "condition"),
+        ({"condition_channels": 3}, {"condition": images(channels=2)}, "condition"),
+    )
+    def test_inputs_it_has_no_place_for(self, options, inputs, field):
+        with self.assertRaises(UserError) as caught:
+            UNet(**TINY | options).init(jax.random.key(0), TIMES, images(), **inputs)
+        self.assertEqual(caught.exception.field, field)
+
+
+if __name__ == "__main__":
+    absltest.main()

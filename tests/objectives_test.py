@@ -1,0 +1,81 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from flowmatch_jax import objectives, paths
+from tests.cases import EACH_PATH, gaussian_velocity
+
+
+class FlowMatchingTest(parameterized.TestCase):
+    def test_loss_of_a_zero_network_is_the_mean_squared_target(self):
+        """OT on data N(0, s^2): E (x_1 - (1 - sigma_min) x_0)^2 = s^2 + (1 - sigma_min)^2."""
+        sigma_min, s = 0.1, 0.5
+        objective = objectives.flow_matching(paths.optimal_transport(sigma_min))
+        x1 = s * jax.random.normal(jax.random.key(0), (20_000, 2))
+        zero = lambda params, t, x, **_: jnp.zeros_like(x)  # noqa: E731
+        loss, metrics = objective(zero, None, {"x": x1}, jax.random.key(1))
+        expected = s**2 + (1 - sigma_min) ** 2
+        # A squared Gaussian's standard deviation is sqrt(2) times its mean.
+        standard_error = np.sqrt(2) * expected / np.sqrt(x1.size)
+        self.assertLess(abs(float(loss) - expected), 4 * standard_error)
+        self.assertEqual(loss, metrics["loss"])
+
+    @parameterized.named_parameters(EACH_PATH)
+    def test_the_marginal_velocity_minimises_it(self, path):
+        """For v = (1 + a) u_t + b, the loss has its minimum at a = b = 0 (Eqs. 5, 8)."""
+        m, s = 0.4, 0.7
+        field = gaussian_velocity(path, m, s)
+        # VP's and VE's targets grow without bound towards t_end; the data's side is enough here.
+        until_0_9 = lambda key, n, t_end: jax.random.uniform(key, (n,), maxval=0.9)  # noqa: E731
+        objective = objectives.flow_matching(path, time=until_0_9)
+
+        def apply(params, t, x, **_):
+            v = jax.vmap(lambda t, x: field(t, x[None])[0])(t, x)
+            return (1 + params[0]) * v + params[1] * jnp.abs(v).mean()
+
+        @jax.jit
+        def gradient(key):
+            data_key, key = jax.random.split(key)
+            x1 = m + s * jax.random.normal(data_key, (500, 1))
+            loss = lambda params: objective(apply, params, {"x": x1}, key)[0]  # noqa: E731
+            return jax.grad(loss)(jnp.zeros(2))
+
+        gradients = jnp.stack([gradient(key) for key in jax.random.split(jax.random.key(0), 60)])
+        standard_error = gradients.std(axis=0) / np.sqrt(len(gradients))
+        self.assertTrue(bool((jnp.abs(gradients.mean(axis=0)) < 4 * standard_error).all()))
+
+    def test_what_the_network_gets(self):
+        path, seen = paths.optimal_transport(), {}
+
+        def apply(params, t, x, **inputs):
+            seen.update(t=t, x=x, **inputs)
+            return jnp.zeros_like(x)
+
+        batch = {"x": jnp.ones((6, 2, 2, 1)), "label": jnp.arange(6)}
+        objectives.flow_matching(path)(apply, None, batch, jax.random.key(0))
+        self.assertEqual((seen["t"].shape, seen["x"].shape), ((6,), (6, 2, 2, 1)))
+        np.testing.assert_array_equal(seen["label"], batch["label"])
+        self.assertIsNone(seen["condition"])
+        self.assertIsNotNone(seen["key"])  # training mode
+
+    def test_noise_is_the_coupling_s(self):
+        """With x_0 = -x_1 the target of OT is (2 - sigma_min) x_1: the coupling's noise is used."""
+        path = paths.optimal_transport(0.0)
+        objective = objectives.flow_matching(path, coupling=lambda key, x1: -x1)
+        x1 = jax.random.normal(jax.random.key(0), (8, 3))
+        perfect = lambda params, t, x, **_: 2 * x1  # noqa: E731
+        loss, _ = objective(perfect, None, {"x": x1}, jax.random.key(1))
+        self.assertLess(float(loss), 1e-10)
+
+    def test_a_pure_function_of_its_key(self):
+        objective = objectives.flow_matching(paths.optimal_transport())
+        zero = lambda params, t, x, **_: jnp.zeros_like(x)  # noqa: E731
+        batch = {"x": jnp.ones((8, 3))}
+        losses = [objective(zero, None, batch, jax.random.key(seed))[0] for seed in (0, 0, 1)]
+        self.assertEqual(losses[0], losses[1])
+        self.assertNotEqual(losses[0], losses[2])
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,164 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from scipy.linalg import expm
+
+from flowmatch_jax import solvers
+from flowmatch_jax.errors import UserError
+from tests.cases import PATHS, Float64TestCase, coefficients, gaussian_velocity
+
+A = np.array([[-1.0, 2.0], [-1.5, 0.3]])  # not symmetric
+START = np.array([[1.0, 0.5], [-0.3, 2.0], [0.1, -1.0]])
+ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
+CALLS_A_STEP = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
+METHODS = sorted(solvers.FIXED) + sorted(solvers.ADAPTIVE)
+
+
+def linear(t, x):
+    return x @ A.T
+
+
+class CallCounter:
+    """A field that counts its own calls at run time."""
+
+    def __init__(self, field):
+        self.calls, self.times = 0, []
+        self._field = field
+
+    def __call__(self, t, x):
+        def count(t, x):
+            self.calls += 1
+            self.times.append(float(t))
+            return x
+
+        x = jax.pure_callback(count, jax.ShapeDtypeStruct(x.shape, x.dtype), t, x)
+        return self._field(t, x)
+
+
+class AccuracyTest(Float64TestCase):
+    @parameterized.parameters(*ORDERS)
+    def test_order_of_convergence(self, method):
+        exact = START @ expm(A).T
+        errors = [
+            np.abs(solvers.integrate(linear, START, method=method, steps=n).x - exact).max()
+            for n in (16, 32)
+        ]
+        self.assertAlmostEqual(np.log2(errors[0] / errors[1]), ORDERS[method], delta=0.15)
+
+    @parameterized.parameters(*sorted(solvers.ADAPTIVE))
+    def test_adaptive_methods_reach_their_tolerance(self, method):
+        exact = START @ expm(A).T
+        for tolerance in (1e-4, 1e-8):
+            solution = solvers.integrate(
+                linear, START, method=method, rtol=tolerance, atol=tolerance
+            )
+            self.assertLess(np.abs(solution.x - exact).max(), 20 * tolerance)
+            self.assertTrue(solution.converged)
+
+    @parameterized.parameters(*METHODS)
+    def test_backwards_in_time_undoes_forwards(self, method):
+        steps = 4000 if method == "euler" else 400
+        options = {"steps": steps} if method in solvers.FIXED else {"rtol": 1e-9, "atol": 1e-9}
+        there = solvers.integrate(linear, START, 0.2, 0.9, method, **options)
+        back = solvers.integrate(linear, there.x, 0.9, 0.2, method, **options)
+        np.testing.assert_allclose(back.x, START, atol=1e-3 if method == "euler" else 1e-5)
+
+    @parameterized.parameters("ot", "vp", "ve")
+    def test_gaussian_data_samples(self, name):
+        """x_t = alpha_t m + sqrt(V_t / V_0) (x_0 - alpha_0 m) for data N(m, s^2 I)."""
+        path, m, s = PATHS[name], 0.7, 0.4
+        x = path.source_std * START
+        solution = solvers.integrate(
+            gaussian_velocity(path, m, s), x, 0.0, path.t_end, rtol=1e-9, atol=1e-9
+        )
+        (alpha0, sigma0), (alpha1, sigma1) = (coefficients(path, t) for t in (0.0, path.t_end))
+        spread = np.sqrt(((alpha1 * s) ** 2 + sigma1**2) / ((alpha0 * s) ** 2 + sigma0**2))
+        np.testing.assert_allclose(solution.x, alpha1 * m + spread * (x - alpha0 * m), rtol=1e-6)
+
+    def test_trajectory_at_no_further_calls(self):
+        times = [0.0, 0.35, 1.0]
+        for options in ({"rtol": 1e-8, "atol": 1e-8}, {"method": "rk4", "steps": 40}):
+            plain = solvers.integrate(linear, START, **options)
+            solution = solvers.integrate(linear, START, save_at=times, **options)
+            exact = np.stack([START @ expm(t * A).T for t in times])
+            np.testing.assert_allclose(solution.trajectory, exact, atol=1e-5)
+            self.assertEqual(solution.nfe, plain.nfe)
+            np.testing.assert_array_equal(solution.x, plain.x)
+
+    def test_states_may_be_pytrees(self):
+        solution = solvers.integrate(
+            lambda t, s: {"a": -s["a"], "b": s["a"]}, {"a": START, "b": START}, rtol=1e-8, atol=1e-8
+        )
+        np.testing.assert_allclose(solution.x["a"], START * np.exp(-1), rtol=1e-6)
+        np.testing.assert_allclose(solution.x["b"], START * (2 - np.exp(-1)), rtol=1e-6)
+
+
+class CostTest(parameterized.TestCase):
+    @parameterized.parameters(*METHODS)
+    def test_nfe_is_the_number_of_calls(self, method):
+        def rough(t, x):  # a jump, where adaptive methods reject steps
+            return jnp.where(t < 0.5, -1.0, 5.0) * x
+
+        rejected = 0
+        for ends in ((0.0, 1.0), (1.0, 0.0)):
+            field = CallCounter(rough)
+            options = {"steps": 7} if method in solvers.FIXED else {}
+            solve = jax.jit(lambda x: solvers.integrate(field, x, *ends, method, **options))  # noqa: B023
+            solution = jax.block_until_ready(solve(START.astype(np.float32)))
+            self.assertEqual(solution.nfe, field.calls)
+            self.assertEqual(solution.x.dtype, jnp.float32)
+            rejected += solution.rejected
+        self.assertEqual(rejected > 0, method in solvers.ADAPTIVE)
+
+    @parameterized.parameters(*sorted(solvers.FIXED))
+    def test_steps_are_steps(self, method):
+        for steps in (1, 2, 10, 49):
+            field = CallCounter(linear)
+            solution = solvers.integrate(
+                field, START.astype(np.float32), method=method, steps=steps
+            )
+            self.assertEqual(solution.steps, steps)
+            self.assertEqual(solution.nfe, CALLS_A_STEP[method] * steps)
+            self.assertEqual(field.calls, CALLS_A_STEP[method] * steps)
+
+    def test_a_grid_is_where_the_steps_end(self):
+        grid = [0.0, 0.1, 0.5, 0.9]
+        field = CallCounter(linear)
+        solvers.integrate(field, START.astype(np.float32), 0.0, 0.9, "euler", grid=grid)
+        np.testing.assert_allclose(field.times, grid[:-1], rtol=1e-6)
+
+    def test_first_step_saves_calls_over_a_fixed_guess(self):
+        """Hairer's first step of x' = -x is near the largest that passes: none is rejected."""
+        solution = solvers.integrate(lambda t, x: -x, START.astype(np.float32))
+        self.assertEqual(solution.rejected, 0)
+        self.assertLess(solution.steps, 8)
+
+
+class TroubleTest(parameterized.TestCase):
+    @parameterized.parameters(*sorted(solvers.ADAPTIVE))
+    def test_a_field_that_is_not_finite_ends_the_solve(self, method):
+        def broken(t, x):
+            return jnp.where(t > 0.5, jnp.nan, 1.0) * x
+
+        solution = solvers.integrate(broken, START.astype(np.float32), method=method)
+        self.assertFalse(solution.converged)
+
+    @parameterized.parameters(
+        ({"method": "dopri5", "steps": 10}, "steps"),
+        ({"method": "tsit5", "grid": [0.0, 1.0]}, "grid"),
+        ({"method": "euler"}, "steps"),
+        ({"method": "euler", "steps": 0}, "steps"),
+        ({"method": "rk4", "steps": 2, "grid": [0.0, 1.0]}, "steps"),
+        ({"method": "rk45"}, "method"),
+        ({"method": "dopri5", "rtol": 0.0}, "rtol"),
+        ({"method": "dopri5", "atol": -1.0}, "atol"),
+    )
+    def test_options_that_do_not_go_together(self, options, field):
+        with self.assertRaises(UserError) as caught:
+            solvers.integrate(linear, START.astype(np.float32), **options)
+        self.assertEqual(caught.exception.field, field)
+
+
+if __name__ == "__main__":
+    absltest.main()

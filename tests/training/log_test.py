@@ -1,0 +1,69 @@
+import json
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+from absl.testing import absltest
+from tensorboardX.proto import event_pb2
+
+from flowmatch_jax.training.log import Meter, RunLog
+
+
+class RunLogTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.workdir = Path(self.create_tempdir().full_path)
+
+    def lines(self):
+        return [json.loads(line) for line in (self.workdir / "metrics.jsonl").open()]
+
+    def write(self, start, *steps):
+        log = RunLog(self.workdir, start, 100)
+        for step in steps:
+            log.write(step, {"loss": 1 / step, "images_per_second": 5.0})
+        log.close()
+
+    def test_one_line_a_measurement(self):
+        self.write(0, 10, 20)
+        self.assertEqual([line["step"] for line in self.lines()], [10, 20])
+        self.assertEqual(self.lines()[1]["loss"], 0.05)
+        self.assertAlmostEqual(self.lines()[0]["time"], time.time(), delta=60)
+
+    def test_a_resumed_run_drops_what_it_will_measure_again(self):
+        self.write(0, 10, 20, 30)
+        with (self.workdir / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 40, "lo')  # killed while writing
+        self.write(20, 30)
+        self.assertEqual([line["step"] for line in self.lines()], [10, 20, 30])
+
+    def test_tensorboard_events(self):
+        self.write(0, 10)
+        (path,) = (self.workdir / "tensorboard").iterdir()
+        data, tags = path.read_bytes(), []
+        while data:  # TFRecord: length, its checksum, the record, its checksum
+            length = int.from_bytes(data[:8], "little")
+            event = event_pb2.Event.FromString(data[12 : 12 + length])
+            tags += [(event.step, value.tag) for value in event.summary.value]
+            data = data[16 + length :]
+        self.assertEqual(tags, [(10, "loss"), (10, "images_per_second")])
+
+
+class MeterTest(absltest.TestCase):
+    def test_means_and_rates(self):
+        meter = Meter(batch_size=10)
+        for loss in (1.0, 2.0, 6.0):
+            with meter.waiting():
+                time.sleep(0.02)
+            meter.add({"loss": jnp.float32(loss)})
+        with meter.paused():
+            time.sleep(0.5)
+        metrics = meter.read()
+        self.assertEqual(metrics["loss"], 3.0)
+        self.assertGreater(metrics["images_per_second"], 30 / 0.5)  # the pause does not count
+        self.assertBetween(metrics["input_wait"], 0.1, 1.0)
+        meter.add({"loss": jnp.float32(5.0)})
+        self.assertEqual(meter.read()["loss"], 5.0)
+
+
+if __name__ == "__main__":
+    absltest.main()
