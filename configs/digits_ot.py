@@ -12,19 +12,20 @@ def get_config() -> ConfigDict:
 
     config.network.unet.channels = 32
     config.network.unet.multipliers = (1, 2)
+    config.network.unet.depth = 1
     config.network.unet.attention_sides = (4,)
 
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
     config.optimizer.clip_norm = 1.0
     config.optimizer.ema_decay = 0.995
 
-    config.train.steps = 1500
+    config.train.steps = 1200
     config.train.batch_size = 128
     config.train.log_every = 50
-    config.train.sample_every = 500
-    config.train.checkpoint_every = 500
+    config.train.sample_every = 400
+    config.train.checkpoint_every = 400
 
     config.solver.rtol = config.solver.atol = 1e-3
     config.evaluate.batch_size = 297

@@ -12,7 +12,7 @@ class ScheduleTest(parameterized.TestCase):
         schedule = optimizer.learning_rate_schedule("polynomial", 5e-4, 391_000, 45_000)
         steps = [0, 22_500, 45_000, 218_000, 391_000]
         rates = [float(schedule(step)) for step in steps]
-        np.testing.assert_allclose(rates, [1e-8, 2.5e-4, 5e-4, 2.5e-4, 1e-8], rtol=1e-3)
+        np.testing.assert_allclose(rates, [1e-8, 2.5e-4, 5e-4, 2.5e-4, 1e-8], 1e-3, 1e-10)
 
     @parameterized.parameters("polynomial", "cosine", "constant")
     def test_ends(self, name):
