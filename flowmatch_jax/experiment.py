@@ -150,6 +150,8 @@ def _check_numbers(config: ConfigDict) -> None:
             at_least(name, config.evaluate[name], 1)
         if config.evaluate.images is not None:
             at_least("images", config.evaluate.images, 1)
+        if not config.evaluate.weights:
+            raise UserError("weights", (), f"give at least one of: {', '.join(WEIGHTS)}")
         for name in config.evaluate.weights:
             one_of("weights", name, WEIGHTS)
     with section("config.mesh"):

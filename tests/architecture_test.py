@@ -1,0 +1,59 @@
+"""The floors of WORKSPACE.md: a file imports only from floors below its own."""
+
+import ast
+from pathlib import Path
+
+from absl.testing import absltest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = [
+    {"errors", "arrays"},
+    {"paths", "couplings", "times", "networks", "solvers", "pixels"},
+    {"predictions", "likelihood", "objectives", "sampling"},
+    {"data", "pictures"},
+    {"experiment", "workdir"},
+    {"training", "evaluation"},
+]
+
+
+def floor(room):
+    return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def imports(path):
+    """Names of the package's rooms that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flowmatch_jax"):
+            rest = node.module.split(".")[1:]
+            yield from [rest[0]] if rest else [alias.name for alias in node.names]
+
+
+class FloorsTest(absltest.TestCase):
+    def test_no_import_upwards(self):
+        files = sorted((ROOT / "flowmatch_jax").rglob("*.py"))
+        self.assertNotEmpty(files)
+        for path in files:
+            room = path.relative_to(ROOT / "flowmatch_jax").with_suffix("").parts[0]
+            if room == "__init__":
+                continue
+            for other in imports(path):
+                allowed = other == room or floor(other) < floor(room)
+                self.assertTrue(allowed, f"{path} imports {other}")
+
+    def test_configs_stay_above(self):
+        for path in (ROOT / "flowmatch_jax").rglob("*.py"):
+            room = path.relative_to(ROOT / "flowmatch_jax").with_suffix("").parts[0]
+            if room != "__init__" and floor(room) < floor("experiment"):
+                self.assertNotIn("ml_collections", path.read_text(), str(path))
+
+    def test_tests_mirror_modules(self):
+        for path in (ROOT / "tests").rglob("*_test.py"):
+            parts = path.relative_to(ROOT / "tests").parts
+            if parts[0] in ("end_to_end", "architecture_test.py", "main_test.py"):
+                continue
+            module = ROOT / "flowmatch_jax" / Path(*parts[:-1], parts[-1].replace("_test", ""))
+            self.assertTrue(module.exists(), f"{path} tests nothing")
+
+
+if __name__ == "__main__":
+    absltest.main()

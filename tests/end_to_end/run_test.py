@@ -1,0 +1,178 @@
+"""A whole run on real digits: killed, resumed, evaluated, sampled from; and mistakes on top."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+from absl.testing import absltest
+from PIL import Image
+
+from flowmatch_jax.training.checkpoints import open_checkpoints
+from tests.end_to_end.runs import DIGITS, TINY, command, environment, metrics, run
+
+
+def saved_state(workdir):
+    """All arrays of the last checkpoint, by name, and the position in the data."""
+    import orbax.checkpoint as ocp
+
+    with open_checkpoints(Path(workdir)) as checkpoints:
+        step = checkpoints.latest_step()
+        parts = ("params", "ema", "progress")
+        restored = checkpoints.restore(
+            step, args=ocp.args.Composite(**{part: ocp.args.StandardRestore() for part in parts})
+        )
+    (position,) = (Path(workdir) / "checkpoints" / str(step) / "batches").glob("*.json")
+    return step, {part: restored[part] for part in parts}, json.loads(position.read_text())
+
+
+class RunTest(absltest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.folder = Path(absltest.TEST_TMPDIR.value) / "runs"
+        cls.cache = {"JAX_COMPILATION_CACHE_DIR": str(cls.folder / "cache")}
+        cls.whole = cls.folder / "whole"
+        cls.first = run(DIGITS, *TINY, f"--workdir={cls.whole}", **cls.cache)
+
+    def files(self, workdir):
+        return sorted(str(path.relative_to(workdir)) for path in workdir.rglob("*.*"))
+
+    def test_files_of_a_run(self):
+        self.assertEqual(self.first.returncode, 0, self.first.stderr)
+        config = json.loads((self.whole / "config.json").read_text())
+        self.assertEqual(config["train"]["steps"], 60)
+        self.assertEqual([line["step"] for line in metrics(self.whole)], list(range(5, 61, 5)))
+        for name in ("loss", "gradient_norm", "learning_rate", "images_per_second", "input_wait"):
+            self.assertTrue(all(np.isfinite(line[name]) for line in metrics(self.whole)), name)
+        kept = sorted(int(path.name) for path in (self.whole / "checkpoints").iterdir())
+        self.assertEqual(kept, [50, 60])
+        self.assertNotEmpty(list((self.whole / "tensorboard").iterdir()))
+        for step in (20, 40, 60):
+            picture = Image.open(self.whole / "samples" / f"{step}_ema.png")
+            self.assertEqual(picture.size, (66, 66))
+        self.assertIn("60/60", self.first.stderr)  # the progress bar
+
+    def test_evaluation_names_all_that_its_numbers_depend_on(self):
+        record = json.loads((self.whole / "evaluation" / "60.json").read_text())
+        result = record["results"]["ema"]
+        self.assertEqual(result["images"], 11)
+        self.assertEqual((result["sample_nfe"], result["likelihood_nfe"]), (2, 2))
+        self.assertBetween(result["bits_per_dim"], 1, 8)
+        self.assertBetween(result["bits_per_dim_standard_error"], 0.001, 1)
+        self.assertEqual(record["data"]["levels"], 17)
+        self.assertEqual(record["data"]["split"], "test")
+        self.assertEqual(record["solver"]["method"], "euler")
+        self.assertEqual(record["likelihood"]["dequantisations"], 1)
+        self.assertEqual(record["likelihood"]["batch_size"], 8)
+        for name in ("step", "seed", "evaluation_seed", "packages", "device", "dtype", "path"):
+            self.assertIn(name, record)
+
+    def test_killed_runs_end_with_the_same_bits(self):
+        workdir = self.folder / "killed"
+        flags = (DIGITS, *TINY, f"--workdir={workdir}")
+        for stop_at in (15, 40):  # between checkpoints: steps are lost and done again
+            with subprocess.Popen(
+                command(*flags),
+                cwd=Path(__file__).parents[2],
+                env=environment(**self.cache),
+                stderr=subprocess.DEVNULL,
+            ) as child:
+                deadline = time.monotonic() + 300
+                while not any(line["step"] >= stop_at for line in metrics(workdir)):
+                    self.assertIsNone(child.poll(), "it ended before it could be killed")
+                    self.assertLess(time.monotonic(), deadline)
+                    time.sleep(0.005)
+                child.send_signal(signal.SIGKILL)
+        last = run(*flags, **self.cache)
+        self.assertEqual(last.returncode, 0, last.stderr)
+        self.assertIn("Resuming", last.stderr)
+
+        step, state, position = saved_state(workdir)
+        wanted_step, wanted, wanted_position = saved_state(self.whole)
+        self.assertEqual((step, position), (wanted_step, wanted_position))
+        self.assertEqual(position, {"next_index": 60})
+        for part in wanted:
+            self.assertTreesEqual(state[part], wanted[part])
+        # The record has each step once, and its losses are the same.
+        lines = {line["step"]: line["loss"] for line in metrics(workdir)}
+        self.assertEqual([line["step"] for line in metrics(workdir)], sorted(lines))
+        same_interval = [line for line in metrics(self.whole) if line["step"] > 45]
+        for line in same_interval:
+            self.assertEqual(lines[line["step"]], line["loss"])
+        self.assertEqual(
+            json.loads((workdir / "evaluation" / "60.json").read_text()),
+            json.loads((self.whole / "evaluation" / "60.json").read_text()),
+        )
+
+    def assertTreesEqual(self, got, wanted):
+        import jax
+
+        def bits(a):
+            is_key = jax.numpy.issubdtype(a.dtype, jax.dtypes.prng_key)
+            return np.asarray(jax.random.key_data(a) if is_key else a)
+
+        got, wanted = ([bits(a) for a in jax.tree.leaves(t)] for t in (got, wanted))
+        self.assertNotEmpty(wanted)
+        for a, b in zip(got, wanted, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+    def test_a_finished_run_is_only_evaluated_again(self):
+        before = metrics(self.whole)
+        again = run(DIGITS, *TINY, f"--workdir={self.whole}", **self.cache)
+        self.assertEqual(again.returncode, 0, again.stderr)
+        self.assertEqual(metrics(self.whole), before)
+
+    def test_raw_weights_and_a_sample_of_arrays(self):
+        both = "--config.evaluate.weights=('ema','raw')"
+        child = run(DIGITS, *TINY, both, "--mode=sample", f"--workdir={self.whole}", **self.cache)
+        self.assertEqual(child.returncode, 0, child.stderr)
+        samples = [np.load(self.whole / "samples" / f"60_{w}.npz")["x"] for w in ("ema", "raw")]
+        self.assertEqual(samples[0].shape, (4, 8, 8, 1))
+        self.assertFalse(np.array_equal(*samples))
+
+    def test_another_network_leaves_the_workdir_as_it_was(self):
+        before = self.files(self.whole)
+        config = (self.whole / "config.json").read_bytes()
+        flags = (DIGITS, *TINY, "--config.network.unet.channels=16", f"--workdir={self.whole}")
+        for mode in ("train", "evaluate"):
+            child = run(*flags, f"--mode={mode}", **self.cache)
+            self.assertEqual(child.returncode, 2, child.stderr)
+            self.assertIn("config.network.unet.channels: got 16", child.stderr)
+        # Without the record of the config, the checkpoint itself says so.
+        (self.whole / "config.json").rename(self.whole / "kept.json")
+        child = run(*flags, **self.cache)
+        (self.whole / "kept.json").rename(self.whole / "config.json")
+        self.assertEqual(child.returncode, 2, child.stderr)
+        self.assertIn("another network", child.stderr)
+        self.assertEqual(self.files(self.whole), before)
+        self.assertEqual((self.whole / "config.json").read_bytes(), config)
+
+
+class CheckerboardTest(absltest.TestCase):
+    def test_points_are_scored_in_nats(self):
+        workdir = Path(self.create_tempdir().full_path)
+        child = run(
+            "--config=configs/checkerboard_ot.py",
+            f"--workdir={workdir}",
+            "--config.network.mlp.width=32",
+            "--config.optimizer.warmup_steps=10",
+            "--config.train.steps=200",
+            "--config.solver.rtol=1e-3",
+            "--config.solver.atol=1e-3",
+            "--config.evaluate.images=1000",
+            "--config.evaluate.batch_size=500",
+        )
+        self.assertEqual(child.returncode, 0, child.stderr)
+        record = json.loads((workdir / "evaluation" / "200.json").read_text())
+        result = record["results"]["ema"]
+        # A Gaussian of the data's moments reaches -4.5 nats; no density beats minus the entropy.
+        self.assertBetween(result["log_likelihood"], -5.0, -record["data"]["entropy"])
+        self.assertIn("log_likelihood_standard_error", result)
+        self.assertTrue((workdir / "samples" / "200_ema.png").exists())
+
+
+if __name__ == "__main__":
+    absltest.main()

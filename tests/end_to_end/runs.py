@@ -1,0 +1,53 @@
+"""Runs of main.py as a user starts it: a process, its exit code, its files."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DIGITS = "--config=configs/digits_ot.py"
+# A whole run in seconds: the same code on a network of a few thousand parameters.
+TINY = (
+    "--config.network.unet.channels=8",
+    "--config.network.unet.multipliers=(1,)",
+    "--config.optimizer.warmup_steps=5",
+    "--config.train.steps=60",
+    "--config.train.batch_size=16",
+    "--config.train.log_every=5",
+    "--config.train.sample_every=20",
+    "--config.train.checkpoint_every=10",
+    "--config.solver.method=euler",
+    "--config.solver.steps=2",
+    "--config.evaluate.samples=4",
+    "--config.evaluate.images=11",
+    "--config.evaluate.batch_size=8",
+)
+
+
+def command(*flags):
+    return [sys.executable, str(ROOT / "main.py"), *flags]
+
+
+def environment(**variables):
+    return os.environ | {"PYTHONPATH": str(ROOT), **variables}
+
+
+def run(*flags, **variables):
+    """Run to the end; returns the finished process with stdout and stderr as text."""
+    return subprocess.run(
+        command(*flags),
+        cwd=ROOT,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def metrics(workdir):
+    """The lines of metrics.jsonl that a stopped or running process has finished."""
+    path = Path(workdir) / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,0 +1,84 @@
+import jax
+import jax.numpy as jnp
+from absl.testing import absltest, parameterized
+
+from configs import checkerboard_ot, digits_ot
+from flowmatch_jax.errors import UserError
+from flowmatch_jax.experiment import build
+
+
+class BuildTest(parameterized.TestCase):
+    def test_digits(self):
+        experiment = build(digits_ot.get_config())
+        self.assertEqual(len(experiment.train_source), 1500)
+        params = jax.eval_shape(experiment.init_params, jax.random.key(0))
+        self.assertEqual(sum(p.size for p in jax.tree.leaves(params)), 755_009)
+
+    def test_checkerboard_has_the_paper_s_network(self):
+        experiment = build(checkerboard_ot.get_config())
+        self.assertEqual((experiment.network.width, experiment.network.depth), (512, 5))
+
+    def test_low_precision_is_for_training_only(self):
+        config = digits_ot.get_config()
+        config.network.dtype = "bfloat16"
+        experiment = build(config)
+        params = experiment.init_params(jax.random.key(0))
+        jaxpr = lambda apply: str(  # noqa: E731
+            jax.make_jaxpr(apply)(params, jnp.zeros(2), jnp.zeros((2, 8, 8, 1)))
+        )
+        self.assertIn("bf16", jaxpr(experiment.train_apply))
+        self.assertNotIn("bf16", jaxpr(experiment.apply))
+
+    def test_labels_reach_a_class_conditional_network(self):
+        config = digits_ot.get_config()
+        config.network.class_conditional = True
+        experiment = build(config)
+        self.assertEqual(experiment.network.num_classes, 10)
+        params = experiment.init_params(jax.random.key(0))
+        v = experiment.field(params, jnp.arange(2))(0.5, jnp.zeros((2, 8, 8, 1)))
+        self.assertEqual(v.shape, (2, 8, 8, 1))
+
+    @parameterized.parameters(
+        ("data.name", "mnist"),
+        ("data.threads", 0),
+        ("path.name", "cosine"),
+        ("path.ot.sigma_min", 2.0),
+        ("objective.name", "gan"),
+        ("objective.predicts", "future"),
+        ("objective.coupling", "none"),
+        ("objective.time", "never"),
+        ("network.name", "mlp"),
+        ("network.dtype", "float8"),
+        ("network.unet.multipliers", (1, 2, 2, 2, 2)),
+        ("network.unet.heads", 5),
+        ("train.steps", 0),
+        ("train.batch_size", 0),
+        ("train.keep_every", 0),
+        ("solver.method", "rk45"),
+        ("solver.steps", 5),
+        ("solver.rtol", 0.0),
+        ("evaluate.weights", ("mean",)),
+        ("evaluate.weights", ()),
+        ("evaluate.dequantisations", 0),
+        ("evaluate.probes", 0),
+        ("evaluate.images", 0),
+        ("evaluate.divergence", "trace"),
+        ("mesh.fsdp", 0),
+    )
+    def test_every_wrong_value_is_named_by_its_field(self, field, value):
+        config = digits_ot.get_config()
+        config.update_from_flattened_dict({field: value})
+        with self.assertRaises(UserError) as caught:
+            build(config)
+        self.assertEqual(caught.exception.field, f"config.{field}")
+        self.assertNotIn("\n", str(caught.exception))
+
+    def test_class_conditional_points(self):
+        config = checkerboard_ot.get_config()
+        config.network.class_conditional = True
+        with self.assertRaisesRegex(UserError, "class_conditional"):
+            build(config)
+
+
+if __name__ == "__main__":
+    absltest.main()

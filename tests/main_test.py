@@ -1,0 +1,106 @@
+from pathlib import Path
+
+from absl.testing import absltest, parameterized
+
+from tests.end_to_end.runs import DIGITS, run
+
+EIGHT_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+
+
+class MistakesTest(parameterized.TestCase):
+    """Each ends with exit code 2 and one line that names the field, what it got, what it may be."""
+
+    def check(self, flags, *said, **variables):
+        workdir = Path(self.create_tempdir().full_path)
+        given = any(flag.startswith("--workdir") for flag in flags)
+        child = run(*flags, *([] if given else [f"--workdir={workdir}"]), **variables)
+        self.assertEqual(child.returncode, 2, child.stderr)
+        self.assertEqual(child.stderr.count("\n"), 1, child.stderr)
+        self.assertStartsWith(child.stderr, "error: ")
+        for words in said:
+            self.assertIn(words, child.stderr)
+        self.assertEmpty([path for path in workdir.rglob("*") if path.is_file()])
+
+    @parameterized.named_parameters(
+        ("no_config", (), "--config", "configs/digits_ot.py"),
+        ("no_such_config", ("--config=configs/nope.py",), "configs/nope.py", "no such file"),
+        ("no_such_flag", (DIGITS, "--wordir=x"), "wordir"),
+        ("no_such_mode", (DIGITS, "--mode=fly"), "--mode", "'fly'", "evaluate, sample, train"),
+        ("stray_argument", (DIGITS, "train"), "'train'", "--name=value"),
+        (
+            "no_such_field",
+            (DIGITS, "--config.train.stepz=5"),
+            "--config.train.stepz",
+            "'5'",
+            "steps, ",
+        ),
+        ("no_such_section", (DIGITS, "--config.trian.steps=5"), "--config.trian.steps", "train"),
+        (
+            "wrong_type",
+            (DIGITS, "--config.train.steps=many"),
+            "--config.train.steps",
+            "'many'",
+            "int",
+        ),
+        (
+            "wrong_value",
+            (DIGITS, "--config.path.name=cosine"),
+            "config.path.name",
+            "'cosine'",
+            "ot, ve, vp",
+        ),
+        (
+            "image_size",
+            (DIGITS, "--config.network.unet.multipliers=(1,2,2,2,2)"),
+            "config.network.unet.multipliers",
+            "(1, 2, 2, 2, 2)",
+            "at most 4",
+        ),
+        (
+            "steps_for_an_adaptive_method",
+            (DIGITS, "--config.solver.steps=20"),
+            "config.solver.steps",
+            "20",
+            "leave steps unset",
+        ),
+        (
+            "no_steps_for_a_fixed_method",
+            (DIGITS, "--config.solver.method=midpoint"),
+            "config.solver.steps",
+            "None",
+            "midpoint",
+        ),
+        (
+            "unwritable_workdir",
+            (DIGITS, "--workdir=/proc/run"),
+            "--workdir",
+            "'/proc/run'",
+            "cannot be written",
+        ),
+        (
+            "nothing_to_evaluate",
+            (DIGITS, "--mode=evaluate"),
+            "--workdir",
+            "no checkpoint there yet",
+        ),
+    )
+    def test_mistake(self, flags, *said):
+        self.check(flags, *said)
+
+    def test_batch_that_the_devices_do_not_divide(self):
+        self.check(
+            (DIGITS, "--config.train.batch_size=100"),
+            "config.train.batch_size",
+            "100",
+            "a multiple of the number of devices, 8",
+            **EIGHT_DEVICES,
+        )
+
+    def test_help_is_not_a_mistake(self):
+        child = run("--help")
+        self.assertIn("--workdir", child.stdout)
+        self.assertNotIn("Traceback", child.stderr)
+
+
+if __name__ == "__main__":
+    absltest.main()

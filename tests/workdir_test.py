@@ -1,0 +1,67 @@
+import json
+from pathlib import Path
+
+from absl.testing import absltest, parameterized
+
+from configs import digits_ot
+from flowmatch_jax.errors import UserError
+from flowmatch_jax.workdir import open_workdir, write_config
+
+
+class WorkdirTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.workdir = Path(self.create_tempdir().full_path) / "deep" / "run"
+        self.config = digits_ot.get_config()
+
+    def start_run(self):
+        open_workdir(self.workdir, self.config)
+        write_config(self.workdir, self.config)
+        (self.workdir / "checkpoints").mkdir()
+
+    def test_config_is_recorded(self):
+        self.start_run()
+        recorded = json.loads((self.workdir / "config.json").read_text())
+        self.assertEqual(recorded["train"]["steps"], self.config.train.steps)
+        self.assertEqual(recorded["network"]["unet"]["multipliers"], [1, 2])
+
+    def test_steps_optimiser_and_evaluation_may_change(self):
+        self.start_run()
+        self.config.train.steps = 5
+        self.config.optimizer.learning_rate = 1.0
+        self.config.solver.method = "tsit5"
+        self.config.network.dtype = "bfloat16"
+        open_workdir(self.workdir, self.config)
+
+    @parameterized.parameters(
+        ("network.unet.channels", 64),
+        ("network.unet.multipliers", (1, 2, 2)),
+        ("data.name", "checkerboard"),
+        ("path.name", "vp"),
+        ("path.ot.sigma_min", 0.1),
+        ("seed", 1),
+    )
+    def test_another_experiment_is_refused(self, field, value):
+        self.start_run()
+        before = {path: path.read_bytes() for path in self.workdir.rglob("*.*")}
+        self.config.update_from_flattened_dict({field: value})
+        with self.assertRaisesRegex(UserError, "give another --workdir") as caught:
+            open_workdir(self.workdir, self.config)
+        self.assertEqual(caught.exception.field, f"config.{field}")
+        self.assertEqual(before, {path: path.read_bytes() for path in self.workdir.rglob("*.*")})
+
+    def test_without_checkpoints_nothing_is_lost_by_starting_over(self):
+        open_workdir(self.workdir, self.config)
+        write_config(self.workdir, self.config)
+        self.config.network.unet.channels = 64
+        open_workdir(self.workdir, self.config)
+
+    def test_a_folder_that_cannot_be_written(self):
+        occupied = self.create_tempfile("file").full_path
+        for workdir in (occupied, f"{occupied}/run", "/proc/run"):
+            with self.assertRaisesRegex(UserError, "--workdir: .*cannot be written"):
+                open_workdir(Path(workdir), self.config)
+
+
+if __name__ == "__main__":
+    absltest.main()
