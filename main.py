@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import runpy
 import sys
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,12 @@ _MODE = flags.DEFINE_string(
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse argv (the program's name first); a mistake in it ends the program with code 2."""
+    given = dict(arg.lstrip("-").partition("=")[::2] for arg in argv[1:])
+    # What follows a colon is the config file's own argument.
+    path = given.pop("config", "").partition(":")[0]
     try:
+        if path and not Path(path).is_file():
+            raise UserError("--config", path, "there is no such file; see configs/")
         remaining = flags.FLAGS(argv)
         if len(remaining) > 1:
             raise UserError("argument", remaining[1], "flags are written --name=value")
@@ -53,17 +59,20 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise UserError("--config", None, "give a file, such as configs/digits_ot.py")
         one_of("--mode", flags.FLAGS.mode, MODES)
         return remaining
-    except (flags.Error, AttributeError, KeyError, OSError, UserError) as error:
-        stop(error if isinstance(error, UserError) else explain(error, argv))
+    except UserError as error:
+        stop(error)
+    except (flags.Error, AttributeError, KeyError, OSError) as error:
+        stop(explain(error, path, given) if path else error)
 
 
-def explain(error: Exception, argv: list[str]) -> Exception:
-    """The mistake behind an error of the flag parser's, with the field and what it may be."""
-    given = dict(arg.lstrip("-").partition("=")[::2] for arg in argv[1:])
-    path = given.pop("config", "")
-    if not Path(path).is_file():
-        return UserError("--config", path, "there is no such file; see configs/")
-    defaults = config_flags.ConfigFileFlagParser("config").parse(path)
+def explain(error: Exception, path: str, given: dict[str, str]) -> Exception:
+    """The mistake behind an error of the flag parser's, with the field and what it may be.
+
+    Args:
+        path: of the config file.
+        given: the other flags, name -> value.
+    """
+    defaults = runpy.run_path(path)["get_config"]()
     for name, value in given.items():
         node = defaults
         for field in name.split(".")[1:]:

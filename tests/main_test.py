@@ -32,9 +32,14 @@ class MistakesTest(parameterized.TestCase):
             (DIGITS, "--config.train.stepz=5"),
             "--config.train.stepz",
             "'5'",
-            "steps, ",
+            "no such field; there are: batch_size, ",
         ),
-        ("no_such_section", (DIGITS, "--config.trian.steps=5"), "--config.trian.steps", "train"),
+        (
+            "no_such_section",
+            (DIGITS, "--config.trian.steps=5"),
+            "--config.trian.steps",
+            "solver, train",
+        ),
         (
             "wrong_type",
             (DIGITS, "--config.train.steps=many"),

@@ -194,7 +194,7 @@ class OptionsTest(parameterized.TestCase):
             module = UNet(**TINY)
             x = images().astype(jnp.float64)
             params = {"params": parameters(module, TIMES, images())}
-            self.assertEqual(module.apply(params, TIMES, x).dtype, jnp.float64)
+            self.assertEqual(jax.eval_shape(module.apply, params, TIMES, x).dtype, jnp.float64)
 
     def test_rematerialisation_changes_nothing_but_memory(self):
         def gradient(remat):
