@@ -22,7 +22,7 @@ class BuildTest(parameterized.TestCase):
         config = digits_ot.get_config()
         config.network.dtype = "bfloat16"
         experiment = build(config)
-        params = experiment.init_params(jax.random.key(0))
+        params = jax.eval_shape(experiment.init_params, jax.random.key(0))
         jaxpr = lambda apply: str(  # noqa: E731
             jax.make_jaxpr(apply)(params, jnp.zeros(2), jnp.zeros((2, 8, 8, 1)))
         )
@@ -34,8 +34,9 @@ class BuildTest(parameterized.TestCase):
         config.network.class_conditional = True
         experiment = build(config)
         self.assertEqual(experiment.network.num_classes, 10)
-        params = experiment.init_params(jax.random.key(0))
-        v = experiment.field(params, jnp.arange(2))(0.5, jnp.zeros((2, 8, 8, 1)))
+        params = jax.eval_shape(experiment.init_params, jax.random.key(0))
+        field = lambda params: experiment.field(params, jnp.arange(2))  # noqa: E731
+        v = jax.eval_shape(lambda params: field(params)(0.5, jnp.zeros((2, 8, 8, 1))), params)
         self.assertEqual(v.shape, (2, 8, 8, 1))
 
     @parameterized.parameters(

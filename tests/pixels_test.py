@@ -10,7 +10,7 @@ from flowmatch_jax import pixels
 
 
 class PixelsTest(absltest.TestCase):
-    @hypothesis.settings(deadline=None, max_examples=30)
+    @hypothesis.settings(deadline=None, max_examples=15)
     @hypothesis.given(st.integers(2, 256), st.integers(0, 2**31 - 1))
     def test_quantising_undoes_dequantising(self, levels, seed):
         image = jnp.arange(levels)

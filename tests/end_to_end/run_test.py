@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -32,7 +33,9 @@ class RunTest(absltest.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.folder = Path(absltest.TEST_TMPDIR.value) / "runs"
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = Path(folder.name)
         cls.cache = {"JAX_COMPILATION_CACHE_DIR": str(cls.folder / "cache")}
         cls.whole = cls.folder / "whole"
         cls.first = run(DIGITS, *TINY, f"--workdir={cls.whole}", **cls.cache)

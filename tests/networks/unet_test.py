@@ -76,13 +76,14 @@ def images(key=0, channels=2):
 TIMES = jnp.array([0.1, 0.5, 0.9])
 
 
-def parameters(module, *inputs, key=0):
-    """Parameters away from the initial ones, where the network is not zero."""
-    params = module.init(jax.random.key(key), *inputs)["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(key + 1), len(leaves))
-    noisy = [p + 0.2 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
+def parameters(module, *inputs):
+    """Parameters away from the initial ones, where the network is not zero.
+
+    NumPy draws them: compiling a random initialisation takes longer than compiling the network.
+    """
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    rng = np.random.RandomState(0)
+    return jax.tree.map(lambda p: jnp.asarray(0.3 * rng.randn(*p.shape), p.dtype), shapes)
 
 
 class PeersTest(parameterized.TestCase):
@@ -95,11 +96,16 @@ class PeersTest(parameterized.TestCase):
 
 
 class StructureTest(parameterized.TestCase):
-    @parameterized.named_parameters(EACH_VARIANT)
-    def test_zero_at_the_start(self, options):
-        module = UNet(**TINY | options)
-        variables = module.init(jax.random.key(0), TIMES, images())
-        np.testing.assert_array_equal(module.apply(variables, TIMES, images()), 0)
+    def test_zero_at_the_start(self):
+        """So is each residual and attention branch."""
+        module = UNet(**TINY)
+        variables = jax.jit(module.init)(jax.random.key(0), TIMES, images())
+        np.testing.assert_array_equal(jax.jit(module.apply)(variables, TIMES, images()), 0)
+        blocks = [block for block in variables["params"].values() if "norm_out" in block]
+        attentions = [block["proj"] for block in variables["params"].values() if "proj" in block]
+        self.assertEqual((len(blocks), len(attentions)), (8, 4))
+        for last in [block["conv_out"] for block in blocks] + attentions:
+            np.testing.assert_array_equal(last["kernel"], 0)
 
     @parameterized.named_parameters(EACH_VARIANT)
     def test_equivariances(self, options):
@@ -131,16 +137,18 @@ class StructureTest(parameterized.TestCase):
     def test_scalar_time_is_that_time_for_each_sample(self):
         module = UNet(**TINY)
         params = {"params": parameters(module, TIMES, images())}
+        apply = jax.jit(module.apply)
         np.testing.assert_allclose(
-            module.apply(params, jnp.float32(0.3), images()),
-            module.apply(params, jnp.full(3, 0.3), images()),
+            apply(params, jnp.float32(0.3), images()),
+            apply(params, jnp.full(3, 0.3), images()),
             rtol=1e-5,
         )
 
     def test_time_matters(self):
         module = UNet(**TINY)
         params = {"params": parameters(module, TIMES, images())}
-        early, late = (module.apply(params, t, images()) for t in (0.1, 0.9))
+        apply = jax.jit(module.apply)
+        early, late = (apply(params, t, images()) for t in (0.1, 0.9))
         self.assertGreater(float(jnp.abs(early - late).max()), 1e-2)
 
 
@@ -149,8 +157,9 @@ class OptionsTest(parameterized.TestCase):
         module = UNet(**TINY, num_classes=5)
         label = jnp.array([0, 4, -1])
         params = {"params": parameters(module, TIMES, images(), label)}
-        with_labels = module.apply(params, TIMES, images(), label)
-        without = module.apply(params, TIMES, images())
+        apply = jax.jit(module.apply)
+        with_labels = apply(params, TIMES, images(), label)
+        without = apply(params, TIMES, images())
         different = jnp.abs(with_labels - without).max(axis=(1, 2, 3)) > 1e-3
         np.testing.assert_array_equal(different, [True, True, False])
 
@@ -158,16 +167,15 @@ class OptionsTest(parameterized.TestCase):
         module = UNet(**TINY, condition_channels=3)
         condition = images(1, channels=3)
         params = {"params": parameters(module, TIMES, images(), None, condition)}
-        one, other = (
-            module.apply(params, TIMES, images(), None, c) for c in (condition, 0 * condition)
-        )
+        apply = jax.jit(module.apply)
+        one, other = (apply(params, TIMES, images(), None, c) for c in (condition, 0 * condition))
         self.assertEqual(one.shape, images().shape)
         self.assertGreater(float(jnp.abs(one - other).max()), 1e-2)
 
     def test_dropout_in_training_only(self):
         module = UNet(**TINY, dropout=0.5)
         params = parameters(module, TIMES, images())
-        apply = pure_apply(module)
+        apply = jax.jit(pure_apply(module))
         calm = [apply(params, TIMES, images()) for _ in range(2)]
         np.testing.assert_array_equal(*calm)
         first, again, second = (
@@ -180,13 +188,13 @@ class OptionsTest(parameterized.TestCase):
     def test_bfloat16_stays_inside(self):
         module = UNet(**TINY)
         params = {"params": parameters(module, TIMES, images())}
-        full = module.apply(params, TIMES, images())
+        full = jax.jit(module.apply)(params, TIMES, images())
         half = module.clone(dtype=jnp.bfloat16)
-        low = half.apply(params, TIMES, images())
+        low = jax.jit(half.apply)(params, TIMES, images())
         self.assertEqual(low.dtype, jnp.float32)
         error = float(jnp.sqrt(jnp.mean((low - full) ** 2) / jnp.mean(full**2)))
         self.assertBetween(error, 1e-5, 0.05)
-        fresh = half.init(jax.random.key(0), TIMES, images())
+        fresh = jax.eval_shape(half.init, jax.random.key(0), TIMES, images())
         self.assertEqual({p.dtype for p in jax.tree.leaves(fresh)}, {jnp.dtype("float32")})
 
     def test_float64_is_kept(self):
@@ -198,13 +206,14 @@ class OptionsTest(parameterized.TestCase):
 
     def test_rematerialisation_changes_nothing_but_memory(self):
         def gradient(remat):
-            apply = pure_apply(UNet(**TINY, dropout=0.1, remat=remat))
+            apply = pure_apply(UNet(**small, dropout=0.1, remat=remat))
             loss = lambda params: jnp.mean(  # noqa: E731
                 apply(params, TIMES, images(), key=jax.random.key(5)) ** 2
             )
             return jax.jit(jax.grad(loss))(params)
 
-        params = parameters(UNet(**TINY), TIMES, images())
+        small = TINY | {"multipliers": (1,), "attention_sides": (8,)}
+        params = parameters(UNet(**small), TIMES, images())
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
             gradient(False),
