@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors", "arrays"},
     {"paths", "couplings", "times", "networks", "solvers", "pixels"},
-    {"predictions", "likelihood", "objectives", "sampling"},
+    {"predictions", "marginals", "likelihood", "objectives", "sampling"},
     {"data", "pictures"},
     {"experiment", "workdir"},
     {"training", "evaluation"},

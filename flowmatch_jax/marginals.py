@@ -1,0 +1,86 @@
+"""Marginal path and vector field of a finite data set, in closed form (Eqs. 1-2, 6-8).
+
+The oracle: what a network that minimises the flow-matching loss perfectly would predict. For data
+points x_i with weights w_i,
+
+    p_t(x) = sum_i w_i p_t(x | x_i),    u_t(x) = sum_i r_i u_t(x | x_i),
+    r_i = w_i p_t(x | x_i) / p_t(x).
+
+The responsibilities r_i are a softmax, so nothing overflows as sigma_t -> 0. A mixture of
+Gaussians of standard deviation s is the same with a path whose std is sqrt(sigma_t^2 + alpha_t^2
+s^2): see `smoothed`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from flowmatch_jax import paths
+from flowmatch_jax.arrays import Array, sum_dims
+from flowmatch_jax.paths import GaussianPath
+
+
+def smoothed(path: GaussianPath, data_std: float) -> GaussianPath:
+    """The path of data points that are Gaussians N(x_i, data_std^2 I) themselves.
+
+    For paths whose mean is alpha_t x_1 and whose std does not depend on x_1. With it,
+    `log_density` and `velocity` are those of a Gaussian mixture.
+    """
+
+    def std(t: Array, x1: Array) -> Array:
+        alpha = path.mean(t, jnp.ones_like(x1))
+        return jnp.sqrt(path.std(t, x1) ** 2 + (alpha * data_std) ** 2)
+
+    return GaussianPath(path.mean, std, path.source_std, path.t_end)
+
+
+def log_density(
+    path: GaussianPath, t: Array | float, x: Array, data: Array, weights: Array | None = None
+) -> Array:
+    """log p_t(x) in nats, [B].
+
+    Args:
+        t: [] or [B].
+        x: [B, ...].
+        data: [N, ...], the points x_i.
+        weights: [N], w_i, summing to 1; None: equal.
+    """
+    return jax.nn.logsumexp(_log_joint(path, _per_sample(t, x), x, data, weights), axis=1)
+
+
+def velocity(
+    path: GaussianPath, t: Array | float, x: Array, data: Array, weights: Array | None = None
+) -> Array:
+    """u_t(x), [B, ...]: the marginal vector field, to be sampled and scored like a network's.
+
+    Arguments as for `log_density`.
+    """
+    t = _per_sample(t, x)
+    responsibilities = jax.nn.softmax(_log_joint(path, t, x, data, weights), axis=1)
+
+    def one(t: Array, x: Array, r: Array) -> Array:
+        u = paths.velocity(path, t, jnp.broadcast_to(x, data.shape), data)
+        return jnp.tensordot(r, u, axes=1)
+
+    return jax.vmap(one)(t, x, responsibilities)
+
+
+def _per_sample(t: Array | float, x: Array) -> Array:
+    return jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
+
+
+def _log_joint(path: GaussianPath, t: Array, x: Array, data: Array, weights: Array | None) -> Array:
+    """log w_i + log p_t(x | x_i), [B, N]."""
+    dims = math.prod(data.shape[1:])
+    log_weights = -math.log(len(data)) if weights is None else jnp.log(weights)
+
+    def one(t: Array, x: Array) -> Array:
+        sigma = path.std(t, data)
+        z = (x - path.mean(t, data)) / sigma
+        log_sigma = sum_dims(jnp.broadcast_to(jnp.log(sigma), data.shape))
+        return -0.5 * sum_dims(z**2) - log_sigma - dims * 0.5 * math.log(2 * math.pi)
+
+    return log_weights + jax.vmap(one)(t, x)
