@@ -31,7 +31,6 @@ def get_config() -> ConfigDict:
 
     config.network = ConfigDict()
     config.network.name = "unet"  # unet (images) | mlp (points)
-    config.network.class_conditional = False
     config.network.dtype = "float32"  # float32 | bfloat16: computing dtype in training
     config.network.unet = ConfigDict()
     config.network.unet.channels = 128

@@ -53,11 +53,9 @@ class Experiment:
     train_apply: Apply
     apply: Apply
 
-    def field(self, params: Params, label: Array | None = None) -> Field:
+    def field(self, params: Params) -> Field:
         """The vector field of these parameters."""
-        return vector_field(
-            self.apply, params, self.path, self.config.objective.predicts, label=label
-        )
+        return vector_field(self.apply, params, self.path, self.config.objective.predicts)
 
     def solver(self) -> dict[str, Any]:
         """The solver's options, as `solvers.integrate` takes them."""
@@ -116,18 +114,12 @@ def _network(config: ConfigDict, source: Source) -> nn.Module:
         if config.name != kind:
             what = "images" if source.is_image else "points"
             raise UserError("name", config.name, f"{source.name} is a set of {what}: use {kind}")
-        if config.class_conditional and (source.num_classes is None or kind == "mlp"):
-            raise UserError("class_conditional", True, f"{source.name} has no labels; use False")
         with section(kind):
             if kind == "mlp":
                 at_least("width", config.mlp.width, 1)
                 at_least("depth", config.mlp.depth, 1)
                 return MLP(**config.mlp)
-            network = UNet(
-                out_channels=source.shape[-1],
-                num_classes=source.num_classes if config.class_conditional else None,
-                **config.unet,
-            )
+            network = UNet(out_channels=source.shape[-1], **config.unet)
             network.validate(source.shape[:2])
             return network
 
@@ -149,7 +141,7 @@ def _check_numbers(config: ConfigDict) -> None:
         for name in ("batch_size", "dequantisations", "probes", "samples"):
             at_least(name, config.evaluate[name], 1)
         if config.evaluate.images is not None:
-            at_least("images", config.evaluate.images, 1)
+            at_least("images", config.evaluate.images, 2)  # for a standard error
         if not config.evaluate.weights:
             raise UserError("weights", (), f"give at least one of: {', '.join(WEIGHTS)}")
         for name in config.evaluate.weights:

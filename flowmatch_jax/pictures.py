@@ -42,7 +42,7 @@ def save_images(path: Path, x: np.ndarray, levels: int, columns: int | None = No
     Image.fromarray(grid[:, :, 0] if grid.shape[-1] == 1 else grid).save(path)
 
 
-def save_points(path: Path, x: np.ndarray, bins: int = 200) -> None:
+def save_points(path: Path, x: np.ndarray, bins: int = 100) -> None:
     """Write points [N, 2] as a PNG heat map, over the square that holds 99% of each coordinate."""
     reach = 1.1 * np.quantile(np.abs(x), 0.99)
     edges = np.linspace(-reach, reach, bins + 1)
@@ -50,4 +50,4 @@ def save_points(path: Path, x: np.ndarray, bins: int = 200) -> None:
     brightness = counts / max(np.quantile(counts[counts > 0], 0.99), 1)
     pixels = (255 * np.clip(1 - brightness, 0, 1)).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).resize((2 * bins, 2 * bins), Image.Resampling.NEAREST).save(path)
+    Image.fromarray(pixels).resize((4 * bins, 4 * bins), Image.Resampling.NEAREST).save(path)

@@ -29,16 +29,6 @@ class BuildTest(parameterized.TestCase):
         self.assertIn("bf16", jaxpr(experiment.train_apply))
         self.assertNotIn("bf16", jaxpr(experiment.apply))
 
-    def test_labels_reach_a_class_conditional_network(self):
-        config = digits_ot.get_config()
-        config.network.class_conditional = True
-        experiment = build(config)
-        self.assertEqual(experiment.network.num_classes, 10)
-        params = jax.eval_shape(experiment.init_params, jax.random.key(0))
-        field = lambda params: experiment.field(params, jnp.arange(2))  # noqa: E731
-        v = jax.eval_shape(lambda params: field(params)(0.5, jnp.zeros((2, 8, 8, 1))), params)
-        self.assertEqual(v.shape, (2, 8, 8, 1))
-
     @parameterized.parameters(
         ("data.name", "mnist"),
         ("data.threads", 0),
@@ -62,7 +52,7 @@ class BuildTest(parameterized.TestCase):
         ("evaluate.weights", ()),
         ("evaluate.dequantisations", 0),
         ("evaluate.probes", 0),
-        ("evaluate.images", 0),
+        ("evaluate.images", 1),
         ("evaluate.divergence", "trace"),
         ("mesh.fsdp", 0),
     )
@@ -73,12 +63,6 @@ class BuildTest(parameterized.TestCase):
             build(config)
         self.assertEqual(caught.exception.field, f"config.{field}")
         self.assertNotIn("\n", str(caught.exception))
-
-    def test_class_conditional_points(self):
-        config = checkerboard_ot.get_config()
-        config.network.class_conditional = True
-        with self.assertRaisesRegex(UserError, "class_conditional"):
-            build(config)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,6 @@ def train(
             optimizer,
             ema_decay,
             experiment.train_source.levels,
-            config.network.class_conditional,
         )
         with closing(RunLog(workdir, start, config.train.steps)) as log:
             meter = Meter(config.train.batch_size)

@@ -17,12 +17,6 @@ from flowmatch_jax.training.state import TrainState, ema_update
 Metrics = dict[str, Array]
 
 
-def model_batch(batch: Batch, key: Array, levels: int | None, labelled: bool) -> Batch:
-    """A batch of the pipeline in model space: images dequantised, points as they are."""
-    x = batch["x"] if levels is None else dequantise(key, batch["x"], levels)
-    return {"x": x, "label": batch["label"]} if labelled else {"x": x}
-
-
 def make_train_step(
     state: TrainState,
     mesh: Mesh,
@@ -31,7 +25,6 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     ema_decay: float,
     levels: int | None,
-    labelled: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Compile (state, batch) -> (state, metrics) over a mesh; the state given is donated.
 
@@ -40,8 +33,7 @@ def make_train_step(
         objective: (apply, params, batch, key) -> (loss, metrics).
         apply: the network.
         ema_decay: of the average of the parameters.
-        levels: grey levels of images, None for points.
-        labelled: the network takes the batch's labels.
+        levels: grey levels of the batch's images, which are dequantised; None for points.
 
     Returns:
         A jitted function. Metrics are float32 scalars: the objective's, and "gradient_norm".
@@ -49,8 +41,8 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         data_key, objective_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        batch = model_batch(batch, data_key, levels, labelled)
-        loss = lambda params: objective(apply, params, batch, objective_key)  # noqa: E731
+        x = batch["x"] if levels is None else dequantise(data_key, batch["x"], levels)
+        loss = lambda params: objective(apply, params, {"x": x}, objective_key)  # noqa: E731
         gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

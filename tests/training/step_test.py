@@ -10,22 +10,7 @@ from flowmatch_jax.pixels import quantise
 from flowmatch_jax.training.mesh import make_mesh
 from flowmatch_jax.training.optimizer import adam
 from flowmatch_jax.training.state import init_state
-from flowmatch_jax.training.step import make_train_step, model_batch
-
-
-class ModelBatchTest(absltest.TestCase):
-    def test_images_are_dequantised(self):
-        image = jnp.arange(16, dtype=jnp.uint8).reshape(4, 2, 2, 1)
-        batch = {"x": image, "label": jnp.arange(4)}
-        ready = model_batch(batch, jax.random.key(0), levels=17, labelled=False)
-        self.assertCountEqual(ready, ["x"])
-        np.testing.assert_array_equal(quantise(ready["x"], 17), image)
-        ready = model_batch(batch, jax.random.key(0), levels=17, labelled=True)
-        np.testing.assert_array_equal(ready["label"], batch["label"])
-
-    def test_points_stay(self):
-        batch = {"x": jnp.ones((4, 2))}
-        self.assertIs(model_batch(batch, jax.random.key(0), None, False)["x"], batch["x"])
+from flowmatch_jax.training.step import make_train_step
 
 
 class TrainStepTest(absltest.TestCase):
@@ -71,6 +56,22 @@ class TrainStepTest(absltest.TestCase):
             np.testing.assert_allclose(got, 0.1 * old + 0.9 * now, atol=1e-6)
         norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradient)))
         np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-3)
+
+    def test_images_are_dequantised(self):
+        """The objective sees model space, and a value's own bin of it."""
+
+        def objective(apply, params, batch, key):
+            wrong = (quantise(batch["x"], 17) != images["x"]).sum()
+            spread = jnp.std(batch["x"] * 17 / 2 - images["x"])
+            return 0.0 * params["w"], {"wrong": wrong, "spread": spread}
+
+        images = {"x": np.arange(16, dtype=np.uint8).reshape(4, 2, 2, 1)}
+        init = lambda: init_state(lambda key: {"w": jnp.zeros(())}, self.optimizer, 0)  # noqa: E731
+        shapes = jax.eval_shape(init)
+        step = make_train_step(shapes, make_mesh(), objective, None, self.optimizer, 0.5, levels=17)
+        _, metrics = step(init(), images)
+        self.assertEqual(metrics["wrong"], 0)
+        self.assertGreater(metrics["spread"], 0.1)
 
     def test_state_given_is_donated(self):
         state = self.init()
