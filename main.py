@@ -28,7 +28,7 @@ from flowmatch_jax.experiment import Experiment, build
 from flowmatch_jax.training import checkpoints
 from flowmatch_jax.training.loop import train
 from flowmatch_jax.training.mesh import make_mesh, with_shardings
-from flowmatch_jax.workdir import open_workdir
+from flowmatch_jax.workdir import has_checkpoint, open_workdir
 
 MODES = ("train", "evaluate", "sample")
 
@@ -46,7 +46,7 @@ _MODE = flags.DEFINE_string(
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse argv (the program's name first); a mistake in it ends the program with code 2."""
-    given = dict(arg.lstrip("-").partition("=")[::2] for arg in argv[1:])
+    given = named_values(argv[1:])
     # What follows a colon is the config file's own argument.
     path = given.pop("config", "").partition(":")[0]
     try:
@@ -61,8 +61,23 @@ def parse_flags(argv: list[str]) -> list[str]:
         return remaining
     except UserError as error:
         stop(error)
+    except SyntaxError as error:
+        stop(UserError("--config", path, f"it is not a config file: {error}"))
     except (flags.Error, AttributeError, KeyError, OSError) as error:
         stop(explain(error, path, given) if path else error)
+
+
+def named_values(arguments: list[str]) -> dict[str, str]:
+    """{name: value} of flags written --name=value or --name value."""
+    values, name = {}, None
+    for argument in arguments:
+        if argument.startswith("-"):
+            name, equals, value = argument.lstrip("-").partition("=")
+            values[name] = value
+            name = None if equals else name
+        elif name is not None:
+            values[name], name = argument, None
+    return values
 
 
 def explain(error: Exception, path: str, given: dict[str, str]) -> Exception:
@@ -80,7 +95,7 @@ def explain(error: Exception, path: str, given: dict[str, str]) -> Exception:
                 fields = ", ".join(node) if isinstance(node, ConfigDict) else "none"
                 return UserError(f"--{name}", value, f"no such field; there are: {fields}")
             section, node = node, node[field]
-        if f"--{name}={value}" in str(error) and name.startswith("config."):
+        if f"--{name}={value}:" in str(error) and name.startswith("config."):
             kind = section.get_type(field).__name__
             return UserError(f"--{name}", value, f"it takes a value of type {kind}")
     return error
@@ -104,10 +119,10 @@ def newest_weights(
 ) -> tuple[dict[str, Params], int]:
     """The weights of the workdir's newest checkpoint, by kind, and its step."""
     shapes = jax.eval_shape(experiment.init_params, jax.random.key(0))
-    with checkpoints.open_checkpoints(workdir) as saved:
+    if not has_checkpoint(workdir):
+        raise UserError("--workdir", str(workdir), "no checkpoint there yet; train first")
+    with checkpoints.open_checkpoints(workdir, read_only=True) as saved:
         step = saved.latest_step()
-        if step is None:
-            raise UserError("--workdir", str(workdir), "no checkpoint there yet; train first")
         checkpoints.check_network(saved, shapes)
         layout = with_shardings(shapes, make_mesh())
         weights = {name: checkpoints.restore_weights(saved, step, name, layout) for name in names}
@@ -132,8 +147,8 @@ def main(argv: list[str]) -> None:
             train(experiment, workdir, partial(draw, experiment, sampler, workdir, "ema"))
         weights, step = newest_weights(experiment, workdir, config.evaluate.weights)
         if _MODE.value == "sample":
-            for name, params in weights.items():
-                draw(experiment, sampler, workdir, name, params, step, keep_arrays=True)
+            for kind, params in weights.items():
+                draw(experiment, sampler, workdir, kind, params, step, keep_arrays=True)
         else:
             evaluate(experiment, sampler, weights, step, workdir)
     except UserError as error:

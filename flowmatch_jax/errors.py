@@ -44,6 +44,12 @@ def one_of(field: str, got: object, choices: object) -> None:
         raise UserError(field, got, f"it may be one of: {', '.join(names)}")
 
 
+def fraction(field: str, got: float) -> None:
+    """Raise UserError unless ``got`` is in [0, 1)."""
+    if not 0 <= got < 1:
+        raise UserError(field, got, "it must be in [0, 1)")
+
+
 def at_least(field: str, got: float, least: float) -> None:
     """Raise UserError unless ``got >= least``."""
     if not got >= least:

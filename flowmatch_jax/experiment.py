@@ -126,6 +126,8 @@ def _network(config: ConfigDict, source: Source) -> nn.Module:
 
 def _check_numbers(config: ConfigDict) -> None:
     """Everything that can be judged without building anything."""
+    with section("config"):
+        at_least("seed", config.seed, 0)
     with section("config.data"):
         at_least("threads", config.data.threads, 1)
     with section("config.train"):
@@ -138,6 +140,7 @@ def _check_numbers(config: ConfigDict) -> None:
         solvers.validate(**config.solver)
     with section("config.evaluate"):
         one_of("divergence", config.evaluate.divergence, likelihood.DIVERGENCES)
+        at_least("seed", config.evaluate.seed, 0)
         for name in ("batch_size", "dequantisations", "probes", "samples"):
             at_least(name, config.evaluate[name], 1)
         if config.evaluate.images is not None:

@@ -18,7 +18,7 @@ import optimistix
 
 from flowmatch_jax import solvers
 from flowmatch_jax.arrays import Array, Field, sum_dims
-from flowmatch_jax.errors import at_least, one_of
+from flowmatch_jax.errors import UserError, at_least, one_of
 from flowmatch_jax.pixels import dequantise
 
 DIVERGENCES = ("exact", "hutchinson")
@@ -107,16 +107,19 @@ def log_prob(
         t0, t1: the ends; give the path's `t_end` as t1.
         divergence: "hutchinson" (unbiased) or "exact" (as many derivatives as dimensions).
         probes: number of Hutchinson probes.
-        method, rtol, atol, steps, grid: as for `solvers.integrate`. The error of x alone steers
-            adaptive steps; the log-density follows.
+        method, rtol, atol, steps, grid: as for `solvers.integrate` from t0 to t1. The
+            error of x alone steers adaptive steps; the log-density follows.
 
     Raises:
-        UserError: an unknown divergence, fewer than one probe, or a solver's option.
+        UserError: an unknown divergence, fewer than one probe, no key where probes need one, or an
+            option of the solver's.
     """
     one_of("divergence", divergence, DIVERGENCES)
     at_least("probes", probes, 1)
     z = None
     if divergence == "hutchinson":
+        if key is None:
+            raise UserError("key", key, "hutchinson draws its probes by it; or ask for 'exact'")
         z = jax.random.rademacher(key, (probes, *x1.shape), x1.dtype)
 
     def augmented(t: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -131,7 +134,7 @@ def log_prob(
         rtol,
         atol,
         steps,
-        grid,
+        None if grid is None else grid[::-1],
         error_norm=lambda state: optimistix.rms_norm(state[0]),
     )
     x0, minus_integral = solution.x

@@ -85,7 +85,8 @@ def optimal_transport(sigma_min: float = 1e-5) -> GaussianPath:
         raise UserError("sigma_min", sigma_min, "it must be in [0, 1)")
     return GaussianPath(
         mean=lambda t, x1: expand_time(t, x1) * x1,
-        std=lambda t, x1: 1 - (1 - sigma_min) * expand_time(t, x1),
+        # 1 - (1 - sigma_min) t, in the form that keeps sigma_min's digits at t = 1.
+        std=lambda t, x1: (1 - expand_time(t, x1)) + sigma_min * expand_time(t, x1),
         t_end=1.0 if sigma_min > 0 else 1.0 - 1e-5,
     )
 

@@ -43,8 +43,14 @@ def save_images(path: Path, x: np.ndarray, levels: int, columns: int | None = No
 
 
 def save_points(path: Path, x: np.ndarray, bins: int = 100) -> None:
-    """Write points [N, 2] as a PNG heat map, over the square that holds 99% of each coordinate."""
-    reach = 1.1 * np.quantile(np.abs(x), 0.99)
+    """Write points [N, 2] as a PNG heat map, over the square that holds 99% of each coordinate.
+
+    Points that are not finite are left out.
+    """
+    x = x[np.isfinite(x).all(axis=1)]
+    if len(x) == 0:
+        x = np.zeros((1, 2))
+    reach = 1.1 * np.quantile(np.abs(x), 0.99) + 1e-6
     edges = np.linspace(-reach, reach, bins + 1)
     counts, _, _ = np.histogram2d(-x[:, 1], x[:, 0], bins=(edges, edges))
     brightness = counts / max(np.quantile(counts[counts > 0], 0.99), 1)

@@ -55,8 +55,8 @@ class Solution(NamedTuple):
         nfe: int32 [], calls of the field.
         steps: int32 [], steps tried; rejected ones included.
         rejected: int32 [], steps whose error was too large.
-        converged: bool [], False when the adaptive step fell below what the dtype can resolve
-            (a field that is not finite does that); x is then not a solution.
+        converged: bool [], False when x is not finite, or an adaptive step fell below what the
+            dtype can resolve (a field that is not finite does that); x is then not a solution.
         trajectory: the state at ``save_at``, [len(save_at), ...]; None without it.
     """
 
@@ -100,6 +100,15 @@ def validate(
         at_least("steps", steps, 1)
 
 
+def validate_grid(grid: Sequence[float] | Array, t0: float, t1: float) -> None:
+    """Raise UserError unless the grid goes from t0 to t1 in one direction."""
+    times = np.asarray(grid, np.float64)
+    if times.ndim != 1 or len(times) < 2 or not np.allclose(times[[0, -1]], [t0, t1], 1e-6, 1e-6):
+        raise UserError("grid", grid, f"it takes two times or more, from {t0} to {t1}")
+    if not (np.diff(times) * np.sign(t1 - t0) > 0).all():
+        raise UserError("grid", grid, f"its times must go strictly from {t0} to {t1}")
+
+
 def count_calls(method: str, steps: Array | int) -> Array | int:
     """Calls of the field in so many steps (accepted and rejected) of a method.
 
@@ -111,6 +120,11 @@ def count_calls(method: str, steps: Array | int) -> Array | int:
     tableau = (FIXED | ADAPTIVE)[method].tableau
     calls = steps * (tableau.num_stages - tableau.fsal) + int(tableau.fsal)
     return calls + 2 * (method in ADAPTIVE)
+
+
+def all_finite(x: Any) -> Array:
+    """Whether every number of a pytree is finite, bool []."""
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(x)]))
 
 
 def first_step(
@@ -153,7 +167,9 @@ def first_step(
         jnp.maximum(1e-6, 1e-3 * jnp.abs(h0)),
         (0.01 / steepest) ** (1 / order),
     )
-    return jnp.sign(t1 - t0) * jnp.minimum(jnp.minimum(100 * jnp.abs(h0), h1), jnp.abs(t1 - t0))
+    h = jnp.minimum(jnp.minimum(100 * jnp.abs(h0), h1), jnp.abs(t1 - t0))
+    # A field that is not finite says nothing: any step will do to find that out and stop.
+    return jnp.where(jnp.isfinite(h), h, 0.01 * jnp.abs(t1 - t0)) * jnp.sign(t1 - t0)
 
 
 def integrate(
@@ -188,9 +204,12 @@ def integrate(
             root mean square over all numbers of all samples, as in torchdiffeq.
 
     Raises:
-        UserError: steps or a grid for an adaptive method, none or both for a fixed one.
+        UserError: steps or a grid for an adaptive method, none or both for a fixed one, or a grid
+            that does not lead from t0 to t1.
     """
     validate(method, rtol, atol, steps, grid)
+    if grid is not None:
+        validate_grid(grid, t0, t1)
     dtype = jnp.result_type(*jax.tree.leaves(x))
     t0, t1 = jnp.asarray(t0, dtype), jnp.asarray(t1, dtype)
     term = diffrax.ODETerm(lambda t, x, args: field(t, x))
@@ -201,6 +220,8 @@ def integrate(
         controller = diffrax.StepTo(times.at[0].set(t0).at[-1].set(t1))
         dt0 = None
     else:
+        # From a start that is not finite no step passes: take none.
+        t1 = jnp.where(all_finite(x), t1, t0)
         # A step that the dtype cannot add to t means a field that is not finite: stop, do not spin.
         smallest = jnp.finfo(dtype).eps * jnp.abs(t1 - t0)
         controller = diffrax.PIDController(
@@ -222,11 +243,12 @@ def integrate(
         throw=False,
     )
     end, trajectory = solution.ys
+    x1 = jax.tree.map(lambda y: y[0], end)
     return Solution(
-        x=jax.tree.map(lambda y: y[0], end),
+        x=x1,
         nfe=count_calls(method, solution.stats["num_steps"]),
         steps=solution.stats["num_steps"],
         rejected=solution.stats["num_rejected_steps"],
-        converged=solution.result == diffrax.RESULTS.successful,
+        converged=(solution.result == diffrax.RESULTS.successful) & all_finite(x1),
         trajectory=trajectory,
     )

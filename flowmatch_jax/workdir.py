@@ -15,9 +15,7 @@ from ml_collections import ConfigDict
 
 from flowmatch_jax.errors import UserError
 
-# A run keeps these from its first step to its last. The rest (steps, optimiser, solver, what is
-# evaluated) may change between starts.
-IDENTITY = ("seed", "data.name", "path", "objective", "network")
+# These change how the same network is computed or trained, not what it is.
 NETWORK_IRRELEVANT = ("dtype", "remat", "dropout")
 
 
@@ -35,9 +33,15 @@ def open_workdir(workdir: Path, config: ConfigDict) -> None:
     except OSError as error:
         allowed = f"it cannot be written ({error.strerror}); give another --workdir"
         raise UserError("--workdir", str(workdir), allowed) from error
-    if (workdir / "checkpoints").exists() and (workdir / "config.json").exists():
+    if has_checkpoint(workdir) and (workdir / "config.json").exists():
         before = json.loads((workdir / "config.json").read_text())
         _check_identity(workdir, before, json.loads(config.to_json()))
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a finished checkpoint lies in the workdir."""
+    folder = workdir / "checkpoints"
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
@@ -54,24 +58,37 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 
 
 def _check_identity(workdir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    was, flat = _flatten(before), _flatten(now)
-    for name in sorted(was.keys() | flat.keys()):
-        if not name.startswith(IDENTITY) or name.endswith(NETWORK_IRRELEVANT):
-            continue
-        if was.get(name) != flat.get(name):
+    was, wanted = identity(before), identity(now)
+    for name in wanted:
+        # A field that is younger than the run has the default that the run went by.
+        if name in was and was[name] != wanted[name]:
             raise UserError(
                 f"config.{name}",
-                flat.get(name),
-                f"the run in {workdir} has {was.get(name)!r}; go on with that, or give another "
+                wanted[name],
+                f"the run in {workdir} has {was[name]!r}; go on with that, or give another "
                 "--workdir",
             )
 
 
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What a run keeps from its first step to its last, by full path.
+
+    The rest (steps, optimiser, solver, what is evaluated) may change between starts. The batch
+    size may not: the position in the data counts batches.
+    """
+    path, network = config["path"]["name"], config["network"]["name"]
+    parts = {
+        "seed": config["seed"],
+        "data.name": config["data"]["name"],
+        "path.name": path,
+        "network.name": network,
+        "train.batch_size": config["train"]["batch_size"],
+    }
+    sections = {
+        "objective": config["objective"],
+        f"path.{path}": config["path"][path],
+        f"network.{network}": config["network"][network],
+    }
+    for section, fields in sections.items():
+        parts |= {f"{section}.{name}": value for name, value in fields.items()}
+    return {name: value for name, value in parts.items() if not name.endswith(NETWORK_IRRELEVANT)}

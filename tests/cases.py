@@ -5,7 +5,6 @@ import jax.numpy as jnp
 from absl.testing import parameterized
 
 from flowmatch_jax import paths
-from flowmatch_jax.arrays import expand_time
 
 PATHS = {
     "ot": paths.optimal_transport(),
@@ -45,18 +44,3 @@ def gaussian_velocity(path, mean, std):
         return alpha_dot * mean + variance_dot / (2 * variance) * (x - alpha * mean)
 
     return field
-
-
-def random_times(key, n, path):
-    return jax.random.uniform(key, (n,), maxval=path.t_end)
-
-
-__all__ = [
-    "EACH_PATH",
-    "PATHS",
-    "Float64TestCase",
-    "coefficients",
-    "expand_time",
-    "gaussian_velocity",
-    "random_times",
-]

@@ -30,6 +30,7 @@ class BuildTest(parameterized.TestCase):
         self.assertNotIn("bf16", jaxpr(experiment.apply))
 
     @parameterized.parameters(
+        ("seed", -1),
         ("data.name", "mnist"),
         ("data.threads", 0),
         ("path.name", "cosine"),
@@ -42,6 +43,7 @@ class BuildTest(parameterized.TestCase):
         ("network.dtype", "float8"),
         ("network.unet.multipliers", (1, 2, 2, 2, 2)),
         ("network.unet.heads", 5),
+        ("network.unet.dropout", 2.0),
         ("train.steps", 0),
         ("train.batch_size", 0),
         ("train.keep_every", 0),

@@ -101,6 +101,9 @@ class LogProbTest(Float64TestCase):
         fixed = likelihood.log_prob(linear, x, divergence="exact", method="rk4", steps=50)
         np.testing.assert_allclose(fixed.log_prob, exact.log_prob, atol=1e-5)
         self.assertEqual(fixed.nfe, 200)
+        grid = np.linspace(0, 1, 51)
+        same = likelihood.log_prob(linear, x, divergence="exact", method="rk4", grid=grid)
+        np.testing.assert_allclose(same.log_prob, fixed.log_prob)
 
     def test_hutchinson_probe_is_drawn_once_a_solve(self):
         """With z fixed, the estimate for v = A x is z.Az exactly, however many steps are taken."""
@@ -124,6 +127,10 @@ class LogProbTest(Float64TestCase):
         x = 0.01 * np.random.RandomState(0).randn(6, 2)
         result = likelihood.log_prob(field, x, divergence="exact")
         self.assertEqual(result.nfe, solvers.integrate(field, x, 1.0, 0.0).nfe)
+
+    def test_probes_need_a_key(self):
+        with self.assertRaisesRegex(UserError, "key: got None; .*'exact'"):
+            likelihood.log_prob(linear, np.zeros((1, 3)))
 
     @parameterized.parameters(
         ({"divergence": "trace"}, "divergence"), ({"probes": 0}, "probes"), ({"steps": 3}, "steps")

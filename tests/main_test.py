@@ -24,6 +24,13 @@ class MistakesTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("no_config", (), "--config", "configs/digits_ot.py"),
         ("no_such_config", ("--config=configs/nope.py",), "configs/nope.py", "no such file"),
+        ("no_such_config_after_a_space", ("--config", "configs/nope.py"), "no such file"),
+        ("not_a_config", ("--config=README.md",), "--config", "not a config file"),
+        (
+            "no_such_field_after_a_space",
+            (DIGITS, "--config.train.stepz", "5"),
+            "--config.train.stepz: got '5'; no such field",
+        ),
         ("no_such_flag", (DIGITS, "--wordir=x"), "wordir"),
         ("no_such_mode", (DIGITS, "--mode=fly"), "--mode", "'fly'", "evaluate, sample, train"),
         ("stray_argument", (DIGITS, "train"), "'train'", "--name=value"),

@@ -30,6 +30,8 @@ class PicturesTest(absltest.TestCase):
         grey, rgb = Image.open(folder / "new" / "grey.png"), Image.open(folder / "rgb.png")
         self.assertEqual((grey.mode, grey.size), ("L", (66, 66)))  # 8 px enlarged to 32, gap 2
         self.assertEqual((rgb.mode, rgb.size), ("RGB", (3 * 66 - 2, 2 * 66 - 2)))
+        pictures.save_points(folder / "broken.png", np.array([[np.nan, 0], [np.inf, 1], [1, 2]]))
+        pictures.save_points(folder / "nothing.png", np.full((3, 2), np.nan))
         points = np.asarray(Image.open(folder / "points.png"))
         self.assertLess(points[150:250, 150:250].mean(), points[:50, :50].mean())  # dark: dense
 

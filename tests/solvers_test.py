@@ -144,7 +144,21 @@ class TroubleTest(parameterized.TestCase):
         solution = solvers.integrate(broken, START.astype(np.float32), method=method)
         self.assertFalse(solution.converged)
 
+    @parameterized.parameters("dopri5", "bosh3", "euler", "rk4")
+    def test_not_finite_from_the_start(self, method):
+        options = {"steps": 4} if method in solvers.FIXED else {}
+        start = START.astype(np.float32)
+        for field, x in (
+            (lambda t, x: jnp.nan * x, start),
+            (lambda t, x: jnp.inf * x, start),
+            (linear, start * np.nan),
+        ):
+            self.assertFalse(solvers.integrate(field, x, method=method, **options).converged)
+
     @parameterized.parameters(
+        ({"method": "euler", "grid": [0.0, 0.7, 0.5, 1.0]}, "grid"),
+        ({"method": "euler", "grid": [0.2, 0.5, 1.0]}, "grid"),
+        ({"method": "euler", "grid": [0.0]}, "grid"),
         ({"method": "dopri5", "steps": 10}, "steps"),
         ({"method": "tsit5", "grid": [0.0, 1.0]}, "grid"),
         ({"method": "euler"}, "steps"),

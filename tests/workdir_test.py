@@ -17,7 +17,7 @@ class WorkdirTest(parameterized.TestCase):
     def start_run(self):
         open_workdir(self.workdir, self.config)
         write_config(self.workdir, self.config)
-        (self.workdir / "checkpoints").mkdir()
+        (self.workdir / "checkpoints" / "10").mkdir(parents=True)
 
     def test_config_is_recorded(self):
         self.start_run()
@@ -31,6 +31,9 @@ class WorkdirTest(parameterized.TestCase):
         self.config.optimizer.learning_rate = 1.0
         self.config.solver.method = "tsit5"
         self.config.network.dtype = "bfloat16"
+        self.config.network.mlp.width = 7  # not this run's network
+        self.config.path.vp.beta_max = 7.0  # not this run's path
+        self.config.objective["younger"] = "default"  # a field that the run's record lacks
         open_workdir(self.workdir, self.config)
 
     @parameterized.parameters(
@@ -40,6 +43,7 @@ class WorkdirTest(parameterized.TestCase):
         ("path.name", "vp"),
         ("path.ot.sigma_min", 0.1),
         ("seed", 1),
+        ("train.batch_size", 64),
     )
     def test_another_experiment_is_refused(self, field, value):
         self.start_run()
@@ -53,6 +57,7 @@ class WorkdirTest(parameterized.TestCase):
     def test_without_checkpoints_nothing_is_lost_by_starting_over(self):
         open_workdir(self.workdir, self.config)
         write_config(self.workdir, self.config)
+        (self.workdir / "checkpoints").mkdir()  # as a run leaves it that stopped early
         self.config.network.unet.channels = 64
         open_workdir(self.workdir, self.config)
 

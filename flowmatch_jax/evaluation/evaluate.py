@@ -13,7 +13,7 @@ import jax
 
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.evaluation.samples import Sampler, draw
-from flowmatch_jax.evaluation.scores import make_scorer, score_split
+from flowmatch_jax.evaluation.scores import batch_size, make_scorer, score_split
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.workdir import write_json
 
@@ -31,7 +31,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score the test split and draw samples, for each kind of weights.
 
-    Writes evaluation/<step>.json and samples/<step>_<weights>.png under the workdir.
+    Writes samples/<step>_<weights>.png and adds to evaluation/<step>.json under the workdir.
 
     Args:
         sampler: of `make_sampler`.
@@ -39,22 +39,33 @@ def evaluate(
         step: at which they were saved.
 
     Returns:
-        What the file holds: the settings, and "results" by kind of weights.
+        What is added: the settings, and "results" by kind of weights.
     """
     scorer = make_scorer(experiment)
-    key = jax.random.key(experiment.config.evaluate.seed)
     results = {}
     for name, params in weights.items():
         samples = draw(experiment, sampler, workdir, name, params, step)
-        results[name] = score_split(experiment, scorer, params, key) | {
+        results[name] = score_split(experiment, scorer, params) | {
             "sample_nfe": int(samples.nfe),
             "samples_converged": bool(samples.converged),
         }
         logger.info("%s weights at step %d: %s", name, step, json.dumps(results[name]))
     record = settings(experiment, step) | {"results": results}
     if jax.process_index() == 0:
-        write_json(workdir / "evaluation" / f"{step}.json", record)
+        add_record(workdir / "evaluation" / f"{step}.json", record)
     return record
+
+
+def add_record(path: Path, record: dict[str, Any]) -> None:
+    """Add an evaluation to the file of its step, in place of one made with the same settings."""
+    records = json.loads(path.read_text())["evaluations"] if path.exists() else []
+    results = {}
+    for other in list(records):
+        if all(other.get(name) == record[name] for name in record if name != "results"):
+            records.remove(other)
+            results = other["results"]
+    records.append(record | {"results": results | record["results"]})
+    write_json(path, {"step": record["step"], "evaluations": records})
 
 
 def settings(experiment: Experiment, step: int) -> dict[str, Any]:
@@ -75,7 +86,8 @@ def settings(experiment: Experiment, step: int) -> dict[str, Any]:
         "objective": dict(config.objective),
         "solver": experiment.solver(),
         "likelihood": {
-            "batch_size": min(config.evaluate.batch_size, len(source)),
+            "batch_size": batch_size(experiment),
+            "images": min(config.evaluate.images or len(source), len(source)),
             "dequantisations": config.evaluate.dequantisations if source.is_image else None,
             "divergence": config.evaluate.divergence,
             "probes": config.evaluate.probes,

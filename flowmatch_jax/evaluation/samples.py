@@ -38,6 +38,11 @@ def make_sampler(experiment: Experiment) -> Sampler:
     return jax.jit(sampler)
 
 
+def sample_key(seed: int) -> Array:
+    """The key of an evaluation's samples; its scores have another (`scores.score_key`)."""
+    return jax.random.fold_in(jax.random.key(seed), 0)
+
+
 def draw(
     experiment: Experiment,
     sampler: Sampler,
@@ -51,14 +56,16 @@ def draw(
 
     Args:
         weights: what the parameters are, "ema" or "raw".
-        keep_arrays: write samples/<step>_<weights>.npz too: "x" in model space, float32.
+        keep_arrays: write samples/<step>_<weights>_nfe<n>.png instead, and an .npz beside it with
+            "x" in model space, float32.
     """
     source = experiment.train_source
-    solution = sampler(params, jax.random.key(experiment.config.evaluate.seed))
+    solution = sampler(params, sample_key(experiment.config.evaluate.seed))
     if not solution.converged:
         logger.warning("The solver gave up on samples at step %d: the field is not finite", step)
     if jax.process_index() == 0:
-        path = workdir / "samples" / f"{step}_{weights}.png"
+        cost = f"_nfe{solution.nfe}" if keep_arrays else ""
+        path = workdir / "samples" / f"{step}_{weights}{cost}.png"
         x = np.asarray(solution.x)
         if source.is_image:
             save_images(path, x, source.levels)

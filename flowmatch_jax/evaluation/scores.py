@@ -41,9 +41,18 @@ def make_scorer(experiment: Experiment) -> Scorer:
     return jax.jit(score)
 
 
-def score_split(
-    experiment: Experiment, scorer: Scorer, params: Params, key: Array
-) -> dict[str, Any]:
+def score_key(seed: int) -> Array:
+    """The key of an evaluation's dequantisation noise and probes."""
+    return jax.random.fold_in(jax.random.key(seed), 1)
+
+
+def batch_size(experiment: Experiment) -> int:
+    """Items scored together: the field evaluate.batch_size, or all where they are fewer."""
+    config = experiment.config.evaluate
+    return min(config.batch_size, config.images or math.inf, len(experiment.test_source))
+
+
+def score_split(experiment: Experiment, scorer: Scorer, params: Params) -> dict[str, Any]:
     """Mean score over the test split with its standard error, and the solver's cost.
 
     Returns:
@@ -51,12 +60,12 @@ def score_split(
         "images": their number, "likelihood_nfe": mean over batches, "converged": of all solves}.
     """
     config = experiment.config.evaluate
-    batches = ordered_batches(experiment.test_source, config.batch_size, config.images)
+    size, key = batch_size(experiment), score_key(config.seed)
+    batches = ordered_batches(experiment.test_source, size, config.images)
     scores, costs, converged = [], [], True
     for i, x in enumerate(tqdm(batches, "likelihood", disable=jax.process_index() != 0)):
         # A short last batch is filled up with its first item: one shape, compiled once.
-        missing = min(config.batch_size, len(batches[0])) - len(x)
-        filled = np.concatenate([x, np.repeat(x[:1], missing, axis=0)])
+        filled = np.concatenate([x, np.repeat(x[:1], size - len(x), axis=0)])
         score, nfe, ok = scorer(params, filled, jax.random.fold_in(key, i))
         scores.append(np.asarray(score, np.float64)[: len(x)])
         costs.append(float(nfe))

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from flowmatch_jax.arrays import Array
-from flowmatch_jax.errors import UserError, at_least
+from flowmatch_jax.errors import UserError, at_least, fraction
 from flowmatch_jax.networks.layers import (
     AttentionBlock,
     Downsample,
@@ -150,6 +150,10 @@ class UNet(nn.Module):
             raise UserError(
                 "multipliers", self.multipliers, "they are one positive integer a level"
             )
+        at_least("heads", self.heads, 1)
+        if self.head_channels is not None:
+            at_least("head_channels", self.head_channels, 1)
+        fraction("dropout", self.dropout)
         levels = len(self.multipliers)
         if any(side % 2 ** (levels - 1) for side in sides):
             # side & -side is the largest power of two in it.
@@ -160,9 +164,13 @@ class UNet(nn.Module):
                 f"{levels} levels need sides divisible by {2 ** (levels - 1)}, and the images are "
                 f"{sides[0]}x{sides[1]}; give at most {fitting} multipliers",
             )
+        level_sides = [sides[0] // 2**level for level in range(levels)]
+        if not set(self.attention_sides) <= set(level_sides):
+            allowed = f"the feature maps have sides {', '.join(map(str, level_sides))}"
+            raise UserError("attention_sides", self.attention_sides, allowed)
         for level, multiplier in enumerate(self.multipliers):
             width = self.channels * multiplier
-            if level < levels - 1 and sides[0] // 2**level not in self.attention_sides:
+            if level < levels - 1 and level_sides[level] not in self.attention_sides:
                 continue
             if self.head_channels is not None and width % self.head_channels:
                 raise UserError("head_channels", self.head_channels, f"it must divide {width}")

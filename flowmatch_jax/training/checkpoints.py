@@ -22,11 +22,15 @@ WEIGHTS = {"raw": "params", "ema": "ema"}
 
 
 def open_checkpoints(
-    workdir: Path, keep_last: int = 1, keep_every: int | None = None
+    workdir: Path,
+    keep_last: int = 1,
+    keep_every: int | None = None,
+    read_only: bool = False,
 ) -> ocp.CheckpointManager:
     """The checkpoints of a workdir; to be used in a ``with``, which waits for the last write.
 
     Args:
+        read_only: for reading checkpoints that another process may be writing.
         keep_last: newest checkpoints kept.
         keep_every: checkpoints at multiples of this step are kept too; None: no others.
     """
@@ -45,6 +49,8 @@ def open_checkpoints(
         options=ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
             enable_async_checkpointing=True,
+            read_only=read_only,
+            create=not read_only,
         ),
         handler_registry=registry,
     )

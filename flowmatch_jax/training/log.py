@@ -30,7 +30,7 @@ class RunLog:
         self._events = None
         if self._writes:
             _keep_lines_until(self._path, start)
-            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
+            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
         # A terminal is redrawn twice a second; a file gets a line every half a minute.
         self._bar = tqdm(
             total=steps,

@@ -11,7 +11,7 @@ import jax
 
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.data.pipeline import train_batches
-from flowmatch_jax.errors import section
+from flowmatch_jax.errors import fraction, section
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.training import checkpoints as ckpt
 from flowmatch_jax.training.log import Meter, RunLog
@@ -53,6 +53,7 @@ def train(
     with section("config.optimizer"):
         options = dict(config.optimizer)
         ema_decay = options.pop("ema_decay")
+        fraction("ema_decay", ema_decay)
         schedule = learning_rate_schedule(
             options.pop("schedule"),
             options.pop("learning_rate"),
@@ -71,7 +72,8 @@ def train(
     keep = (config.train.keep_last, config.train.keep_every)
     with ckpt.open_checkpoints(workdir, *keep) as checkpoints:
         ckpt.check_network(checkpoints, shapes.params)
-        write_config(workdir, config)
+        if jax.process_index() == 0:
+            write_config(workdir, config)
         state = jax.jit(init, out_shardings=state_shardings(shapes, mesh))()
         start = checkpoints.latest_step() or 0
         if start:

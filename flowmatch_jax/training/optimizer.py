@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import optax
 
-from flowmatch_jax.errors import UserError, at_least, one_of
+from flowmatch_jax.errors import UserError, at_least, fraction, one_of
 
 FLOOR = 1e-8  # the learning rate at both ends of the paper's schedule
 
@@ -72,6 +72,9 @@ def adam(
     if clip_norm is not None and not clip_norm > 0:
         raise UserError("clip_norm", clip_norm, "it must be greater than 0, or unset")
     at_least("weight_decay", weight_decay, 0.0)
+    fraction("b1", b1)
+    fraction("b2", b2)
+    at_least("eps", eps, 0.0)
     return optax.chain(
         optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
         optax.scale_by_adam(b1, b2, eps),

@@ -64,7 +64,7 @@ VARIANTS = {
     "residual_resampling": {"residual_resampling": True},
     "head_channels": {"head_channels": 4},
     "attention_everywhere": {"attention_sides": (8, 4), "heads": 2},
-    "one_level": {"multipliers": (1,)},
+    "one_level": {"multipliers": (1,), "attention_sides": ()},
 }
 EACH_VARIANT = [{"testcase_name": name, "options": options} for name, options in VARIANTS.items()]
 
@@ -230,6 +230,10 @@ class ErrorsTest(parameterized.TestCase):
         ({"depth": 0}, "depth"),
         ({"channels": 0}, "channels"),
         ({"heads": 3}, "heads"),
+        ({"heads": 0}, "heads"),
+        ({"head_channels": 0}, "head_channels"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"attention_sides": (5,)}, "attention_sides"),
         ({"head_channels": 3}, "head_channels"),
     )
     def test_networks_that_cannot_be(self, options, field):
@@ -240,7 +244,7 @@ class ErrorsTest(parameterized.TestCase):
     def test_sides_that_cannot_be_halved_say_what_fits(self):
         with self.assertRaisesRegex(UserError, r"images are 28x28; give at most 3 multipliers"):
             UNet(out_channels=1, multipliers=(1, 2, 2, 2)).validate((28, 28))
-        UNet(out_channels=1, multipliers=(1, 2, 2)).validate((28, 28))
+        UNet(out_channels=1, multipliers=(1, 2, 2), attention_sides=(7,)).validate((28, 28))
 
     @parameterized.parameters(
         ({}, {"label": jnp.zeros(3, jnp.int32)}, "label"),

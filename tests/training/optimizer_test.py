@@ -63,7 +63,9 @@ class AdamTest(parameterized.TestCase):
         np.testing.assert_allclose(clipped, self.steps(optimizer.adam(0.1, eps=1.0), [short]))
 
     @parameterized.parameters(
-        ({"clip_norm": 0.0}, "clip_norm"), ({"weight_decay": -1.0}, "weight_decay")
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"weight_decay": -1.0}, "weight_decay"),
+        ({"b2": 1.0}, "b2"),
     )
     def test_impossible_values(self, options, field):
         with self.assertRaises(UserError) as caught:
