@@ -24,8 +24,8 @@ def get_config() -> ConfigDict:
     config.path.ve = ConfigDict({"sigma_min": 0.01, "sigma_max": 50.0})
 
     config.objective = ConfigDict()
-    config.objective.name = "flow_matching"
-    config.objective.predicts = "velocity"  # what the network's output means
+    config.objective.name = "flow_matching"  # flow_matching | ddpm | score_matching | scoreflow
+    config.objective.predicts = "velocity"  # the network's output: velocity | noise | score | data
     config.objective.coupling = "independent"  # how noise and data of a batch are paired
     config.objective.time = "uniform"  # how t is drawn
 

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from flowmatch_jax import likelihood, solvers
+from flowmatch_jax import likelihood, predictions, solvers
 from flowmatch_jax.arrays import Apply, Array, Field, Params
 from flowmatch_jax.couplings import COUPLINGS
 from flowmatch_jax.data.pipeline import SOURCES
@@ -23,7 +23,7 @@ from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.networks.unet import UNet
 from flowmatch_jax.objectives import OBJECTIVES, Objective
 from flowmatch_jax.paths import PATHS, GaussianPath
-from flowmatch_jax.predictions import VELOCITY_FROM, vector_field
+from flowmatch_jax.predictions import vector_field
 from flowmatch_jax.times import TIMES
 
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
@@ -101,10 +101,11 @@ def _path(config: ConfigDict) -> GaussianPath:
 def _objective(config: ConfigDict, path: GaussianPath) -> Objective:
     with section("config.objective"):
         one_of("name", config.name, OBJECTIVES)
-        one_of("predicts", config.predicts, VELOCITY_FROM)
+        predictions.validate(config.predicts, path)
         one_of("coupling", config.coupling, COUPLINGS)
         one_of("time", config.time, TIMES)
-    return OBJECTIVES[config.name](path, COUPLINGS[config.coupling], TIMES[config.time])
+        coupling, time = COUPLINGS[config.coupling], TIMES[config.time]
+        return OBJECTIVES[config.name](path, config.predicts, coupling, time)
 
 
 def _network(config: ConfigDict, source: Source) -> nn.Module:

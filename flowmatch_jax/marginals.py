@@ -31,8 +31,8 @@ def smoothed(path: GaussianPath, data_std: float) -> GaussianPath:
     """
 
     def std(t: Array, x1: Array) -> Array:
-        alpha = path.mean(t, jnp.ones_like(x1))
-        return jnp.sqrt(path.std(t, x1) ** 2 + (alpha * data_std) ** 2)
+        c = paths.coefficients(path, t, x1)
+        return jnp.sqrt(c.sigma**2 + (c.alpha * data_std) ** 2)
 
     return GaussianPath(path.mean, std, path.source_std, path.t_end)
 

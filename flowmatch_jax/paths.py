@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,27 @@ def score(path: GaussianPath, t: Array | float, x: Array, x1: Array) -> Array:
     The paper's appendix writes s_t for minus this.
     """
     return -(x - path.mean(t, x1)) / path.std(t, x1) ** 2
+
+
+class Coefficients(NamedTuple):
+    """alpha_t and sigma_t of mu_t = alpha_t x_1, and their time derivatives; of x's shape."""
+
+    alpha: Array
+    sigma: Array
+    alpha_dot: Array
+    sigma_dot: Array
+
+
+def coefficients(path: GaussianPath, t: Array | float, x: Array) -> Coefficients:
+    """The path's coefficients at t ([] or [B]), each broadcast to x [B, ...].
+
+    For paths whose mean is alpha_t x_1 and whose std does not depend on x_1, as all here.
+    """
+    one = jnp.ones_like(x)
+    t = jnp.asarray(t, x.dtype)
+    alpha_and_sigma = lambda t: (path.mean(t, one), path.std(t, one) * one)  # noqa: E731
+    values, rates = jax.jvp(alpha_and_sigma, (t,), (jnp.ones_like(t),))
+    return Coefficients(*values, *rates)
 
 
 def optimal_transport(sigma_min: float = 1e-5) -> GaussianPath:

@@ -1,7 +1,18 @@
-"""From what a network predicts to the vector field.
+"""What a network predicts, and the vector field that follows.
 
-A conversion is a function (path, t, x, output) -> v_t(x), shapes [B, ...]. Everything after
-training asks for the field alone, so that all methods are sampled and scored by the same code.
+For a path with mu_t = alpha_t x_1 and a std that does not depend on x_1, a point
+
+    x = alpha_t x_1 + sigma_t x_0
+
+and any one of these determine the others:
+
+    velocity   u = alpha'_t x_1 + sigma'_t x_0
+    noise      x_0
+    score      S = -x_0 / sigma_t            (the true sign; the paper's s_t is -S)
+    data       x_1
+
+Everything after training asks for the velocity alone, so that all methods are sampled and scored
+by the same code.
 """
 
 from __future__ import annotations
@@ -11,17 +22,89 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from flowmatch_jax.arrays import Apply, Array, Field, Params
-from flowmatch_jax.paths import GaussianPath
-
-Conversion = Callable[[GaussianPath, Array, Array, Array], Array]
-
-
-def velocity_from_velocity(path: GaussianPath, t: Array, x: Array, output: Array) -> Array:
-    """v_t itself: the prediction of flow matching."""
-    return output
+from flowmatch_jax.errors import UserError, one_of
+from flowmatch_jax.paths import Coefficients, GaussianPath, coefficients
 
 
-VELOCITY_FROM: dict[str, Conversion] = {"velocity": velocity_from_velocity}
+def _from_velocity(c: Coefficients, x: Array, u: Array) -> tuple[Array, Array]:
+    determinant = c.alpha * c.sigma_dot - c.alpha_dot * c.sigma
+    x1 = (c.sigma_dot * x - c.sigma * u) / determinant
+    x0 = (c.alpha * u - c.alpha_dot * x) / determinant
+    return x1, x0
+
+
+def _from_noise(c: Coefficients, x: Array, x0: Array) -> tuple[Array, Array]:
+    # Where alpha_t = 0, x says nothing of x_1.
+    no_data = c.alpha == 0
+    x1 = jnp.where(no_data, 0, (x - c.sigma * x0) / jnp.where(no_data, 1, c.alpha))
+    return x1, x0
+
+
+def _from_score(c: Coefficients, x: Array, score: Array) -> tuple[Array, Array]:
+    return _from_noise(c, x, -c.sigma * score)
+
+
+def _from_data(c: Coefficients, x: Array, x1: Array) -> tuple[Array, Array]:
+    return x1, (x - c.alpha * x1) / c.sigma
+
+
+# prediction -> function (coefficients, x, output) -> (x_1, x_0)
+DATA_AND_NOISE_FROM: dict[str, Callable[..., tuple[Array, Array]]] = {
+    "velocity": _from_velocity,
+    "noise": _from_noise,
+    "score": _from_score,
+    "data": _from_data,
+}
+
+# prediction -> function (coefficients, x_1, x_0) -> output
+FROM_DATA_AND_NOISE: dict[str, Callable[[Coefficients, Array, Array], Array]] = {
+    "velocity": lambda c, x1, x0: c.alpha_dot * x1 + c.sigma_dot * x0,
+    "noise": lambda c, x1, x0: x0,
+    "score": lambda c, x1, x0: -x0 / c.sigma,
+    "data": lambda c, x1, x0: x1,
+}
+
+
+def convert(
+    path: GaussianPath, t: Array | float, x: Array, output: Array, source: str, target: str
+) -> Array:
+    """One prediction as another, both of "velocity", "noise", "score", "data".
+
+    Args:
+        path: with mu_t = alpha_t x_1.
+        t: [] or [B].
+        x, output: [B, ...].
+    """
+    if source == target:
+        return output
+    c = coefficients(path, t, x)
+    return FROM_DATA_AND_NOISE[target](c, *DATA_AND_NOISE_FROM[source](c, x, output))
+
+
+def network_input(path: GaussianPath, t: Array | float, x: Array) -> Array:
+    """x as networks see it: of unit size, [B, ...].
+
+    A path whose source is not N(0, I), as VE's, is divided by the marginal standard deviation that
+    data of variance 1 have on it, sqrt(alpha_t^2 + sigma_t^2).
+    """
+    if path.source_std == 1:
+        return x
+    c = coefficients(path, t, x)
+    return x / jnp.sqrt(c.alpha**2 + c.sigma**2)
+
+
+def validate(predicts: str, path: GaussianPath) -> None:
+    """Raise UserError unless this prediction gives a velocity on all of [0, t_end].
+
+    Where the mean starts from 0, as OT's, noise and score say nothing of x_1 at t = 0.
+    """
+    one_of("predicts", predicts, DATA_AND_NOISE_FROM)
+    starts_from_nothing = not path.mean(jnp.zeros(()), jnp.ones((1, 1))).any()
+    if predicts in ("noise", "score") and starts_from_nothing:
+        allowed = (
+            "on this path it gives no velocity at t = 0; use velocity or data, or path vp or ve"
+        )
+        raise UserError("predicts", predicts, allowed)
 
 
 def vector_field(
@@ -36,14 +119,14 @@ def vector_field(
 
     Args:
         apply: the network, apply(params, t, x, label=None, condition=None).
-        predicts: what its output means, a key of `VELOCITY_FROM`.
+        predicts: what its output means: "velocity", "noise", "score" or "data".
         label: int32 [B], for a class-conditional network.
         condition: [B, H, W, C'], for a network conditioned on images.
     """
 
     def field(t: Array, x: Array) -> Array:
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
-        output = apply(params, t, x, label=label, condition=condition)
-        return VELOCITY_FROM[predicts](path, t, x, output)
+        output = apply(params, t, network_input(path, t, x), label=label, condition=condition)
+        return convert(path, t, x, output, predicts, "velocity")
 
     return field

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors", "arrays"},
     {"paths", "couplings", "times", "networks", "solvers", "pixels"},
-    {"predictions", "marginals", "likelihood", "objectives", "sampling"},
+    {"predictions", "marginals", "likelihood", "sampling"},
+    {"objectives"},
     {"data", "pictures"},
     {"experiment", "workdir"},
     {"training", "evaluation"},

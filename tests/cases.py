@@ -27,8 +27,8 @@ class Float64TestCase(parameterized.TestCase):
 
 def coefficients(path, t):
     """(alpha, sigma) at a scalar t: mu_t = alpha x_1 for all paths here."""
-    one = jnp.ones((1, 1))
-    return path.mean(t, one).reshape(()), path.std(t, one).reshape(())
+    c = paths.coefficients(path, t, jnp.ones(()))
+    return c.alpha, c.sigma
 
 
 def gaussian_velocity(path, mean, std):
@@ -44,3 +44,21 @@ def gaussian_velocity(path, mean, std):
         return alpha_dot * mean + variance_dot / (2 * variance) * (x - alpha * mean)
 
     return field
+
+
+def optimal_prediction(path, mean, std, kind):
+    """What a perfect network predicts for data N(mean, std^2 I): a posterior expectation."""
+
+    def predict(t, x):
+        c = paths.coefficients(path, t, x)
+        variance = (c.alpha * std) ** 2 + c.sigma**2
+        data = mean + c.alpha * std**2 / variance * (x - c.alpha * mean)
+        noise = c.sigma / variance * (x - c.alpha * mean)
+        return {
+            "velocity": c.alpha_dot * data + c.sigma_dot * noise,
+            "noise": noise,
+            "score": -(x - c.alpha * mean) / variance,
+            "data": data,
+        }[kind]
+
+    return predict

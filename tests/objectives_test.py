@@ -1,10 +1,21 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from flowmatch_jax import objectives, paths
-from tests.cases import EACH_PATH, gaussian_velocity
+from flowmatch_jax import objectives, paths, predictions
+from flowmatch_jax.errors import UserError
+from tests.cases import PATHS, optimal_prediction
+
+METHODS = [
+    (name, path, predicts)
+    for name in ("flow_matching", "ddpm", "score_matching", "scoreflow")
+    for path in ("ot", "vp", "ve")
+    for predicts in ("velocity", "noise", "score", "data")
+    if path != "ot" or (name == "flow_matching" and predicts in ("velocity", "data"))
+]
 
 
 class FlowMatchingTest(parameterized.TestCase):
@@ -21,18 +32,19 @@ class FlowMatchingTest(parameterized.TestCase):
         self.assertLess(abs(float(loss) - expected), 4 * standard_error)
         self.assertEqual(loss, metrics["loss"])
 
-    @parameterized.named_parameters(EACH_PATH)
-    def test_the_marginal_velocity_minimises_it(self, path):
-        """For v = (1 + a) u_t + b, the loss has its minimum at a = b = 0 (Eqs. 5, 8)."""
-        m, s = 0.4, 0.7
-        field = gaussian_velocity(path, m, s)
-        # VP's and VE's targets grow without bound towards t_end; the data's side is enough here.
+    @parameterized.parameters(*METHODS)
+    def test_the_exact_prediction_minimises_it(self, name, path_name, predicts):
+        """For (1 + a) times it, plus b, the loss has its minimum at a = b = 0 (Eqs. 5, 8)."""
+        path, m, s = PATHS[path_name], 0.4, 0.7
+        exact = optimal_prediction(path, m, s, predicts)
+        # Targets grow without bound towards t_end; the data's side is enough here.
         until_0_9 = lambda key, n, t_end: jax.random.uniform(key, (n,), maxval=0.9)  # noqa: E731
-        objective = objectives.flow_matching(path, time=until_0_9)
+        objective = objectives.OBJECTIVES[name](path, predicts, time=until_0_9)
+        to_unit = lambda t, x: predictions.network_input(path, t, jnp.ones_like(x))  # noqa: E731
 
         def apply(params, t, x, **_):
-            v = jax.vmap(lambda t, x: field(t, x[None])[0])(t, x)
-            return (1 + params[0]) * v + params[1] * jnp.abs(v).mean()
+            output = exact(t, x / to_unit(t, x))
+            return (1 + params[0]) * output + params[1] * jnp.abs(output).mean()
 
         @jax.jit
         def gradient(key):
@@ -44,6 +56,11 @@ class FlowMatchingTest(parameterized.TestCase):
         gradients = jnp.stack([gradient(key) for key in jax.random.split(jax.random.key(0), 60)])
         standard_error = gradients.std(axis=0) / np.sqrt(len(gradients))
         self.assertTrue(bool((jnp.abs(gradients.mean(axis=0)) < 4 * standard_error).all()))
+        # A minimum, and not just a flat place: elsewhere the gradient points back.
+        wrong = lambda params, *a, **k: apply(params + 0.5, *a, **k)  # noqa: E731
+        x1 = m + s * jax.random.normal(jax.random.key(1), (5000, 1))
+        slope = jax.grad(lambda p: objective(wrong, p, {"x": x1}, jax.random.key(2))[0])
+        self.assertGreater(float(slope(jnp.zeros(2)).sum()), 0)
 
     def test_what_the_network_gets(self):
         path, seen = paths.optimal_transport(), {}
@@ -75,6 +92,34 @@ class FlowMatchingTest(parameterized.TestCase):
         losses = [objective(zero, None, batch, jax.random.key(seed))[0] for seed in (0, 0, 1)]
         self.assertEqual(losses[0], losses[1])
         self.assertNotEqual(losses[0], losses[2])
+
+
+class DiffusionTest(parameterized.TestCase):
+    """Losses of a network that predicts zero noise, in closed form."""
+
+    def loss(self, name, t):
+        path = PATHS["vp"]
+        at_t = lambda key, n, t_end: jnp.full(n, t)  # noqa: E731
+        zero = lambda params, t, x, **_: jnp.zeros_like(x)  # noqa: E731
+        x1 = jnp.zeros((20_000, 2))
+        objective = objectives.OBJECTIVES[name](path, "noise", time=at_t)
+        return float(objective(zero, None, {"x": x1}, jax.random.key(0))[0])
+
+    def test_noise_and_score_matching_weigh_all_times_alike(self):
+        """E ||x_0||^2 = 1 a dimension."""
+        for name, t in itertools.product(("ddpm", "score_matching"), (0.1, 0.9)):
+            self.assertAlmostEqual(self.loss(name, t), 1, delta=4 * np.sqrt(2 / 40_000))
+
+    def test_scoreflow_weighs_by_beta_over_the_variance(self):
+        for t in (0.1, 0.9):
+            beta = 0.1 + (1 - t) * 19.9
+            alpha = np.exp(-0.5 * ((1 - t) * 0.1 + (1 - t) ** 2 * 19.9 / 2))
+            expected = beta / (1 - alpha**2)
+            self.assertAlmostEqual(self.loss("scoreflow", t) / expected, 1, delta=0.03)
+
+    def test_scoreflow_needs_a_diffusion(self):
+        with self.assertRaisesRegex(UserError, "no diffusion"):
+            objectives.scoreflow(PATHS["ot"])
 
 
 if __name__ == "__main__":

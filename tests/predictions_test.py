@@ -1,13 +1,84 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
-from flowmatch_jax import predictions
-from tests.cases import PATHS
+from flowmatch_jax import paths, predictions
+from flowmatch_jax.errors import UserError
+from tests.cases import EACH_PATH, PATHS, Float64TestCase, gaussian_velocity, optimal_prediction
+
+KINDS = ("velocity", "noise", "score", "data")
 
 
-class VectorFieldTest(absltest.TestCase):
+class ConversionTest(Float64TestCase):
+    @parameterized.named_parameters(EACH_PATH)
+    def test_each_kind_is_what_it_says(self, path):
+        """All four of one point of the path, x = sigma x_0 + alpha x_1."""
+        x0, x1 = jax.random.normal(jax.random.key(0), (2, 5, 2, 2, 1))
+        t = jnp.linspace(0.05, 0.95, 5)
+        x, u = paths.flow_and_velocity(path, t, x0, x1)
+        truth = {"velocity": u, "noise": x0, "score": paths.score(path, t, x, x1), "data": x1}
+        for source, target in itertools.product(KINDS, KINDS):
+            got = predictions.convert(path, t, x, truth[source], source, target)
+            np.testing.assert_allclose(got, truth[target], rtol=1e-6, atol=1e-8)
+
+    @parameterized.named_parameters(EACH_PATH)
+    def test_every_ordered_pair_goes_there_and_back(self, path):
+        x, output = jax.random.normal(jax.random.key(1), (2, 5, 3))
+        t = jnp.linspace(0.05, 0.95, 5)
+        for source, target in itertools.product(KINDS, KINDS):
+            there = predictions.convert(path, t, x, output, source, target)
+            back = predictions.convert(path, t, x, there, target, source)
+            np.testing.assert_allclose(back, output, rtol=1e-6, atol=1e-8)
+
+    @parameterized.named_parameters(EACH_PATH)
+    def test_exact_predictions_of_gaussian_data_are_the_marginal_velocity(self, path):
+        m, s = 0.4, 0.7
+        x = jax.random.normal(jax.random.key(2), (5, 2))
+        for t, kind in itertools.product((0.1, 0.5, 0.9), KINDS):
+            output = optimal_prediction(path, m, s, kind)(t, x)
+            got = predictions.convert(path, t, x, output, kind, "velocity")
+            np.testing.assert_allclose(got, gaussian_velocity(path, m, s)(t, x), rtol=1e-6)
+
+
+class EndsTest(parameterized.TestCase):
+    @parameterized.named_parameters(EACH_PATH)
+    def test_finite_at_both_ends_in_float32(self, path):
+        x, output = jax.random.normal(jax.random.key(0), (2, 2, 3))
+        t = jnp.array([0.0, path.t_end], jnp.float32)
+        for source, target in itertools.product(KINDS, KINDS):
+            got = predictions.convert(path, t, x, output, source, target)
+            self.assertTrue(bool(jnp.isfinite(got).all()), f"{source} -> {target}")
+
+    def test_noise_says_nothing_of_the_data_at_the_start_of_ot(self):
+        for kind in ("noise", "score"):
+            with self.assertRaisesRegex(UserError, "predicts.*no velocity at t = 0"):
+                predictions.validate(kind, PATHS["ot"])
+            predictions.validate(kind, PATHS["vp"])
+            predictions.validate(kind, PATHS["ve"])
+        for kind in ("velocity", "data"):
+            predictions.validate(kind, PATHS["ot"])
+        with self.assertRaisesRegex(UserError, "predicts: got 'future'"):
+            predictions.validate("future", PATHS["vp"])
+
+
+class NetworkInputTest(parameterized.TestCase):
+    def test_unit_variance_on_the_exploding_path(self):
+        x0, x1 = jax.random.normal(jax.random.key(0), (2, 4000, 1))
+        for t in (0.0, 0.5, 1.0):
+            x = paths.flow(PATHS["ve"], t, x0, x1)
+            seen = predictions.network_input(PATHS["ve"], t, x)
+            self.assertAlmostEqual(float(seen.std()), 1, delta=4 / np.sqrt(2 * 4000))
+
+    def test_other_paths_as_they_are(self):
+        x = jnp.ones((2, 3))
+        for name in ("ot", "vp"):
+            self.assertIs(predictions.network_input(PATHS[name], 0.3, x), x)
+
+
+class VectorFieldTest(parameterized.TestCase):
     def test_velocity_prediction_is_the_field(self):
         seen = {}
 
@@ -17,11 +88,10 @@ class VectorFieldTest(absltest.TestCase):
 
         x = jax.random.normal(jax.random.key(0), (4, 2))
         label, condition = jnp.arange(4), jnp.ones((4, 2))
-        for path in PATHS.values():
-            field = predictions.vector_field(apply, 2.0, path, "velocity", label, condition)
-            np.testing.assert_allclose(field(0.5, x), 2 * x + 0.5)
-            times = jnp.linspace(0, 1, 4)
-            np.testing.assert_allclose(field(times, x), 2 * x + times[:, None])
+        field = predictions.vector_field(apply, 2.0, PATHS["ot"], "velocity", label, condition)
+        np.testing.assert_allclose(field(0.5, x), 2 * x + 0.5)
+        times = jnp.linspace(0, 1, 4)
+        np.testing.assert_allclose(field(times, x), 2 * x + times[:, None])
         self.assertEqual(seen["t"].shape, (4,))  # networks always get one time a sample
         np.testing.assert_array_equal(seen["label"], label)
         np.testing.assert_array_equal(seen["condition"], condition)
