@@ -1,3 +1,5 @@
+import importlib
+
 import jax
 import jax.numpy as jnp
 from absl.testing import absltest, parameterized
@@ -17,6 +19,31 @@ class BuildTest(parameterized.TestCase):
     def test_checkerboard_has_the_paper_s_network(self):
         experiment = build(checkerboard_ot.get_config())
         self.assertEqual((experiment.network.width, experiment.network.depth), (512, 5))
+
+    @parameterized.parameters(
+        ("vp", "flow_matching", "velocity"),
+        ("ddpm", "ddpm", "noise"),
+        ("score", "score_matching", "score"),
+        ("scoreflow", "scoreflow", "noise"),
+    )
+    def test_the_paper_s_methods_differ_in_path_and_objective_alone(self, method, name, predicts):
+        for data, base in (("digits", digits_ot), ("checkerboard", checkerboard_ot)):
+            config = importlib.import_module(f"configs.{data}_{method}").get_config()
+            self.assertEqual(build(config).path.t_end, 1 - 1e-5)
+            self.assertEqual((config.objective.name, config.objective.predicts), (name, predicts))
+            expected = base.get_config()
+            expected.path.name = "vp"
+            expected.objective.update(name=name, predicts=predicts)
+            self.assertEqual(config.to_dict(), expected.to_dict())
+
+    def test_an_objective_on_a_path_it_is_not_defined_for(self):
+        config = digits_ot.get_config()
+        config.objective.name = "scoreflow"
+        with self.assertRaisesRegex(UserError, "config.objective.name: got 'scoreflow'.*diffusion"):
+            build(config)
+        config.objective.update(name="ddpm", predicts="noise")
+        with self.assertRaisesRegex(UserError, "config.objective.predicts: got 'noise'"):
+            build(config)
 
     def test_low_precision_is_for_training_only(self):
         config = digits_ot.get_config()
