@@ -10,7 +10,7 @@ FLOORS = [
     {"errors", "arrays"},
     {"paths", "couplings", "times", "networks", "solvers", "pixels"},
     {"predictions", "marginals", "likelihood", "sampling"},
-    {"objectives"},
+    {"objectives"},  # the upper half of WORKSPACE.md's floor 3
     {"data", "pictures"},
     {"experiment", "workdir"},
     {"training", "evaluation"},
