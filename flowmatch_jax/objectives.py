@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flowmatch_jax import couplings, predictions, times
 from flowmatch_jax.arrays import Apply, Array, Params
 from flowmatch_jax.errors import UserError
-from flowmatch_jax.paths import GaussianPath, coefficients, flow_and_velocity
+from flowmatch_jax.paths import GaussianPath, coefficients, flow_and_velocity, starts_without_data
 
 Batch = dict[str, Array]
 Objective = Callable[[Apply, Params, Batch, Array], tuple[Array, dict[str, Array]]]
@@ -91,10 +91,9 @@ def scoreflow(
     For any path that is a diffusion in reverse, beta = 2 (sigma^2 alpha'/alpha - sigma sigma').
 
     Raises:
-        UserError: the path is no diffusion: its mean starts from 0, where beta is infinite.
+        UserError: the path is no diffusion: it starts without data, where beta is infinite.
     """
-    one = jnp.ones((1, 1))
-    if not path.mean(jnp.zeros(()), one).any():
+    if starts_without_data(path):
         raise UserError("name", "scoreflow", "this path is no diffusion; use path vp or ve")
 
     def residual(t: Array, x_t: Array, x0: Array, u_t: Array, output: Array) -> Array:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from flowmatch_jax.arrays import Array, expand_time
-from flowmatch_jax.errors import UserError, at_least
+from flowmatch_jax.errors import UserError, at_least, fraction
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,11 @@ def coefficients(path: GaussianPath, t: Array | float, x: Array) -> Coefficients
     return Coefficients(*values, *rates)
 
 
+def starts_without_data(path: GaussianPath) -> bool:
+    """Whether mu_0 = 0, as OT's: at t = 0 a point of the path says nothing of x_1."""
+    return not path.mean(jnp.zeros(()), jnp.ones((1, 1))).any()
+
+
 def optimal_transport(sigma_min: float = 1e-5) -> GaussianPath:
     """mu_t = t x_1, sigma_t = 1 - (1 - sigma_min) t (Eq. 20): straight lines at constant speed.
 
@@ -103,8 +108,7 @@ def optimal_transport(sigma_min: float = 1e-5) -> GaussianPath:
         sigma_min: standard deviation around each data point at t = 1 (not stated in the paper).
             With 0 the path ends at t_end = 1 - 1e-5, where Eq. 15 is still finite.
     """
-    if not 0 <= sigma_min < 1:
-        raise UserError("sigma_min", sigma_min, "it must be in [0, 1)")
+    fraction("sigma_min", sigma_min)
     return GaussianPath(
         mean=lambda t, x1: expand_time(t, x1) * x1,
         # 1 - (1 - sigma_min) t, in the form that keeps sigma_min's digits at t = 1.

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from flowmatch_jax.arrays import Apply, Array, Field, Params
 from flowmatch_jax.errors import UserError, one_of
-from flowmatch_jax.paths import Coefficients, GaussianPath, coefficients
+from flowmatch_jax.paths import Coefficients, GaussianPath, coefficients, starts_without_data
 
 
 def _from_velocity(c: Coefficients, x: Array, u: Array) -> tuple[Array, Array]:
@@ -96,11 +96,10 @@ def network_input(path: GaussianPath, t: Array | float, x: Array) -> Array:
 def validate(predicts: str, path: GaussianPath) -> None:
     """Raise UserError unless this prediction gives a velocity on all of [0, t_end].
 
-    Where the mean starts from 0, as OT's, noise and score say nothing of x_1 at t = 0.
+    On a path that starts without data, noise and score say nothing of x_1 at t = 0.
     """
     one_of("predicts", predicts, DATA_AND_NOISE_FROM)
-    starts_from_nothing = not path.mean(jnp.zeros(()), jnp.ones((1, 1))).any()
-    if predicts in ("noise", "score") and starts_from_nothing:
+    if predicts in ("noise", "score") and starts_without_data(path):
         allowed = (
             "on this path it gives no velocity at t = 0; use velocity or data, or path vp or ve"
         )

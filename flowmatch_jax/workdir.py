@@ -1,6 +1,6 @@
 """The folder of a run: where things lie, and whether it is this experiment's.
 
-config.json  metrics.jsonl  tensorboard/  checkpoints/<step>/  samples/<step>.png
+config.json  metrics.jsonl  tensorboard/  checkpoints/<step>/  samples/<step>_<weights>.png
 evaluation/<step>.json
 """
 
@@ -52,8 +52,13 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write a JSON file at once or not at all, its folder where that is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(record, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file at once or not at all."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
+    partial.write_text(text)
     partial.replace(path)
 
 

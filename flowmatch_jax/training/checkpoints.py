@@ -30,9 +30,9 @@ def open_checkpoints(
     """The checkpoints of a workdir; to be used in a ``with``, which waits for the last write.
 
     Args:
-        read_only: for reading checkpoints that another process may be writing.
         keep_last: newest checkpoints kept.
         keep_every: checkpoints at multiples of this step are kept too; None: no others.
+        read_only: for reading checkpoints that another process may be writing.
     """
     # Telling Orbax the kind of each part lets it read the shapes of a checkpoint it did not write.
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()

@@ -14,6 +14,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from flowmatch_jax.workdir import write_text
+
 
 class RunLog:
     """Writes measurements of one run; process 0 writes, the others are silent.
@@ -127,6 +129,4 @@ def _keep_lines_until(path: Path, step: int) -> None:
                 kept.append(line)
         except json.JSONDecodeError:
             break  # the line that a killed run was writing
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept))
-    partial.replace(path)
+    write_text(path, "".join(kept))

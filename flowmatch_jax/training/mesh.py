@@ -6,7 +6,6 @@ over "fsdp"; with one device there, each device has them whole.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -87,4 +86,4 @@ def describe(mesh: Mesh) -> str:
     """One line for the log."""
     kind = mesh.devices.flat[0].device_kind
     shape = " x ".join(f"{name}={size}" for name, size in mesh.shape.items())
-    return f"{math.prod(mesh.shape.values())} x {kind} ({shape}), {jax.process_count()} process(es)"
+    return f"{mesh.size} x {kind} ({shape}), {jax.process_count()} process(es)"
