@@ -1,6 +1,8 @@
-"""Flow matching from the command line: train, evaluate, sample.
+"""Flow matching from the command line.
 
     python main.py --config=configs/digits_ot.py
+    python main.py --mode=report --runs=runs/a,runs/b
+    python main.py --mode=compare --data=digits --seeds=0,1,2
 
 Exit codes: 0 done; 2 a mistake in the flags or the config, told in one line; 1 anything else.
 """
@@ -9,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import os
-import runpy
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -18,11 +20,14 @@ from typing import NoReturn
 import absl.logging
 import jax
 from absl import app, flags
-from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+from ml_collections import FrozenConfigDict
 
 from flowmatch_jax.arrays import Params
+from flowmatch_jax.command_line import load_config, split_overrides
 from flowmatch_jax.errors import UserError, one_of
-from flowmatch_jax.evaluation.evaluate import evaluate
+from flowmatch_jax.evaluation.evaluate import evaluate, is_evaluated
+from flowmatch_jax.evaluation.figures import are_drawn, draw_figures
+from flowmatch_jax.evaluation.report import write_report
 from flowmatch_jax.evaluation.samples import draw, make_sampler
 from flowmatch_jax.experiment import Experiment, build
 from flowmatch_jax.training import checkpoints
@@ -30,75 +35,52 @@ from flowmatch_jax.training.loop import train
 from flowmatch_jax.training.mesh import make_mesh, with_shardings
 from flowmatch_jax.workdir import has_checkpoint, open_workdir
 
-MODES = ("train", "evaluate", "sample")
+logger = logging.getLogger("flowmatch_jax")
 
-_CONFIG = config_flags.DEFINE_config_file(
+MODES = ("train", "evaluate", "sample", "figures", "report", "compare")
+
+_CONFIG = flags.DEFINE_string(
     "config", None, "A file of configs/; override a field with --config.section.field=value."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/<config's name>.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of what is written. Default: runs/<the config's name, or the mode>."
+)
 _MODE = flags.DEFINE_string(
     "mode",
     "train",
     "train: train to the last step, going on where the workdir left off, then evaluate; "
-    "evaluate: score the newest checkpoint; sample: draw a picture of samples from it.",
+    "evaluate: score the newest checkpoint; sample: draw a picture of samples from it; "
+    "figures: draw the paper's figures of the run; report: tables and figures of several --runs; "
+    "compare: train, evaluate, draw and report all --methods on each of --data.",
 )
+_RUNS = flags.DEFINE_list("runs", [], "Folders of the runs to report.")
+_DATA = flags.DEFINE_list("data", ["checkerboard", "digits"], "Data sets to compare methods on.")
+_METHODS = flags.DEFINE_list(
+    "methods", ["ot", "vp", "ddpm", "score", "scoreflow"], "Of configs/<data>_<method>.py."
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds that each method of a comparison is run with.")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parse argv (the program's name first); a mistake in it ends the program with code 2."""
-    given = named_values(argv[1:])
-    # What follows a colon is the config file's own argument.
-    path = given.pop("config", "").partition(":")[0]
+    """Parse argv (the program's name first); a mistake in it ends the program with code 2.
+
+    Returns:
+        The overrides of the config's fields, --config.field=value.
+    """
+    overrides, others = split_overrides(argv[1:])
     try:
-        if path and not Path(path).is_file():
-            raise UserError("--config", path, "there is no such file; see configs/")
-        remaining = flags.FLAGS(argv)
+        remaining = flags.FLAGS([argv[0], *others])
         if len(remaining) > 1:
             raise UserError("argument", remaining[1], "flags are written --name=value")
-        if flags.FLAGS.config is None:
+        one_of("--mode", _MODE.value, MODES)
+        needs_config = _MODE.value not in ("report", "compare")
+        if needs_config and _CONFIG.value is None:
             raise UserError("--config", None, "give a file, such as configs/digits_ot.py")
-        one_of("--mode", flags.FLAGS.mode, MODES)
-        return remaining
-    except UserError as error:
+        if not needs_config and _CONFIG.value is not None:
+            raise UserError("--config", _CONFIG.value, f"--mode={_MODE.value} takes no config file")
+        return overrides
+    except (UserError, flags.Error) as error:
         stop(error)
-    except SyntaxError as error:
-        stop(UserError("--config", path, f"it is not a config file: {error}"))
-    except (flags.Error, AttributeError, KeyError, OSError) as error:
-        stop(explain(error, path, given) if path else error)
-
-
-def named_values(arguments: list[str]) -> dict[str, str]:
-    """{name: value} of flags written --name=value or --name value."""
-    values, name = {}, None
-    for argument in arguments:
-        if argument.startswith("-"):
-            name, equals, value = argument.lstrip("-").partition("=")
-            values[name] = value
-            name = None if equals else name
-        elif name is not None:
-            values[name], name = argument, None
-    return values
-
-
-def explain(error: Exception, path: str, given: dict[str, str]) -> Exception:
-    """The mistake behind an error of the flag parser's, with the field and what it may be.
-
-    Args:
-        path: of the config file.
-        given: the other flags, name -> value.
-    """
-    defaults = runpy.run_path(path)["get_config"]()
-    for name, value in given.items():
-        node = defaults
-        for field in name.split(".")[1:]:
-            if not isinstance(node, ConfigDict) or field not in node:
-                fields = ", ".join(node) if isinstance(node, ConfigDict) else "none"
-                return UserError(f"--{name}", value, f"no such field; there are: {fields}")
-            section, node = node, node[field]
-        if f"--{name}={value}:" in str(error) and name.startswith("config."):
-            kind = section.get_type(field).__name__
-            return UserError(f"--{name}", value, f"it takes a value of type {kind}")
-    return error
 
 
 def stop(error: Exception) -> NoReturn:
@@ -114,45 +96,109 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache / "flowmatch_jax" / "jax"))
 
 
-def newest_weights(
-    experiment: Experiment, workdir: Path, names: tuple[str, ...]
-) -> tuple[dict[str, Params], int]:
-    """The weights of the workdir's newest checkpoint, by kind, and its step."""
+def load_weights(
+    experiment: Experiment, workdir: Path, kinds: Sequence[str], every_step: bool = False
+) -> dict[int, dict[str, Params]]:
+    """Weights of the workdir's newest checkpoint, or of all: step -> kind -> parameters."""
     shapes = jax.eval_shape(experiment.init_params, jax.random.key(0))
     if not has_checkpoint(workdir):
         raise UserError("--workdir", str(workdir), "no checkpoint there yet; train first")
     with checkpoints.open_checkpoints(workdir, read_only=True) as saved:
-        step = saved.latest_step()
+        steps = sorted(saved.all_steps()) if every_step else [saved.latest_step()]
         checkpoints.check_network(saved, shapes)
         layout = with_shardings(shapes, make_mesh())
-        weights = {name: checkpoints.restore_weights(saved, step, name, layout) for name in names}
-    return weights, step
+        restore = partial(checkpoints.restore_weights, saved, params=layout)
+        return {step: {kind: restore(step, kind) for kind in kinds} for step in steps}
 
 
-def main(argv: list[str]) -> None:
+def run(mode: str, config: FrozenConfigDict, workdir: Path) -> None:
+    """Train, evaluate, sample or draw figures of one run."""
+    experiment = build(config)
+    open_workdir(workdir, config)
+    kinds = config.evaluate.weights
+    if mode == "figures":
+        kept = load_weights(experiment, workdir, kinds[:1], every_step=True)
+        by_step = {step: weights[kinds[0]] for step, weights in kept.items()}
+        step = max(by_step)
+        draw_figures(experiment, by_step[step], step, by_step.items(), workdir)
+        return
+    sampler = make_sampler(experiment, config.evaluate.samples)
+    if mode == "train":
+        train(experiment, workdir, partial(draw, experiment, sampler, workdir, "ema"))
+    ((step, weights),) = load_weights(experiment, workdir, kinds).items()
+    if mode == "sample":
+        for kind, params in weights.items():
+            draw(experiment, sampler, workdir, kind, params, step, keep_arrays=True)
+    else:
+        evaluate(experiment, sampler, weights, step, workdir)
+
+
+def compare(
+    data: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    overrides: list[str],
+    folder: Path,
+) -> None:
+    """Train, evaluate and draw each method on each data set, and report; what is done is skipped.
+
+    Runs are in folder/<data>_<method>_seed<seed>, reports in folder/report_<data>. Figures are
+    drawn of the first seed's runs.
+    """
+    configs = {
+        (name, method, seed): load_config(
+            f"configs/{name}_{method}.py", [*overrides, f"--config.seed={seed}"]
+        )
+        for name in data
+        for method in methods
+        for seed in seeds
+    }
+    for config in configs.values():  # a mistake shows before any training
+        build(config)
+    for name in data:
+        workdirs = []
+        for (of, method, seed), config in configs.items():
+            if of != name:
+                continue
+            workdir = folder / f"{name}_{method}_seed{seed}"
+            workdirs.append(workdir)
+            if is_evaluated(build(config), workdir):
+                logger.info("Done before: %s", workdir)
+            else:
+                logger.info("Training %s", workdir)
+                run("train", config, workdir)
+            if seed == seeds[0] and not are_drawn(build(config), workdir):
+                run("figures", config, workdir)
+            jax.clear_caches()  # one method's programs are of no use to the next
+        write_report(workdirs, folder / f"report_{name}")
+
+
+def main(overrides: list[str]) -> None:
     """Run the mode asked for."""
     use_compilation_cache()
     # This package's own messages; of the libraries', only warnings.
     absl.logging.set_verbosity(absl.logging.WARNING)
     if jax.process_index() == 0:
-        logging.getLogger("flowmatch_jax").setLevel(logging.INFO)
-    config = FrozenConfigDict(_CONFIG.value)
-    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+        logger.setLevel(logging.INFO)
+    mode, config_file = _MODE.value, _CONFIG.value
+    name = Path(config_file.partition(":")[0]).stem if config_file else mode
     workdir = Path(_WORKDIR.value or Path("runs") / name)
     try:
-        experiment = build(config)
-        open_workdir(workdir, config)
-        sampler = make_sampler(experiment)
-        if _MODE.value == "train":
-            train(experiment, workdir, partial(draw, experiment, sampler, workdir, "ema"))
-        weights, step = newest_weights(experiment, workdir, config.evaluate.weights)
-        if _MODE.value == "sample":
-            for kind, params in weights.items():
-                draw(experiment, sampler, workdir, kind, params, step, keep_arrays=True)
+        if mode == "report":
+            write_report([Path(run) for run in _RUNS.value], workdir)
+        elif mode == "compare":
+            seeds = [_seed(text) for text in _SEEDS.value]
+            compare(_DATA.value, _METHODS.value, seeds, overrides, workdir)
         else:
-            evaluate(experiment, sampler, weights, step, workdir)
+            run(mode, load_config(config_file, overrides), workdir)
     except UserError as error:
         stop(error)
+
+
+def _seed(text: str) -> int:
+    if not text.isdigit():
+        raise UserError("--seeds", text, "it takes whole numbers, such as 0,1,2")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,22 @@ def get_config() -> ConfigDict:
     config.path.ve = ConfigDict({"sigma_min": 0.01, "sigma_max": 50.0})
 
     config.objective = ConfigDict()
-    config.objective.name = "flow_matching"  # flow_matching | ddpm | score_matching | scoreflow
+    # flow_matching | ddpm | score_matching | scoreflow | maximum_likelihood
+    config.objective.name = "flow_matching"
     config.objective.predicts = "velocity"  # the network's output: velocity | noise | score | data
     config.objective.coupling = "independent"  # how noise and data of a batch are paired
     config.objective.time = "uniform"  # how t is drawn
+
+    # The solve inside a training step, for the objective maximum_likelihood alone.
+    config.maximum_likelihood = ConfigDict()
+    config.maximum_likelihood.method = "dopri5"
+    config.maximum_likelihood.rtol = 1e-5
+    config.maximum_likelihood.atol = 1e-5
+    config.maximum_likelihood.steps = placeholder(int)  # fixed methods
+    config.maximum_likelihood.max_steps = 256  # adaptive methods give up beyond
+    config.maximum_likelihood.adjoint = "checkpointed"  # checkpointed | backsolve
+    config.maximum_likelihood.divergence = "hutchinson"  # hutchinson | exact
+    config.maximum_likelihood.probes = 1
 
     config.network = ConfigDict()
     config.network.name = "unet"  # unet (images) | mlp (points)
@@ -45,7 +57,7 @@ def get_config() -> ConfigDict:
     config.network.unet.conv_resampling = True
     config.network.unet.time_scale = 1.0  # t is multiplied by this before its sinusoids
     config.network.unet.remat = False  # recompute activations in the backward pass
-    config.network.mlp = ConfigDict({"width": 512, "depth": 5})
+    config.network.mlp = ConfigDict({"width": 512, "depth": 5, "frequencies": 4})
 
     # Adam; weight_decay > 0 makes it AdamW.
     config.optimizer = ConfigDict()
@@ -80,10 +92,20 @@ def get_config() -> ConfigDict:
     config.evaluate.seed = 1  # of the noise of samples, dequantisation and probes
     config.evaluate.batch_size = 256
     config.evaluate.images = placeholder(int)  # of the test split; unset: all
-    config.evaluate.dequantisations = 1  # K of the importance bound
+    config.evaluate.dequantisations = (1,)  # each K of the importance bound
     config.evaluate.divergence = "hutchinson"  # hutchinson | exact
     config.evaluate.probes = 1
-    config.evaluate.samples = 64  # in the grid, and for the NFE
+    config.evaluate.samples = 64  # in the grid, and in each batch of those generated
+    config.evaluate.extractor = placeholder(str)  # pixels; unset: no Fréchet distance
+    config.evaluate.generated = 50_000  # samples for the Fréchet distance
+
+    # --mode=figures
+    config.figures = ConfigDict()
+    config.figures.nfe = (4, 8, 10, 20, 40, 60, 100)  # of the curves over NFE
+    config.figures.reference_nfe = 1000  # of the solution that errors are held against
+    config.figures.seeds = 256  # samples whose errors are averaged
+    config.figures.generated = 5_000  # samples for each Fréchet distance
+    config.figures.sample_nfe = (4, 8, 10, 20)  # of the pictures of samples, by midpoint: even
 
     config.mesh = ConfigDict()
     config.mesh.fsdp = 1  # devices over which parameters and optimiser state are split

@@ -11,17 +11,19 @@ def get_config() -> ConfigDict:
     config.path.name = "ot"
     config.network.name = "mlp"
 
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
     config.optimizer.ema_decay = 0.999
 
-    config.train.steps = 3000
+    config.train.steps = 25_000
     config.train.batch_size = 512
-    config.train.sample_every = 1000
-    config.train.checkpoint_every = 1000
+    config.train.sample_every = 5000
+    config.train.checkpoint_every = 2500
+    config.train.keep_every = 5000
 
     config.evaluate.divergence = "exact"
     config.evaluate.batch_size = 2000
     config.evaluate.samples = 10_000
+    config.figures.seeds = 512
     return config

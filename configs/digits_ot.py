@@ -29,4 +29,9 @@ def get_config() -> ConfigDict:
 
     config.solver.rtol = config.solver.atol = 1e-3
     config.evaluate.batch_size = 297
+    config.evaluate.extractor = "pixels"
+    config.evaluate.generated = 1500
+    config.figures.nfe = (4, 8, 12, 20, 40)
+    config.figures.seeds = 64
+    config.figures.generated = 512
     return config

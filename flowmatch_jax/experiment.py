@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from flowmatch_jax import likelihood, predictions, solvers
@@ -18,10 +19,11 @@ from flowmatch_jax.couplings import COUPLINGS
 from flowmatch_jax.data.pipeline import SOURCES
 from flowmatch_jax.data.sources import Source
 from flowmatch_jax.errors import UserError, at_least, one_of, section
+from flowmatch_jax.metrics.extractors import EXTRACTORS
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.networks.unet import UNet
-from flowmatch_jax.objectives import OBJECTIVES, Objective
+from flowmatch_jax.objectives import OBJECTIVES, Objective, maximum_likelihood
 from flowmatch_jax.paths import PATHS, GaussianPath
 from flowmatch_jax.predictions import vector_field
 from flowmatch_jax.times import TIMES
@@ -77,6 +79,9 @@ def build(config: ConfigDict) -> Experiment:
     with section("config.data"):
         one_of("name", config.data.name, SOURCES)
     train_source = SOURCES[config.data.name]("train")
+    if config.evaluate.extractor is not None and not train_source.is_image:
+        allowed = f"{train_source.name} is a set of points: leave it unset"
+        raise UserError("config.evaluate.extractor", config.evaluate.extractor, allowed)
     path = _path(config.path)
     network = _network(config.network, train_source)
     return Experiment(
@@ -84,7 +89,7 @@ def build(config: ConfigDict) -> Experiment:
         train_source=train_source,
         test_source=SOURCES[config.data.name]("test"),
         path=path,
-        objective=_objective(config.objective, path),
+        objective=_objective(config, path),
         network=network,
         train_apply=pure_apply(network.clone(dtype=DTYPES[config.network.dtype])),
         apply=pure_apply(network),
@@ -99,13 +104,20 @@ def _path(config: ConfigDict) -> GaussianPath:
 
 
 def _objective(config: ConfigDict, path: GaussianPath) -> Objective:
+    fields = config.objective
     with section("config.objective"):
-        one_of("name", config.name, OBJECTIVES)
-        predictions.validate(config.predicts, path)
-        one_of("coupling", config.coupling, COUPLINGS)
-        one_of("time", config.time, TIMES)
-        coupling, time = COUPLINGS[config.coupling], TIMES[config.time]
-        return OBJECTIVES[config.name](path, config.predicts, coupling, time)
+        one_of("name", fields.name, (*OBJECTIVES, "maximum_likelihood"))
+        predictions.validate(fields.predicts, path)
+        one_of("coupling", fields.coupling, COUPLINGS)
+        one_of("time", fields.time, TIMES)
+    if fields.name == "maximum_likelihood":
+        if config.network.name == "unet" and config.network.unet.dropout > 0:
+            allowed = "maximum likelihood solves through one field, without dropout: set it to 0"
+            raise UserError("config.network.unet.dropout", config.network.unet.dropout, allowed)
+        return maximum_likelihood(path, fields.predicts, **config.maximum_likelihood)
+    with section("config.objective"):
+        coupling, time = COUPLINGS[fields.coupling], TIMES[fields.time]
+        return OBJECTIVES[fields.name](path, fields.predicts, coupling, time)
 
 
 def _network(config: ConfigDict, source: Source) -> nn.Module:
@@ -119,6 +131,7 @@ def _network(config: ConfigDict, source: Source) -> nn.Module:
             if kind == "mlp":
                 at_least("width", config.mlp.width, 1)
                 at_least("depth", config.mlp.depth, 1)
+                at_least("frequencies", config.mlp.frequencies, 0)
                 return MLP(**config.mlp)
             network = UNet(out_channels=source.shape[-1], **config.unet)
             network.validate(source.shape[:2])
@@ -139,16 +152,41 @@ def _check_numbers(config: ConfigDict) -> None:
             at_least("keep_every", config.train.keep_every, 1)
     with section("config.solver"):
         solvers.validate(**config.solver)
+    with section("config.maximum_likelihood"):
+        fields = dict(config.maximum_likelihood)
+        one_of("divergence", fields.pop("divergence"), likelihood.DIVERGENCES)
+        one_of("adjoint", fields.pop("adjoint"), solvers.ADJOINTS)
+        at_least("probes", fields.pop("probes"), 1)
+        at_least("max_steps", fields.pop("max_steps"), 1)
+        solvers.validate(**fields)
     with section("config.evaluate"):
         one_of("divergence", config.evaluate.divergence, likelihood.DIVERGENCES)
         at_least("seed", config.evaluate.seed, 0)
-        for name in ("batch_size", "dequantisations", "probes", "samples"):
+        for name in ("batch_size", "probes", "samples"):
             at_least(name, config.evaluate[name], 1)
+        if not config.evaluate.dequantisations:
+            raise UserError("dequantisations", (), "give at least one K, such as (1,)")
+        for k in config.evaluate.dequantisations:
+            at_least("dequantisations", k, 1)
+        if config.evaluate.extractor is not None:
+            one_of("extractor", config.evaluate.extractor, EXTRACTORS)
+            at_least("generated", config.evaluate.generated, 2)  # for a covariance
         if config.evaluate.images is not None:
             at_least("images", config.evaluate.images, 2)  # for a standard error
         if not config.evaluate.weights:
             raise UserError("weights", (), f"give at least one of: {', '.join(WEIGHTS)}")
         for name in config.evaluate.weights:
             one_of("weights", name, WEIGHTS)
+    with section("config.figures"):
+        for name in ("nfe", "sample_nfe"):
+            for n in config.figures[name] or (0,):
+                at_least(name, n, 1)
+        for name in ("seeds", "reference_nfe"):
+            at_least(name, config.figures[name], 1)
+        at_least("generated", config.figures.generated, 2)
+        for name in ("reference_nfe", "sample_nfe"):
+            numbers = config.figures[name]
+            if np.any(np.asarray(numbers) % 2):
+                raise UserError(name, numbers, "midpoint makes two calls a step: give even numbers")
     with section("config.mesh"):
         at_least("fsdp", config.mesh.fsdp, 1)

@@ -96,6 +96,8 @@ def log_prob(
     atol: float = 1e-5,
     steps: int | None = None,
     grid: Any = None,
+    adjoint: str = "checkpointed",
+    max_steps: int | None = None,
 ) -> LogProb:
     """log p_1(x_1) of the flow of a vector field, whose source is N(0, source_std^2 I).
 
@@ -109,6 +111,7 @@ def log_prob(
         probes: number of Hutchinson probes.
         method, rtol, atol, steps, grid: as for `solvers.integrate` from t0 to t1. The
             error of x alone steers adaptive steps; the log-density follows.
+        adjoint, max_steps: for derivatives of the log-probability, see `solvers.integrate`.
 
     Raises:
         UserError: an unknown divergence, fewer than one probe, no key where probes need one, or an
@@ -136,6 +139,8 @@ def log_prob(
         steps,
         None if grid is None else grid[::-1],
         error_norm=lambda state: optimistix.rms_norm(state[0]),
+        adjoint=adjoint,
+        max_steps=max_steps,
     )
     x0, minus_integral = solution.x
     return LogProb(
@@ -170,9 +175,17 @@ def importance_bound(log_probs: Array) -> Array:
 
 
 class ImageLikelihood(NamedTuple):
-    """bits_per_dim [B]; nfe float32 [], the mean over the K solves; converged bool []."""
+    """What K solves tell of images.
+
+    Attributes:
+        bits_per_dim: [B], by all K dequantisations.
+        log_probs: [K, B], in nats, of each: the first k give the bound of k.
+        nfe: float32 [], the mean over the solves.
+        converged: bool [], of all.
+    """
 
     bits_per_dim: Array
+    log_probs: Array
     nfe: Array
     converged: Array
 
@@ -202,5 +215,8 @@ def image_bits_per_dim(
     bound = importance_bound(results.log_prob)
     dims = math.prod(image.shape[1:])
     return ImageLikelihood(
-        bits_per_dim(bound, dims, levels), results.nfe.mean(), results.converged.all()
+        bits_per_dim(bound, dims, levels),
+        results.log_prob,
+        results.nfe.mean(),
+        results.converged.all(),
     )

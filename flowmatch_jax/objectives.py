@@ -4,8 +4,10 @@ An objective is a function (apply, params, batch, key) -> (loss, metrics): a sca
 a dict of scalars to log. ``batch["x"]`` is x_1 [B, ...] in model space; "label" [B] and
 "condition" [B, H, W, C'] are handed to the network where present.
 
-All here regress on a point of the path, x_t = sigma_t x_0 + mu_t, and differ in the residual they
-square; it is averaged over dimensions, so that losses compare across image sizes. Each takes
+Those of OBJECTIVES regress on a point of the path, x_t = sigma_t x_0 + mu_t, and differ in the
+residual they square; it is averaged over dimensions, so that losses compare across image sizes.
+`maximum_likelihood`, what continuous normalizing flows were trained by before, solves the flow
+itself in each step instead. Each regression takes
 
     path: the conditional path;
     predicts: what the network's output means (see `predictions`);
@@ -15,7 +17,9 @@ square; it is averaged over dimensions, so that losses compare across image size
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +27,7 @@ import jax.numpy as jnp
 from flowmatch_jax import couplings, predictions, times
 from flowmatch_jax.arrays import Apply, Array, Params
 from flowmatch_jax.errors import UserError
+from flowmatch_jax.likelihood import log_prob
 from flowmatch_jax.paths import GaussianPath, coefficients, flow_and_velocity, starts_without_data
 
 Batch = dict[str, Array]
@@ -104,6 +109,36 @@ def scoreflow(
     return _regression(path, residual, coupling, time)
 
 
+def maximum_likelihood(path: GaussianPath, predicts: str = "velocity", **solve: Any) -> Objective:
+    """-E log p_1(x_1) in nats a dimension, through the solve of `likelihood.log_prob` (Appendix C).
+
+    Of the path it knows the source and the end of time alone: the flow finds its own way. Dropout
+    is off, since it would be a new field at each call.
+
+    Args:
+        path, predicts: as for the regressions.
+        **solve: the options of `likelihood.log_prob`; adjoint and max_steps say how the
+            gradient is taken.
+
+    Returns:
+        An objective whose metrics are "loss", "nfe" (calls of the field with its divergence,
+        forward alone) and "converged" (0 or 1).
+    """
+
+    def objective(
+        apply: Apply, params: Params, batch: Batch, key: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        x1 = batch["x"]
+        inputs = {name: batch.get(name) for name in ("label", "condition")}
+        field = predictions.vector_field(apply, params, path, predicts, **inputs)
+        result = log_prob(field, x1, key, source_std=path.source_std, t1=path.t_end, **solve)
+        loss = -jnp.mean(result.log_prob) / math.prod(x1.shape[1:])
+        cost = {"nfe": result.nfe, "converged": result.converged}
+        return loss, {"loss": loss} | {name: n.astype(x1.dtype) for name, n in cost.items()}
+
+    return objective
+
+
 def _score_error(
     path: GaussianPath, predicts: str, t: Array, x_t: Array, x0: Array, output: Array
 ) -> Array:
@@ -132,6 +167,7 @@ def _regression(
     return objective
 
 
+# The regressions, name -> function (path, predicts, coupling, time).
 OBJECTIVES = {
     "flow_matching": flow_matching,
     "ddpm": noise_matching,

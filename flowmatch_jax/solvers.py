@@ -8,6 +8,7 @@ serves the whole batch, so the function evaluations of an adaptive method depend
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import diffrax
@@ -44,6 +45,11 @@ ADAPTIVE = {
     "tsit5": diffrax.Tsit5,
     "dopri8": diffrax.Dopri8,
     "bosh3": diffrax.Bosh3,
+}
+# name -> function of the step control on the way back
+ADJOINTS = {
+    "checkpointed": lambda control: diffrax.RecursiveCheckpointAdjoint(),
+    "backsolve": lambda control: diffrax.BacksolveAdjoint(stepsize_controller=control),
 }
 
 
@@ -184,6 +190,8 @@ def integrate(
     grid: Sequence[float] | Array | None = None,
     save_at: Sequence[float] | Array | None = None,
     error_norm: Callable[[Any], Array] = optimistix.rms_norm,
+    adjoint: str = "checkpointed",
+    max_steps: int | None = None,
 ) -> Solution:
     """Follow dx/dt = field(t, x) from x at t0 to t1; backwards in time when t1 < t0.
 
@@ -202,47 +210,67 @@ def integrate(
             interpolation: no further calls of the field.
         error_norm: of the scaled error, which an adaptive step must keep below 1; by default the
             root mean square over all numbers of all samples, as in torchdiffeq.
+        adjoint: how derivatives are taken in reverse. "checkpointed": through the steps taken,
+            exactly, states between checkpoints computed again. "backsolve": by the adjoint
+            equation, solved back in time with the same method, in constant memory.
+        max_steps: an adaptive solve that needs more gives up (converged = False); "checkpointed"
+            derivatives of one need this bound.
 
     Raises:
-        UserError: steps or a grid for an adaptive method, none or both for a fixed one, or a grid
-            that does not lead from t0 to t1.
+        UserError: steps or a grid for an adaptive method, none or both for a fixed one, a grid
+            that does not lead from t0 to t1, an unknown adjoint, or backsolve with save_at.
     """
     validate(method, rtol, atol, steps, grid)
+    one_of("adjoint", adjoint, ADJOINTS)
+    if adjoint == "backsolve" and save_at is not None:
+        raise UserError("save_at", save_at, "backsolve keeps the end alone; take 'checkpointed'")
     if grid is not None:
         validate_grid(grid, t0, t1)
     dtype = jnp.result_type(*jax.tree.leaves(x))
     t0, t1 = jnp.asarray(t0, dtype), jnp.asarray(t1, dtype)
-    term = diffrax.ODETerm(lambda t, x, args: field(t, x))
     solver = (FIXED | ADAPTIVE)[method]()
     if method in FIXED:
         times = jnp.linspace(t0, t1, steps + 1) if grid is None else jnp.asarray(grid, dtype)
         # The ends exactly, whatever the rounding of linspace or of the caller's grid.
-        controller = diffrax.StepTo(times.at[0].set(t0).at[-1].set(t1))
-        dt0 = None
+        times = times.at[0].set(t0).at[-1].set(t1)
+        controller = diffrax.StepTo(times)
+        # diffrax turns time about, so that it grows, before it hands it to the adjoint.
+        backward = diffrax.StepTo(times[::-1] * jnp.sign(t1 - t0))
+        dt0, max_steps = None, len(times) - 1
     else:
         # From a start that is not finite no step passes: take none.
         t1 = jnp.where(all_finite(x), t1, t0)
         # A step that the dtype cannot add to t means a field that is not finite: stop, do not spin.
         smallest = jnp.finfo(dtype).eps * jnp.abs(t1 - t0)
-        controller = diffrax.PIDController(
-            rtol=rtol, atol=atol, norm=error_norm, dtmin=smallest, force_dtmin=False
+        control = partial(
+            diffrax.PIDController, rtol=rtol, atol=atol, dtmin=smallest, force_dtmin=False
         )
-        dt0 = first_step(field, x, t0, t1, solver.order(term), rtol, atol, error_norm)
-    ends = diffrax.SubSaveAt(t1=True)
-    between = None if save_at is None else diffrax.SubSaveAt(ts=jnp.asarray(save_at, dtype))
+        controller = control(norm=error_norm)
+        backward = control(norm=diffrax.adjoint_rms_seminorm)
+        order = solver.order(diffrax.ODETerm(field))
+        dt0 = first_step(field, x, t0, t1, order, rtol, atol, error_norm)
+        # The solution does not depend on it: no derivatives.
+        dt0 = jax.lax.stop_gradient(dt0)
+    # Derivatives by arrays that the field closes over: backsolve wants them as arguments.
+    field, closed_over = jax.closure_convert(field, t0, x)
+    kept = diffrax.SubSaveAt(t1=True)
+    if save_at is not None:
+        kept = (kept, diffrax.SubSaveAt(ts=jnp.asarray(save_at, dtype)))
     solution = diffrax.diffeqsolve(
-        term,
+        diffrax.ODETerm(lambda t, x, arrays: field(t, x, *arrays)),
         solver,
         t0=t0,
         t1=t1,
         dt0=dt0,
         y0=x,
+        args=closed_over,
         stepsize_controller=controller,
-        saveat=diffrax.SaveAt(subs=(ends, between)),
-        max_steps=None,
+        saveat=diffrax.SaveAt(subs=kept),
+        adjoint=ADJOINTS[adjoint](backward),
+        max_steps=max_steps,
         throw=False,
     )
-    end, trajectory = solution.ys
+    end, trajectory = (solution.ys, None) if save_at is None else solution.ys
     x1 = jax.tree.map(lambda y: y[0], end)
     return Solution(
         x=x1,

@@ -32,7 +32,13 @@ class MistakesTest(parameterized.TestCase):
             "--config.train.stepz: got '5'; no such field",
         ),
         ("no_such_flag", (DIGITS, "--wordir=x"), "wordir"),
-        ("no_such_mode", (DIGITS, "--mode=fly"), "--mode", "'fly'", "evaluate, sample, train"),
+        (
+            "no_such_mode",
+            (DIGITS, "--mode=fly"),
+            "--mode",
+            "'fly'",
+            "evaluate, figures, report, sample, train",
+        ),
         ("stray_argument", (DIGITS, "train"), "'train'", "--name=value"),
         (
             "no_such_field",

@@ -12,13 +12,17 @@ from typing import Any
 import jax
 
 from flowmatch_jax.arrays import Params
+from flowmatch_jax.evaluation.quality import judge_samples, moments_hash, reference_moments
 from flowmatch_jax.evaluation.samples import Sampler, draw
 from flowmatch_jax.evaluation.scores import batch_size, make_scorer, score_split
 from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.metrics.frechet import Moments
 from flowmatch_jax.workdir import write_json
 
 logger = logging.getLogger(__name__)
 
+# Settings that say where an evaluation was made, not what it is of.
+MACHINE = ("device", "devices", "python", "packages")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy")
 
 
@@ -42,18 +46,39 @@ def evaluate(
         What is added: the settings, and "results" by kind of weights.
     """
     scorer = make_scorer(experiment)
+    config = experiment.config.evaluate
+    reference = reference_moments(experiment) if config.extractor else None
     results = {}
     for name, params in weights.items():
         samples = draw(experiment, sampler, workdir, name, params, step)
         results[name] = score_split(experiment, scorer, params) | {
-            "sample_nfe": int(samples.nfe),
+            "sample_nfe": float(samples.nfe),
             "samples_converged": bool(samples.converged),
         }
+        if reference is not None:
+            results[name] |= judge_samples(experiment, sampler, params, config.generated, reference)
         logger.info("%s weights at step %d: %s", name, step, json.dumps(results[name]))
-    record = settings(experiment, step) | {"results": results}
+    record = settings(experiment, step, reference) | {"results": results}
     if jax.process_index() == 0:
         add_record(workdir / "evaluation" / f"{step}.json", record)
     return record
+
+
+def is_evaluated(experiment: Experiment, workdir: Path) -> bool:
+    """Whether the run is trained to its last step and evaluated there with these very settings."""
+    step = experiment.config.train.steps
+    path = workdir / "evaluation" / f"{step}.json"
+    if not path.exists():
+        return False
+    reference = reference_moments(experiment) if experiment.config.evaluate.extractor else None
+    wanted = settings(experiment, step, reference)
+    for name in MACHINE:
+        del wanted[name]
+    return any(
+        set(experiment.config.evaluate.weights) <= record["results"].keys()
+        and all(record[name] == wanted[name] for name in wanted)
+        for record in json.loads(path.read_text())["evaluations"]
+    )
 
 
 def add_record(path: Path, record: dict[str, Any]) -> None:
@@ -68,8 +93,12 @@ def add_record(path: Path, record: dict[str, Any]) -> None:
     write_json(path, {"step": record["step"], "evaluations": records})
 
 
-def settings(experiment: Experiment, step: int) -> dict[str, Any]:
-    """All that the numbers of an evaluation depend on, besides the weights."""
+def settings(experiment: Experiment, step: int, reference: Moments | None) -> dict[str, Any]:
+    """All that the numbers of an evaluation depend on, besides the weights.
+
+    Args:
+        reference: what samples are held against, if anything.
+    """
     config, source = experiment.config, experiment.test_source
     return {
         "step": step,
@@ -88,11 +117,21 @@ def settings(experiment: Experiment, step: int) -> dict[str, Any]:
         "likelihood": {
             "batch_size": batch_size(experiment),
             "images": min(config.evaluate.images or len(source), len(source)),
-            "dequantisations": config.evaluate.dequantisations if source.is_image else None,
+            "dequantisations": list(config.evaluate.dequantisations) if source.is_image else None,
             "divergence": config.evaluate.divergence,
             "probes": config.evaluate.probes,
         },
         "samples": {"batch_size": config.evaluate.samples},
+        "frechet": reference
+        and {
+            "extractor": config.evaluate.extractor,
+            "generated": config.evaluate.generated,
+            "reference": {
+                "split": experiment.train_source.split,
+                "images": reference.count,
+                "sha256": moments_hash(reference),
+            },
+        },
         "dtype": "float32",
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,27 +21,30 @@ logger = logging.getLogger(__name__)
 Sampler = Callable[[Params, Array], Solution]
 
 
-def make_sampler(experiment: Experiment) -> Sampler:
-    """Compile (params, key) -> Solution with x [config.evaluate.samples, ...] in model space."""
+def make_sampler(experiment: Experiment, size: int, **solver: Any) -> Sampler:
+    """Compile (params, key) -> Solution with x [size, ...] in model space.
+
+    Args:
+        size: samples in a batch.
+        **solver: in place of the config's: method, rtol, atol, steps, save_at.
+    """
     path = experiment.path
-    shape = (experiment.config.evaluate.samples, *experiment.train_source.shape)
+    shape = (size, *experiment.train_source.shape)
+    options = solver or experiment.solver()
 
     def sampler(params: Params, key: Array) -> Solution:
-        return sample(
-            experiment.field(params),
-            key,
-            shape,
-            path.source_std,
-            path.t_end,
-            **experiment.solver(),
-        )
+        field = experiment.field(params)
+        return sample(field, key, shape, path.source_std, path.t_end, **options)
 
     return jax.jit(sampler)
 
 
-def sample_key(seed: int) -> Array:
-    """The key of an evaluation's samples; its scores have another (`scores.score_key`)."""
-    return jax.random.fold_in(jax.random.key(seed), 0)
+def sample_key(seed: int, batch: int = 0) -> Array:
+    """The key of a batch of an evaluation's samples; its scores have another (`scores.score_key`).
+
+    The same for all weights, methods and solvers, so that these start from the same noise.
+    """
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), batch)
 
 
 def draw(

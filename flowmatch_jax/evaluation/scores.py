@@ -8,19 +8,27 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from flowmatch_jax.arrays import Array, Params
 from flowmatch_jax.data.pipeline import ordered_batches
 from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.likelihood import image_bits_per_dim, log_prob
+from flowmatch_jax.likelihood import (
+    bits_per_dim,
+    image_bits_per_dim,
+    importance_bound,
+    log_prob,
+)
+from flowmatch_jax.progress import progress_bar
 
-# (params, x, key) -> (score [B], nfe [], converged [])
-Scorer = Callable[[Params, Array, Array], tuple[Array, Array, Array]]
+# (params, x, key) -> (scores {name: [B]}, nfe [], converged [])
+Scorer = Callable[[Params, Array, Array], tuple[dict[str, Array], Array, Array]]
 
 
 def make_scorer(experiment: Experiment) -> Scorer:
-    """Compile the score of a batch: bits/dim of images, log-likelihood in nats of points."""
+    """Compile the scores of a batch: bits/dim of images by each K, nats of points.
+
+    Bits/dim are named by `bits_name`.
+    """
     config = experiment.config.evaluate
     solve = dict(
         source_std=experiment.path.source_std,
@@ -29,16 +37,29 @@ def make_scorer(experiment: Experiment) -> Scorer:
         probes=config.probes,
         **experiment.solver(),
     )
-    levels = experiment.test_source.levels
+    source = experiment.test_source
 
-    def score(params: Params, x: Array, key: Array) -> tuple[Array, Array, Array]:
+    def score(params: Params, x: Array, key: Array) -> tuple[dict[str, Array], Array, Array]:
         field = experiment.field(params)
-        if levels is None:
+        if not source.is_image:
             result = log_prob(field, x, key, **solve)
-            return result.log_prob, result.nfe, result.converged
-        return image_bits_per_dim(field, x, key, levels, config.dequantisations, **solve)
+            return {"log_likelihood": result.log_prob}, result.nfe, result.converged
+        most = max(config.dequantisations)
+        result = image_bits_per_dim(field, x, key, source.levels, most, **solve)
+        bits = {
+            bits_name(k): bits_per_dim(
+                importance_bound(result.log_probs[:k]), math.prod(source.shape), source.levels
+            )
+            for k in config.dequantisations
+        }
+        return bits, result.nfe, result.converged
 
     return jax.jit(score)
+
+
+def bits_name(k: int) -> str:
+    """What bits/dim by k dequantisations are called in an evaluation."""
+    return f"bits_per_dim_k{k}"
 
 
 def score_key(seed: int) -> Array:
@@ -53,28 +74,29 @@ def batch_size(experiment: Experiment) -> int:
 
 
 def score_split(experiment: Experiment, scorer: Scorer, params: Params) -> dict[str, Any]:
-    """Mean score over the test split with its standard error, and the solver's cost.
+    """Mean scores over the test split with their standard errors, and the solver's cost.
 
     Returns:
-        {"bits_per_dim" or "log_likelihood": mean, "..._standard_error": over images,
-        "images": their number, "likelihood_nfe": mean over batches, "converged": of all solves}.
+        {"bits_per_dim_k<K>" for each K, or "log_likelihood": mean, "..._standard_error": over
+        images, "images": their number, "likelihood_nfe": mean over solves, "converged": of all}.
     """
     config = experiment.config.evaluate
     size, key = batch_size(experiment), score_key(config.seed)
     batches = ordered_batches(experiment.test_source, size, config.images)
-    scores, costs, converged = [], [], True
-    for i, x in enumerate(tqdm(batches, "likelihood", disable=jax.process_index() != 0)):
+    parts, costs, converged = [], [], True
+    for i, x in enumerate(progress_bar(batches, desc="likelihood")):
         # A short last batch is filled up with its first item: one shape, compiled once.
         filled = np.concatenate([x, np.repeat(x[:1], size - len(x), axis=0)])
-        score, nfe, ok = scorer(params, filled, jax.random.fold_in(key, i))
-        scores.append(np.asarray(score, np.float64)[: len(x)])
+        scores, nfe, ok = scorer(params, filled, jax.random.fold_in(key, i))
+        parts.append({name: np.asarray(s, np.float64)[: len(x)] for name, s in scores.items()})
         costs.append(float(nfe))
         converged = converged and bool(ok)
-    scores = np.concatenate(scores)
-    name = "bits_per_dim" if experiment.test_source.is_image else "log_likelihood"
-    return {
-        name: float(scores.mean()),
-        f"{name}_standard_error": float(scores.std(ddof=1) / math.sqrt(len(scores))),
+    results = {}
+    for name in parts[0]:
+        scores = np.concatenate([part[name] for part in parts])
+        results[name] = float(scores.mean())
+        results[f"{name}_standard_error"] = float(scores.std(ddof=1) / math.sqrt(len(scores)))
+    return results | {
         "images": len(scores),
         "likelihood_nfe": float(np.mean(costs)),
         "converged": converged,

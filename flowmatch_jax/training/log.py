@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
+from flowmatch_jax.progress import progress_bar
 from flowmatch_jax.workdir import write_text
 
 
@@ -33,14 +32,7 @@ class RunLog:
         if self._writes:
             _keep_lines_until(self._path, start)
             self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
-        # A terminal is redrawn twice a second; a file gets a line every half a minute.
-        self._bar = tqdm(
-            total=steps,
-            initial=start,
-            unit="step",
-            disable=not self._writes,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
-        )
+        self._bar = progress_bar(total=steps, initial=start, unit="step")
 
     def advance(self) -> None:
         """One step done."""

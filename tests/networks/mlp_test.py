@@ -20,7 +20,22 @@ class MLPTest(absltest.TestCase):
     def test_layers_of_the_paper(self):
         params = jax.eval_shape(MLP().init, jax.random.key(0), self.t, self.x)
         kernels = [p.shape for p in jax.tree.leaves(params) if p.ndim == 2]
-        self.assertCountEqual(kernels, [(3, 512), *[(512, 512)] * 4, (512, 2)])
+        # x and t, and a sine and a cosine of each in four octaves.
+        self.assertCountEqual(kernels, [(3 + 2 * 4 * 3, 512), *[(512, 512)] * 4, (512, 2)])
+        plain = jax.eval_shape(MLP(frequencies=0).init, jax.random.key(0), self.t, self.x)
+        self.assertEqual(plain["params"]["hidden_0"]["kernel"].shape, (3, 512))
+
+    def test_sinusoids_have_periods_of_8_and_2(self):
+        variables = jax.tree.map(lambda p: p + 0.1, self.variables)
+        hidden = variables["params"]["hidden_0"]
+        apply = lambda t, x: self.module.apply(variables, t, x)  # noqa: E731
+        before = apply(self.t, self.x)
+        self.assertGreater(float(jnp.abs(apply(self.t, self.x + 8) - before).max()), 1e-3)
+        hidden["kernel"] = hidden["kernel"].at[:3].set(0)  # of the coordinates themselves
+        before = apply(self.t, self.x)
+        np.testing.assert_allclose(apply(self.t, self.x + 8), before, rtol=1e-4)
+        np.testing.assert_allclose(apply(self.t + 2, self.x), before, rtol=1e-4)
+        self.assertGreater(float(jnp.abs(apply(self.t + 1, self.x) - before).max()), 1e-3)
 
     def test_time_may_be_a_scalar(self):
         variables = jax.tree.map(lambda p: p + 0.1, self.variables)
@@ -31,7 +46,7 @@ class MLPTest(absltest.TestCase):
 
     def test_bfloat16_stays_inside(self):
         variables = jax.tree.map(lambda p: p + 0.1, self.variables)
-        low = MLP(16, 3, jnp.bfloat16).apply(variables, self.t, self.x)
+        low = MLP(16, 3, dtype=jnp.bfloat16).apply(variables, self.t, self.x)
         self.assertEqual(low.dtype, jnp.float32)
         np.testing.assert_allclose(low, self.module.apply(variables, self.t, self.x), rtol=0.05)
 

@@ -1,0 +1,117 @@
+"""What samples cost and what they are worth: over function evaluations, and over training.
+
+Numbers are rows, dicts of one shape, for a CSV file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from flowmatch_jax.arrays import Params
+from flowmatch_jax.evaluation.quality import distance_name, judge_samples, reference_moments
+from flowmatch_jax.evaluation.samples import Sampler, make_sampler, sample_key
+from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.progress import progress_bar
+from flowmatch_jax.solvers import count_calls
+
+Rows = list[dict[str, Any]]
+
+METHODS = ("euler", "midpoint", "rk4")
+
+
+def steps_for(method: str, nfe: int) -> int | None:
+    """Steps of a fixed method that make ``nfe`` calls; None where no whole number does."""
+    steps, rest = divmod(nfe, count_calls(method, 1))
+    return None if rest else steps
+
+
+def batch_size(experiment: Experiment) -> int:
+    """Samples drawn together."""
+    config = experiment.config
+    return min(config.evaluate.samples, config.figures.seeds)
+
+
+def solve_batches(experiment: Experiment, sampler: Sampler, params: Params) -> np.ndarray:
+    """config.figures.seeds samples from the same noise for any sampler, [N, ...]."""
+    config, size = experiment.config, batch_size(experiment)
+    batches = range(-(-config.figures.seeds // size))
+    x = [sampler(params, sample_key(config.evaluate.seed, batch)).x for batch in batches]
+    return np.concatenate(x)[: config.figures.seeds]
+
+
+def over_nfe(experiment: Experiment, params: Params) -> Rows:
+    """Figure 7: of each fixed method at each NFE, the squared error and the Fréchet distance.
+
+    Returns:
+        Rows of "method", "nfe", "mean_squared_error" (a dimension, model space, against the
+        solution at config.figures.reference_nfe by midpoint from the same noise) and, with an
+        extractor, "fd_...".
+    """
+    config, size = experiment.config, batch_size(experiment)
+    exact_steps = steps_for("midpoint", config.figures.reference_nfe)
+    exact_sampler = make_sampler(experiment, size, method="midpoint", steps=exact_steps)
+    exact = solve_batches(experiment, exact_sampler, params)
+    moments = reference_moments(experiment) if config.evaluate.extractor else None
+    rows = []
+    cells = [(method, nfe) for method in METHODS for nfe in config.figures.nfe]
+    for method, nfe in progress_bar(cells, desc="over NFE"):
+        steps = steps_for(method, nfe)
+        if steps is None:
+            continue
+        sampler = make_sampler(experiment, size, method=method, steps=steps)
+        error = solve_batches(experiment, sampler, params) - exact
+        row = {"method": method, "nfe": nfe, "mean_squared_error": float(np.mean(error**2))}
+        if moments is not None:
+            count = config.figures.generated
+            judged = judge_samples(experiment, sampler, params, count, moments, silent=True)
+            row[distance_name(experiment)] = judged[distance_name(experiment)]
+        rows.append(row)
+    return rows
+
+
+def over_training(experiment: Experiment, weights: Iterable[tuple[int, Params]]) -> Rows:
+    """Figures 5 and 10: NFE of the config's solver, and the distance, for each checkpoint.
+
+    Args:
+        weights: (step, parameters), in order.
+
+    Returns:
+        Rows of "step", "nfe" (mean over batches) and, with an extractor, "fd_...".
+    """
+    config = experiment.config
+    sampler = make_sampler(experiment, batch_size(experiment))
+    moments = reference_moments(experiment) if config.evaluate.extractor else None
+    rows = []
+    for step, params in progress_bar(weights, desc="over training"):
+        if moments is None:
+            nfe = float(sampler(params, sample_key(config.evaluate.seed)).nfe)
+            rows.append({"step": step, "nfe": nfe})
+            continue
+        count = config.figures.generated
+        judged = judge_samples(experiment, sampler, params, count, moments, silent=True)
+        distance = {distance_name(experiment): judged[distance_name(experiment)]}
+        rows.append({"step": step, "nfe": judged["sample_nfe"]} | distance)
+    return rows
+
+
+def paths_of_samples(
+    experiment: Experiment, params: Params, size: int, times: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Figure 6: (t [T], states [T, size, ...]) of samples on their way, by the config's solver."""
+    t = np.linspace(0, experiment.path.t_end, times)
+    sampler = make_sampler(experiment, size, save_at=t, **experiment.solver())
+    return t, np.asarray(sampler(params, sample_key(experiment.config.evaluate.seed)).trajectory)
+
+
+def samples_at(experiment: Experiment, params: Params, size: int, nfe: Sequence[int]) -> np.ndarray:
+    """Figures 4 and 16: samples [len(nfe), size, ...] by midpoint, from the same noise."""
+    x = []
+    for calls in nfe:
+        sampler = make_sampler(
+            experiment, size, method="midpoint", steps=steps_for("midpoint", calls)
+        )
+        x.append(sampler(params, sample_key(experiment.config.evaluate.seed)).x)
+    return np.asarray(x)

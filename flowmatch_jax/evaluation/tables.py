@@ -1,0 +1,104 @@
+"""Tables of measured values as Markdown, CSV and LaTeX, the best of each column in bold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MISSING = "not evaluated"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A measured value; None where it was not measured.
+
+    Attributes:
+        value: the mean.
+        error: its standard error, where there is one.
+    """
+
+    value: float | None
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """Attributes: title; digits after the point; lower_is_best: whether its least value is bold."""
+
+    title: str
+    digits: int
+    lower_is_best: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under columns.
+
+    Attributes:
+        caption: what the numbers depend on, a sentence or more.
+        columns: of the cells; the labels of the rows have a column of their own.
+        rows: label -> a cell for each column.
+    """
+
+    caption: str
+    columns: Sequence[Column]
+    rows: dict[str, Sequence[Cell]]
+
+    def markdown(self) -> str:
+        """A pipe table under its caption."""
+        header = ["", *(column.title for column in self.columns)]
+        lines = [header, ["---"] * len(header)]
+        lines += [[label, *self._texts(label, "**{}**", " +- ")] for label in self.rows]
+        return self.caption + "\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def latex(self) -> str:
+        """A booktabs table."""
+        head = " & ".join(["", *(_escaped(column.title) for column in self.columns)])
+        lines = [
+            " & ".join([_escaped(label), *self._texts(label, r"\textbf{{{}}}", r" $\pm$ ")])
+            for label in self.rows
+        ]
+        body = "".join(line + " \\\\\n" for line in lines)
+        return (
+            "\\begin{table}\n\\centering\n"
+            f"\\caption{{{_escaped(self.caption)}}}\n"
+            f"\\begin{{tabular}}{{l{'r' * len(self.columns)}}}\n\\toprule\n{head} \\\\\n\\midrule\n"
+            f"{body}\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
+        )
+
+    def records(self) -> list[dict[str, float | str | None]]:
+        """A dict a row, for CSV: each value and its standard error, unrounded."""
+        rows = []
+        for label, cells in self.rows.items():
+            row: dict[str, float | str | None] = {"method": label}
+            for column, cell in zip(self.columns, cells, strict=True):
+                row[column.title] = cell.value
+                row[f"{column.title} standard error"] = cell.error
+            rows.append(row)
+        return rows
+
+    def _texts(self, label: str, bold: str, plus_minus: str) -> list[str]:
+        texts = []
+        for i, (column, cell) in enumerate(zip(self.columns, self.rows[label], strict=True)):
+            if cell.value is None:
+                texts.append(MISSING)
+                continue
+            text = f"{cell.value:.{column.digits}f}"
+            if cell.error is not None:
+                text += f"{plus_minus}{cell.error:.{column.digits}f}"
+            texts.append(bold.format(text) if self._is_best(i, cell) else text)
+        return texts
+
+    def _is_best(self, i: int, cell: Cell) -> bool:
+        column = self.columns[i]
+        shown = [
+            round(c[i].value, column.digits) for c in self.rows.values() if c[i].value is not None
+        ]
+        one_of_many = column.lower_is_best and len(shown) > 1
+        return one_of_many and round(cell.value, column.digits) == min(shown)
+
+
+def _escaped(text: str) -> str:
+    for character in "\\&%_#":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("+-", r"$\pm$")
