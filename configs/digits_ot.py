@@ -25,7 +25,8 @@ def get_config() -> ConfigDict:
     config.train.batch_size = 128
     config.train.log_every = 50
     config.train.sample_every = 400
-    config.train.checkpoint_every = 400
+    config.train.checkpoint_every = 200
+    config.train.keep_every = 200
 
     config.solver.rtol = config.solver.atol = 1e-3
     config.evaluate.batch_size = 297
