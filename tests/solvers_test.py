@@ -174,5 +174,48 @@ class TroubleTest(parameterized.TestCase):
         self.assertEqual(caught.exception.field, field)
 
 
+class AdjointTest(Float64TestCase):
+    """Derivatives of where the flow arrives, by the field's parameter and by the start."""
+
+    @parameterized.product(
+        adjoint=("checkpointed", "backsolve"),
+        solve=(
+            {"method": "dopri5", "rtol": 1e-8, "atol": 1e-8},
+            {"method": "rk4", "grid": tuple(np.linspace(0, 1, 41))},
+        ),
+        backwards=(False, True),
+    )
+    def test_linear_field(self, adjoint, solve, backwards):
+        """x1 = exp(a) x: d/da = x1 and d/dx = exp(a); the other way round with -a."""
+        t0, t1 = (1.0, 0.0) if backwards else (0.0, 1.0)
+        if backwards and "grid" in solve:
+            solve = solve | {"grid": solve["grid"][::-1]}
+
+        @jax.jit
+        def end(a, x):
+            solution = solvers.integrate(
+                lambda t, y: a * y, x, t0, t1, adjoint=adjoint, max_steps=64, **solve
+            )
+            return solution.x.sum()
+
+        x, sign = jnp.array([[2.0, 3.0]]), -1 if backwards else 1
+        by_a, by_x = jax.grad(end, (0, 1))(0.7, x)
+        np.testing.assert_allclose(by_a, sign * 5 * np.exp(sign * 0.7), rtol=1e-6)
+        np.testing.assert_allclose(by_x, np.full((1, 2), np.exp(sign * 0.7)), rtol=1e-6)
+
+    def test_a_solve_gives_up_after_max_steps(self):
+        stiff = lambda t, x: -1000 * (x - jnp.cos(100 * t))  # noqa: E731
+        solution = solvers.integrate(stiff, jnp.ones((1, 1)), max_steps=5)
+        self.assertEqual(int(solution.steps), 5)
+        self.assertFalse(bool(solution.converged))
+
+    def test_what_it_refuses(self):
+        x = jnp.ones((1, 2))
+        with self.assertRaisesRegex(UserError, "adjoint: got 'direct'; .*backsolve, checkpointed"):
+            solvers.integrate(lambda t, x: x, x, adjoint="direct")
+        with self.assertRaisesRegex(UserError, "save_at"):
+            solvers.integrate(lambda t, x: x, x, adjoint="backsolve", save_at=[0.5])
+
+
 if __name__ == "__main__":
     absltest.main()

@@ -82,9 +82,13 @@ def frechet_distance(a: Moments, b: Moments) -> float:
             raise UserError(name, moments.count, "a covariance takes two features or more")
     if a.mean.shape != b.mean.shape:
         raise UserError("b", b.mean.shape, f"its features must be like a's, {a.mean.shape}")
-    values, vectors = np.linalg.eigh(a.cov)
-    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-    product = np.linalg.eigvalsh(root @ b.cov @ root)
-    overlap = np.sqrt(np.clip(product, 0, None)).sum()
+    # The last trace, as the sum of singular values of S_a^1/2 S_b^1/2: so the rounding error
+    # of an eigenvalue that is zero passes through no root.
+    overlap = np.linalg.svd(_root(a.cov) @ _root(b.cov), compute_uv=False).sum()
     difference = a.mean - b.mean
     return float(difference @ difference + np.trace(a.cov) + np.trace(b.cov) - 2 * overlap)
+
+
+def _root(cov: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(cov)
+    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T

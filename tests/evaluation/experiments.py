@@ -1,0 +1,35 @@
+"""Experiments whose network is a closed form, so that samples and their cost are known."""
+
+import dataclasses
+import functools
+
+from configs import checkerboard_ot, digits_ot
+from flowmatch_jax.experiment import build
+
+
+@functools.cache
+def points(rate=0.5, **fields):
+    """dx/dt = rate x in the plane: samples are exp(rate) times the noise."""
+    return _experiment(checkerboard_ot, rate, fields)
+
+
+@functools.cache
+def images(rate=0.0, **fields):
+    """The same for 8 x 8 images."""
+    return _experiment(digits_ot, rate, fields)
+
+
+def _experiment(module, rate, fields):
+    config = module.get_config()
+    config.update_from_flattened_dict(
+        {
+            "evaluate.samples": 8,
+            "figures.seeds": 20,
+            "figures.generated": 12,
+            "figures.nfe": (4, 8, 10),
+            "figures.reference_nfe": 200,
+            **{name.replace("__", "."): value for name, value in fields.items()},
+        }
+    )
+    apply = lambda params, t, x, **_: params * rate * x  # noqa: E731
+    return dataclasses.replace(build(config), apply=apply)

@@ -1,0 +1,143 @@
+import csv
+from pathlib import Path
+
+import numpy as np
+from absl.testing import absltest
+from PIL import Image
+
+from flowmatch_jax.errors import UserError
+from flowmatch_jax.evaluation.report import write_report
+from tests.evaluation.cases import (
+    CONFIG,
+    POINTS,
+    RECORD,
+    changed,
+    scores,
+    write_figures,
+    write_run,
+)
+
+VP = changed(CONFIG, path__name="vp")
+
+
+def record(results, **fields):
+    return changed(RECORD, **fields) | {"results": results}
+
+
+class ReportTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir().full_path)
+        self.report = self.folder / "report"
+
+    def write(self, *names):
+        write_report([self.folder / name for name in names], self.report)
+        return (self.report / "report.md").read_text()
+
+    def table(self, name):
+        return list(csv.DictReader((self.report / f"{name}.csv").open()))
+
+    def test_table_of_two_methods(self):
+        write_run(self.folder / "ot")
+        write_run(self.folder / "vp", VP, [record({"ema": scores(1.9, 0.6, 50.0)})])
+        text = self.write("ot", "vp")
+        self.assertIn("| FM w/ OT | 2.000 +- 0.100 | **0.500** | **40.0** | 100 | 27 |", text)
+        self.assertIn("| FM w/ Diffusion | **1.900 +- 0.100** | 0.600 | 50.0 | 100 | 27 |", text)
+        self.assertIn("297 images of its test split; dopri5 at tolerances 0.001", text)
+        self.assertIn("500 samples to 1500 train images", text)
+        self.assertIn("Without figures (run --mode=figures): FM w/ OT, FM w/ Diffusion", text)
+        self.assertEqual(
+            [row["method"] for row in self.table("table1")], ["FM w/ OT", "FM w/ Diffusion"]
+        )
+        self.assertEqual((self.report / "table1.tex").read_text().count("\\textbf"), 3)
+
+    def test_mean_and_standard_error_over_seeds(self):
+        values = [2.0, 2.1, 2.6]
+        for seed, bits in enumerate(values):
+            config = changed(CONFIG, seed=seed)
+            write_run(self.folder / str(seed), config, [record({"ema": scores(bits)})])
+        text = self.write("0", "1", "2")
+        (row,) = self.table("table1")
+        self.assertAlmostEqual(float(row["NLL (bits/dim, K = 1)"]), np.mean(values))
+        error = float(row["NLL (bits/dim, K = 1) standard error"])
+        self.assertAlmostEqual(error, np.std(values, ddof=1) / np.sqrt(3))
+        self.assertIn("over seeds (3 each)", text)
+
+    def test_bits_against_k(self):
+        """Table 1 takes the largest K that all have; Table 4 says what is missing."""
+        both = record({"ema": scores(2.0, k=1) | scores(1.7, k=20)})
+        write_run(self.folder / "ot", records=[both])
+        write_run(self.folder / "vp", VP, [record({"ema": scores(2.2, k=1)})])
+        text = self.write("ot", "vp")
+        self.assertIn("NLL (bits/dim, K = 1)", text)
+        self.assertIn("| FM w/ Diffusion | 2.200 +- 0.100 | not evaluated |", text)
+        self.assertIn("| FM w/ OT | **2.000 +- 0.100** | 1.700 +- 0.100 |", text)
+
+    def test_no_shared_k(self):
+        write_run(self.folder / "ot", records=[record({"ema": scores(k=20)})])
+        write_run(self.folder / "vp", VP)
+        with self.assertRaisesRegex(UserError, "no K is shared"):
+            self.write("ot", "vp")
+
+    def test_unfinished_runs_say_so(self):
+        write_run(self.folder / "ot", records=[record({"ema": scores()}, step=40)])
+        no_distance = {k: v for k, v in scores().items() if k != "fd_pixels"}
+        write_run(self.folder / "vp", VP, [record({"ema": no_distance}, frechet=None)])
+        text = self.write("ot", "vp")
+        self.assertIn("ot is unfinished: step 40 of 100.", text)
+        self.assertIn("| FM w/ Diffusion | **2.000 +- 0.100** | not evaluated |", text)
+
+    def test_two_rows_of_one_method_and_two_kinds_of_weights(self):
+        write_run(self.folder / "short")
+        longer = changed(CONFIG, train__steps=900)
+        results = {"ema": scores(1.8), "raw": scores(1.9)}
+        write_run(self.folder / "long", longer, [record(results, step=900)])
+        text = self.write("short", "long")
+        for label in ("FM w/ OT (short)", "FM w/ OT (long)", "FM w/ OT (long) (raw weights)"):
+            self.assertIn(f"| {label} |", text)
+
+    def test_points_have_nats_and_no_table_4(self):
+        result = {"log_likelihood": -3.6, "log_likelihood_standard_error": 0.01, "sample_nfe": 30}
+        write_run(self.folder / "ot", records=[record({"ema": result}, data=POINTS, frechet=None)])
+        text = self.write("ot")
+        self.assertIn("| FM w/ OT | 3.600 +- 0.010 | 30.0 |", text)
+        self.assertIn("A perfect density has NLL 3.500", text)
+        self.assertFalse((self.report / "table4.md").exists())
+
+    def test_curves_of_all_methods_on_the_same_axes(self):
+        for name, config in (("ot", CONFIG), ("vp", VP)):
+            write_figures(write_run(self.folder / name, config))
+        text = self.write("ot", "vp")
+        rows = list(csv.DictReader((self.report / "figure7_left_midpoint.csv").open()))
+        self.assertEqual(
+            [row["method"] for row in rows], ["FM w/ OT"] * 2 + ["FM w/ Diffusion"] * 2
+        )
+        self.assertEqual([float(row["mean_squared_error"]) for row in rows[:2]], [0.01, 0.001])
+        for name in ("figure5", "figure6", "figure7_right_euler", "figure10"):
+            self.assertIn(f"({name}.png)", text)
+            self.assertGreater(Image.open(self.report / f"{name}.png").width, 200)
+        self.assertNotIn("figure7_left_rk4", text)  # no numbers: no picture
+        self.assertNotIn("Without figures", text)
+
+    def test_points_in_time_and_by_few_calls(self):
+        result = {"log_likelihood": -3.6, "sample_nfe": 30}
+        records = [record({"ema": result}, data=POINTS, frechet=None)]
+        write_figures(write_run(self.folder / "ot", records=records), points=True)
+        text = self.write("ot")
+        self.assertIn("(figure4.png)", text)
+        self.assertIn("(figure6.png)", text)
+        self.assertNotIn("figure5", text)
+
+    def test_figures_drawn_differently_are_refused(self):
+        write_figures(write_run(self.folder / "ot"))
+        write_figures(write_run(self.folder / "vp", VP), seeds=8)
+        with self.assertRaisesRegex(UserError, "vp'; its figures were drawn with seeds = 8"):
+            self.write("ot", "vp")
+
+    def test_no_runs(self):
+        with self.assertRaisesRegex(UserError, "--runs: got ''"):
+            self.write()
+
+
+if __name__ == "__main__":
+    absltest.main()
