@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 20
     config.optimizer.ema_decay = 0.98
-    config.train.steps = 600
+    config.train.steps = 300
     config.train.batch_size = 128
     config.train.log_every = 10
     config.train.sample_every = 200

@@ -36,6 +36,29 @@ class BuildTest(parameterized.TestCase):
             expected.objective.update(name=name, predicts=predicts)
             self.assertEqual(config.to_dict(), expected.to_dict())
 
+    def test_ve_predicts_the_data(self):
+        for data in ("digits", "checkerboard"):
+            experiment = build(importlib.import_module(f"configs.{data}_ve").get_config())
+            self.assertEqual(experiment.path.source_std, 50)
+            self.assertEqual(experiment.config.objective.predicts, "data")
+
+    def test_cnf_has_the_network_of_the_others(self):
+        for data, base in (("digits", digits_ot), ("checkerboard", checkerboard_ot)):
+            config = importlib.import_module(f"configs.{data}_cnf").get_config()
+            self.assertEqual(build(config).network, build(base.get_config()).network)
+            self.assertEqual(config.objective.name, "maximum_likelihood")
+        config = digits_ot.get_config()
+        config.objective.name = "maximum_likelihood"
+        config.network.unet.dropout = 0.1
+        with self.assertRaisesRegex(UserError, "config.network.unet.dropout: got 0.1"):
+            build(config)
+
+    def test_points_have_no_features(self):
+        config = checkerboard_ot.get_config()
+        config.evaluate.extractor = "pixels"
+        with self.assertRaisesRegex(UserError, "config.evaluate.extractor: .*set of points"):
+            build(config)
+
     def test_an_objective_on_a_path_it_is_not_defined_for(self):
         config = digits_ot.get_config()
         config.objective.name = "scoreflow"

@@ -39,6 +39,23 @@ class MistakesTest(parameterized.TestCase):
             "'fly'",
             "evaluate, figures, report, sample, train",
         ),
+        ("report_of_nothing", ("--mode=report",), "--runs", "a,b"),
+        ("report_of_no_run", ("--mode=report", "--runs=docs"), "--runs", "no config.json"),
+        ("report_takes_no_config", (DIGITS, "--mode=report"), "--config", "takes no config"),
+        ("compare_unknown_data", ("--mode=compare", "--data=moons"), "configs/moons_ot.py"),
+        ("compare_no_seed", ("--mode=compare", "--seeds=x"), "--seeds", "0,1,2"),
+        (
+            "compare_checks_before_it_trains",
+            ("--mode=compare", "--config.evaluate.probes=0"),
+            "config.evaluate.probes",
+        ),
+        ("figures_before_training", (DIGITS, "--mode=figures"), "--workdir", "train first"),
+        (
+            "scoreflow_on_ot",
+            ("--config=configs/digits_scoreflow.py", "--config.path.name=ot"),
+            "config.objective",
+        ),
+        ("no_dequantisation", (DIGITS, "--config.evaluate.dequantisations=(0,)"), "1 or more"),
         ("stray_argument", (DIGITS, "train"), "'train'", "--name=value"),
         (
             "no_such_field",

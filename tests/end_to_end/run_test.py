@@ -1,6 +1,8 @@
 """A whole run on real digits: killed, resumed, evaluated, sampled from; and mistakes on top."""
 
+import csv
 import json
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -12,7 +14,7 @@ from absl.testing import absltest
 from PIL import Image
 
 from flowmatch_jax.training.checkpoints import open_checkpoints
-from tests.end_to_end.runs import DIGITS, TINY, command, environment, metrics, run
+from tests.end_to_end.runs import DIGITS, TINY, TINY_POINTS, command, environment, metrics, run
 
 
 def saved_state(workdir):
@@ -72,12 +74,15 @@ class RunTest(absltest.TestCase):
         result = record["results"]["ema"]
         self.assertEqual(result["images"], 11)
         self.assertEqual((result["sample_nfe"], result["likelihood_nfe"]), (2, 2))
-        self.assertBetween(result["bits_per_dim"], 1, 8)
-        self.assertBetween(result["bits_per_dim_standard_error"], 0.001, 1)
+        self.assertBetween(result["bits_per_dim_k1"], 1, 8)
+        self.assertBetween(result["bits_per_dim_k1_standard_error"], 0.001, 1)
+        self.assertGreater(result["fd_pixels"], 0)
+        self.assertEqual(record["frechet"]["generated"], 8)
+        self.assertEqual(record["frechet"]["reference"]["images"], 1500)
         self.assertEqual(record["data"]["levels"], 17)
         self.assertEqual(record["data"]["split"], "test")
         self.assertEqual(record["solver"]["method"], "euler")
-        self.assertEqual(record["likelihood"]["dequantisations"], 1)
+        self.assertEqual(record["likelihood"]["dequantisations"], [1])
         self.assertEqual(record["likelihood"]["batch_size"], 8)
         for name in ("step", "seed", "evaluation_seed", "packages", "device", "dtype", "path"):
             self.assertIn(name, record)
@@ -158,6 +163,36 @@ class RunTest(absltest.TestCase):
         self.assertEqual(samples[0].shape, (4, 8, 8, 1))
         self.assertFalse(np.array_equal(*samples))
 
+    def test_figures_and_a_report(self):
+        workdir = self.folder / "drawn"
+        shutil.copytree(self.whole, workdir)
+        flags = (DIGITS, *TINY, f"--workdir={workdir}")
+        child = run(*flags, "--mode=figures", **self.cache)
+        self.assertEqual(child.returncode, 0, child.stderr)
+        rows = list(csv.DictReader((workdir / "figures" / "over_training.csv").open()))
+        self.assertEqual([row["step"] for row in rows], ["50", "60"])
+        self.assertTrue(all(row["nfe"] == "2.0" for row in rows))
+        rows = list(csv.DictReader((workdir / "figures" / "over_nfe.csv").open()))
+        self.assertEqual([row["method"] for row in rows], ["euler", "midpoint", "rk4"])
+        self.assertTrue(all(float(row["fd_pixels"]) > 0 for row in rows))
+        for name in ("conditional", "sample_paths", "samples_nfe", "fd_pixels_over_nfe"):
+            self.assertTrue((workdir / "figures" / f"{name}.png").exists(), name)
+        # A report of the run with the evaluation of its training alone.
+        wanted = self.evaluation(workdir)
+        wanted["results"] = {"ema": wanted["results"]["ema"]}
+        file = workdir / "evaluation" / "60.json"
+        file.write_text(json.dumps({"step": 60, "evaluations": [wanted]}))
+        report = self.folder / "report"
+        child = run("--mode=report", f"--runs={workdir}", f"--workdir={report}")
+        self.assertEqual(child.returncode, 0, child.stderr)
+        (row,) = csv.DictReader((report / "table1.csv").open())
+        result = wanted["results"]["ema"]
+        self.assertEqual((row["method"], row["NFE"]), ("FM w/ OT", "2.0"))
+        self.assertEqual(float(row["NLL (bits/dim, K = 1)"]), result["bits_per_dim_k1"])
+        self.assertEqual(float(row["fd_pixels"]), result["fd_pixels"])
+        self.assertTrue((report / "figure5.png").exists())
+        self.assertIn("K = 1", (report / "table4.tex").read_text())
+
     def test_another_network_leaves_the_workdir_as_it_was(self):
         before = self.files(self.whole)
         config = (self.whole / "config.json").read_bytes()
@@ -174,6 +209,61 @@ class RunTest(absltest.TestCase):
         self.assertIn("another network", child.stderr)
         self.assertEqual(self.files(self.whole), before)
         self.assertEqual((self.whole / "config.json").read_bytes(), config)
+
+
+class ComparisonTest(absltest.TestCase):
+    """Two methods on points, from nothing to a report; then once more, with all done but a part."""
+
+    def test_compare(self):
+        folder = Path(self.create_tempdir().full_path)
+        flags = (
+            "--mode=compare",
+            "--data=checkerboard",
+            "--methods=ot,ve",
+            f"--workdir={folder}",
+            *TINY_POINTS,
+        )
+        child = run(*flags)
+        self.assertEqual(child.returncode, 0, child.stderr)
+        text = (folder / "report_checkerboard" / "report.md").read_text()
+        self.assertIn("| FM w/ OT |", text)
+        self.assertIn("| FM w/ VE |", text)
+        self.assertIn("A perfect density has NLL 3.466", text)
+        for name in ("figure4", "figure6", "figure7_left_rk4", "figure10"):
+            self.assertIn(f"({name}.png)", text)
+        done, half = (folder / f"checkerboard_{m}_seed0" for m in ("ot", "ve"))
+        before = (done / "metrics.jsonl").read_bytes()
+        wanted = evaluations(half, 20)[0]["results"]
+        # As if it had been killed halfway.
+        shutil.rmtree(half / "checkpoints" / "20")
+        (half / "evaluation" / "20.json").unlink()
+        child = run(*flags)
+        self.assertEqual(child.returncode, 0, child.stderr)
+        self.assertIn(f"Done before: {done}", child.stderr)
+        self.assertIn(f"Resuming {half} at step 10", child.stderr)
+        self.assertEqual((done / "metrics.jsonl").read_bytes(), before)
+        self.assertEqual(evaluations(half, 20)[0]["results"], wanted)
+        self.assertEqual((folder / "report_checkerboard" / "report.md").read_text(), text)
+
+
+class MaximumLikelihoodTest(absltest.TestCase):
+    def test_a_flow_trained_through_the_solve(self):
+        workdir = Path(self.create_tempdir().full_path)
+        flags = (
+            "--config.maximum_likelihood.method=rk4",
+            "--config.maximum_likelihood.steps=2",
+            "--config.optimizer.learning_rate=0.01",
+            "--config.train.batch_size=256",
+        )
+        child = run(
+            "--config=configs/checkerboard_cnf.py", f"--workdir={workdir}", *TINY_POINTS, *flags
+        )
+        self.assertEqual(child.returncode, 0, child.stderr)
+        first, *_, last = metrics(workdir)
+        self.assertLess(last["loss"], first["loss"])
+        self.assertEqual((last["nfe"], last["converged"]), (8, 1))
+        (record,) = evaluations(workdir, 20)
+        self.assertEqual(record["objective"]["name"], "maximum_likelihood")
 
 
 class CheckerboardTest(absltest.TestCase):
