@@ -37,7 +37,15 @@ from flowmatch_jax.workdir import has_checkpoint, open_workdir
 
 logger = logging.getLogger("flowmatch_jax")
 
-MODES = ("train", "evaluate", "sample", "figures", "report", "compare")
+# mode -> the flags that it takes besides --workdir
+MODES = {
+    "train": ("config",),
+    "evaluate": ("config",),
+    "sample": ("config",),
+    "figures": ("config",),
+    "report": ("runs",),
+    "compare": ("data", "methods", "seeds"),
+}
 
 _CONFIG = flags.DEFINE_string(
     "config", None, "A file of configs/; override a field with --config.section.field=value."
@@ -73,11 +81,16 @@ def parse_flags(argv: list[str]) -> list[str]:
         if len(remaining) > 1:
             raise UserError("argument", remaining[1], "flags are written --name=value")
         one_of("--mode", _MODE.value, MODES)
-        needs_config = _MODE.value not in ("report", "compare")
-        if needs_config and _CONFIG.value is None:
+        taken = MODES[_MODE.value]
+        for name in {name for names in MODES.values() for name in names}.difference(taken):
+            if flags.FLAGS[name].present:
+                raise UserError(
+                    f"--{name}", flags.FLAGS[name].value, f"{_MODE.value} has no use for it"
+                )
+        if overrides and _MODE.value == "report":
+            raise UserError("argument", overrides[0], "a report takes runs as they were made")
+        if "config" in taken and _CONFIG.value is None:
             raise UserError("--config", None, "give a file, such as configs/digits_ot.py")
-        if not needs_config and _CONFIG.value is not None:
-            raise UserError("--config", _CONFIG.value, f"--mode={_MODE.value} takes no config file")
         return overrides
     except (UserError, flags.Error) as error:
         stop(error)

@@ -8,11 +8,11 @@ from absl.testing import absltest
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors", "arrays"},
-    {"paths", "couplings", "times", "networks", "solvers", "pixels", "command_line", "progress"},
+    {"paths", "couplings", "times", "networks", "solvers", "pixels", "progress"},
     {"predictions", "marginals", "likelihood", "sampling", "pictures"},
     {"objectives"},  # the upper half of WORKSPACE.md's floor 3
     {"data", "metrics", "plots"},
-    {"experiment", "workdir"},
+    {"command_line", "experiment", "workdir"},
     {"training", "evaluation"},
 ]
 

@@ -41,7 +41,9 @@ class MistakesTest(parameterized.TestCase):
         ),
         ("report_of_nothing", ("--mode=report",), "--runs", "a,b"),
         ("report_of_no_run", ("--mode=report", "--runs=docs"), "--runs", "no config.json"),
-        ("report_takes_no_config", (DIGITS, "--mode=report"), "--config", "takes no config"),
+        ("report_takes_no_config", (DIGITS, "--mode=report"), "--config", "no use for it"),
+        ("report_takes_no_field", ("--mode=report", "--config.seed=1"), "--config.seed=1"),
+        ("training_takes_no_runs", (DIGITS, "--runs=a"), "--runs", "train has no use for it"),
         ("compare_unknown_data", ("--mode=compare", "--data=moons"), "configs/moons_ot.py"),
         ("compare_no_seed", ("--mode=compare", "--seeds=x"), "--seeds", "0,1,2"),
         (

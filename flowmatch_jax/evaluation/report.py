@@ -154,7 +154,7 @@ def _caption(rows: Rows, wanted: dict[str, Any], frechet: dict[str, Any] | None)
     images = wanted["likelihood.images"]
     solver = wanted["solver.method"]
     if wanted["solver.steps"] is None:
-        solver += f" at tolerances {wanted['solver.rtol']:g} (relative), {wanted['solver.atol']:g}"
+        solver += f" at rtol {wanted['solver.rtol']:g}, atol {wanted['solver.atol']:g}"
     else:
         solver += f" of {wanted['solver.steps']} steps"
     what = "points" if wanted["data.levels"] is None else "images"

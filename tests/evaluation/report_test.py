@@ -43,7 +43,7 @@ class ReportTest(absltest.TestCase):
         text = self.write("ot", "vp")
         self.assertIn("| FM w/ OT | 2.000 +- 0.100 | **0.500** | **40.0** | 100 | 27 |", text)
         self.assertIn("| FM w/ Diffusion | **1.900 +- 0.100** | 0.600 | 50.0 | 100 | 27 |", text)
-        self.assertIn("297 images of its test split; dopri5 at tolerances 0.001", text)
+        self.assertIn("297 images of its test split; dopri5 at rtol 0.001, atol 0.001", text)
         self.assertIn("500 samples to 1500 train images", text)
         self.assertIn("Without figures (run --mode=figures): FM w/ OT, FM w/ Diffusion", text)
         self.assertEqual(
