@@ -196,7 +196,9 @@ def draw_over_training(
         line = ([row["step"] for row in rows], [row[name] for row in rows])
         label = {"nfe": f"NFE of {experiment.config.solver.method}"}.get(name, name)
         path = folder / f"{name}_over_training.png"
-        plots.save_curves(path, {experiment.config.evaluate.weights[0]: line}, "step", label)
+        plots.save_curves(
+            path, {experiment.config.evaluate.weights[0]: line}, "step", label, name != "nfe"
+        )
 
 
 def reach(experiment: Experiment) -> float:

@@ -61,7 +61,7 @@ def _overlay(
         label: tuple(zip(*[(r[x], r[y]) for r in rows if r["method"] == label], strict=True))
         for label in dict.fromkeys(row["method"] for row in rows)
     }
-    plots.save_curves(path, curves, x, f"{y} ({solver})" if solver else y, log_y=bool(solver))
+    plots.save_curves(path, curves, x, f"{y} ({solver})" if solver else y, log_y=y != "nfe")
     return path
 
 
