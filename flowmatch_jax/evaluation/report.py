@@ -121,7 +121,7 @@ def _labelled(groups: list[list[Run]]) -> Rows:
 
 
 def _weights(runs: list[Run], wanted: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys(w for run in runs for w in runs_.results(run, wanted)))
+    return sorted({weights for run in runs for weights in runs_.results(run, wanted)})  # ema first
 
 
 def _ks(run: Run, wanted: dict[str, Any]) -> list[int]:
