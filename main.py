@@ -10,7 +10,6 @@ Exit codes: 0 done; 2 a mistake in the flags or the config, told in one line; 1 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -33,7 +32,7 @@ from flowmatch_jax.experiment import Experiment, build
 from flowmatch_jax.training import checkpoints
 from flowmatch_jax.training.loop import train
 from flowmatch_jax.training.mesh import make_mesh, with_shardings
-from flowmatch_jax.workdir import has_checkpoint, open_workdir
+from flowmatch_jax.workdir import has_checkpoint, open_workdir, user_cache
 
 logger = logging.getLogger("flowmatch_jax")
 
@@ -105,8 +104,7 @@ def stop(error: Exception) -> NoReturn:
 def use_compilation_cache() -> None:
     """Keep compiled programs in the user's cache folder, unless JAX was told of another one."""
     if jax.config.jax_compilation_cache_dir is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(cache / "flowmatch_jax" / "jax"))
+        jax.config.update("jax_compilation_cache_dir", str(user_cache() / "jax"))
 
 
 def load_weights(

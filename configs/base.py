@@ -13,8 +13,26 @@ def get_config() -> ConfigDict:
     config.seed = 0
 
     config.data = ConfigDict()
-    config.data.name = "digits"  # digits | checkerboard
+    # Made on the spot: digits | checkerboard eight_gaussians two_moons pinwheel spirals rings
+    # Prepared once: fashion_mnist cifar10 imagenet32 imagenet64 imagenet128 imagenet256
+    # Any folder of images: folder
+    config.data.name = "digits"
+    config.data.version = placeholder(str)  # imagenet32, imagenet64: antialiased | old; required
+    config.data.data_dir = placeholder(str)  # unset: $TFDS_DATA_DIR, or ~/tensorflow_datasets
+    config.data.size = placeholder(int)  # images become squares of this side; folder: required
+    config.data.flip = False  # half of the training images left to right, anew each time
+    # memory: decoded once into a file, mapped | device: the same, whole on each device, indexed in
+    # the step | records: decoded whenever read
+    config.data.storage = "memory"
+    config.data.max_corrupt = 10  # unreadable images that are skipped; with more, an error
     config.data.threads = 2  # that read ahead
+    config.data.workers = 0  # processes that read ahead; 0: none but this one
+    config.data.folder = ConfigDict()
+    config.data.folder.path = placeholder(str)  # of PNG, JPEG and WebP files; subfolders: classes
+    config.data.folder.channels = 3  # 3: RGB | 1: grey
+    config.data.folder.background = "white"  # behind transparent pixels: a colour's name or #rrggbb
+    config.data.folder.test_fraction = 0.1  # of the images, by their content's hash
+    config.data.folder.exclude = ()  # patterns of file names to leave out, such as "*-thumb.*"
 
     # The conditional path p_t(x | x_1); the section of its name holds its parameters.
     config.path = ConfigDict()
@@ -28,7 +46,7 @@ def get_config() -> ConfigDict:
     config.objective.name = "flow_matching"
     config.objective.predicts = "velocity"  # the network's output: velocity | noise | score | data
     config.objective.coupling = "independent"  # how noise and data of a batch are paired
-    config.objective.time = "uniform"  # how t is drawn
+    config.objective.time = "uniform"  # how t is drawn: uniform | skewed (towards the data)
 
     # The solve inside a training step, for the objective maximum_likelihood alone.
     config.maximum_likelihood = ConfigDict()
@@ -86,6 +104,7 @@ def get_config() -> ConfigDict:
     config.solver.rtol = 1e-5  # adaptive methods
     config.solver.atol = 1e-5
     config.solver.steps = placeholder(int)  # fixed methods
+    config.solver.grid = "uniform"  # fixed methods: where their steps lie, uniform | edm
 
     config.evaluate = ConfigDict()
     config.evaluate.weights = ("ema",)  # any of ema, raw

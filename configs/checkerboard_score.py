@@ -1,15 +1,9 @@
-"""Score matching with lambda = sigma^2 on the VP path, on the checkerboard.
-
-The network predicts the score itself; with "noise" the loss would be DDPM's.
-"""
+"""Score matching with lambda = sigma^2 on the VP path, on the checkerboard."""
 
 from ml_collections import ConfigDict
 
-from configs import checkerboard_vp
+from configs import checkerboard_ot, methods
 
 
 def get_config() -> ConfigDict:
-    config = checkerboard_vp.get_config()
-    config.objective.name = "score_matching"
-    config.objective.predicts = "score"
-    return config
+    return methods.score(checkerboard_ot.get_config())

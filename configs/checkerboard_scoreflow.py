@@ -2,11 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from configs import checkerboard_vp
+from configs import checkerboard_ot, methods
 
 
 def get_config() -> ConfigDict:
-    config = checkerboard_vp.get_config()
-    config.objective.name = "scoreflow"
-    config.objective.predicts = "noise"
-    return config
+    return methods.scoreflow(checkerboard_ot.get_config())

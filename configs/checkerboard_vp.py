@@ -2,10 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from configs import checkerboard_ot
+from configs import checkerboard_ot, methods
 
 
 def get_config() -> ConfigDict:
-    config = checkerboard_ot.get_config()
-    config.path.name = "vp"
-    return config
+    return methods.vp(checkerboard_ot.get_config())

@@ -1,15 +1,9 @@
-"""Score matching with lambda = sigma^2 on the VP path, on digits.
-
-The network predicts the score itself; with "noise" the loss would be DDPM's.
-"""
+"""Score matching with lambda = sigma^2 on the VP path, on digits."""
 
 from ml_collections import ConfigDict
 
-from configs import digits_vp
+from configs import digits_ot, methods
 
 
 def get_config() -> ConfigDict:
-    config = digits_vp.get_config()
-    config.objective.name = "score_matching"
-    config.objective.predicts = "score"
-    return config
+    return methods.score(digits_ot.get_config())

@@ -2,11 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from configs import digits_vp
+from configs import digits_ot, methods
 
 
 def get_config() -> ConfigDict:
-    config = digits_vp.get_config()
-    config.objective.name = "scoreflow"
-    config.objective.predicts = "noise"
-    return config
+    return methods.scoreflow(digits_ot.get_config())

@@ -2,10 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from configs import digits_ot
+from configs import digits_ot, methods
 
 
 def get_config() -> ConfigDict:
-    config = digits_ot.get_config()
-    config.path.name = "vp"
-    return config
+    return methods.vp(digits_ot.get_config())

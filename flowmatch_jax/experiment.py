@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from flowmatch_jax import likelihood, predictions, solvers
 from flowmatch_jax.arrays import Apply, Array, Field, Params
 from flowmatch_jax.couplings import COUPLINGS
-from flowmatch_jax.data.pipeline import SOURCES
+from flowmatch_jax.data import sets
 from flowmatch_jax.data.sources import Source
 from flowmatch_jax.errors import UserError, at_least, one_of, section
 from flowmatch_jax.metrics.extractors import EXTRACTORS
@@ -26,10 +26,12 @@ from flowmatch_jax.networks.unet import UNet
 from flowmatch_jax.objectives import OBJECTIVES, Objective, maximum_likelihood
 from flowmatch_jax.paths import PATHS, GaussianPath
 from flowmatch_jax.predictions import vector_field
-from flowmatch_jax.times import TIMES
+from flowmatch_jax.times import GRIDS, TIMES
 
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 WEIGHTS = ("ema", "raw")
+# Of config.data: what says which set, and how it is kept.
+FIELDS_OF_SET = ("name", "version", "data_dir", "size", "storage", "max_corrupt")
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,10 @@ class Experiment:
         return vector_field(self.apply, params, self.path, self.config.objective.predicts)
 
     def solver(self) -> dict[str, Any]:
-        """The solver's options, as `solvers.integrate` takes them."""
-        return dict(self.config.solver)
+        """The solver's options, as `solvers.integrate` takes them from 0 to the path's end."""
+        options = dict(self.config.solver)
+        grid, steps = GRIDS[options.pop("grid")], options.pop("steps")
+        return options if steps is None else options | {"grid": self.path.t_end * grid(steps)}
 
     def init_params(self, key: Array) -> Params:
         """Fresh parameters, float32."""
@@ -76,9 +80,7 @@ def build(config: ConfigDict) -> Experiment:
         UserError: a field whose value cannot be, named by its full path.
     """
     _check_numbers(config)
-    with section("config.data"):
-        one_of("name", config.data.name, SOURCES)
-    train_source = SOURCES[config.data.name]("train")
+    train_source = open_source(config.data, "train")
     if config.evaluate.extractor is not None and not train_source.is_image:
         allowed = f"{train_source.name} is a set of points: leave it unset"
         raise UserError("config.evaluate.extractor", config.evaluate.extractor, allowed)
@@ -87,13 +89,24 @@ def build(config: ConfigDict) -> Experiment:
     return Experiment(
         config=config,
         train_source=train_source,
-        test_source=SOURCES[config.data.name]("test"),
+        test_source=open_source(config.data, "test"),
         path=path,
         objective=_objective(config, path),
         network=network,
         train_apply=pure_apply(network.clone(dtype=DTYPES[config.network.dtype])),
         apply=pure_apply(network),
     )
+
+
+def open_source(config: ConfigDict, split: str) -> Source:
+    """The "train" or "test" split of the data set that config.data names."""
+    with section("config.data"):
+        return sets.open_source(_data_options(config), split)
+
+
+def _data_options(config: ConfigDict) -> sets.Options:
+    fields = {name: value for name, value in config.items() if name in FIELDS_OF_SET}
+    return sets.Options(folder=sets.FolderOptions(**config.folder), **fields)
 
 
 def _path(config: ConfigDict) -> GaussianPath:
@@ -143,7 +156,13 @@ def _check_numbers(config: ConfigDict) -> None:
     with section("config"):
         at_least("seed", config.seed, 0)
     with section("config.data"):
+        _data_options(config.data).validate()
+        at_least("max_corrupt", config.data.max_corrupt, 0)
         at_least("threads", config.data.threads, 1)
+        at_least("workers", config.data.workers, 0)
+        if config.data.workers and config.data.storage != "records":
+            allowed = "only records are worth processes of their own: leave it 0"
+            raise UserError("workers", config.data.workers, allowed)
     with section("config.train"):
         for name in ("steps", "batch_size", "log_every", "sample_every", "checkpoint_every"):
             at_least(name, config.train[name], 1)
@@ -151,7 +170,14 @@ def _check_numbers(config: ConfigDict) -> None:
         if config.train.keep_every is not None:
             at_least("keep_every", config.train.keep_every, 1)
     with section("config.solver"):
-        solvers.validate(**config.solver)
+        fields = dict(config.solver)
+        grid = fields.pop("grid")
+        one_of("grid", grid, GRIDS)
+        solvers.validate(**fields)
+        if fields["method"] in solvers.ADAPTIVE and grid != "uniform":
+            raise UserError(
+                "grid", grid, "an adaptive method finds its own steps: leave it uniform"
+            )
     with section("config.maximum_likelihood"):
         fields = dict(config.maximum_likelihood)
         one_of("divergence", fields.pop("divergence"), likelihood.DIVERGENCES)

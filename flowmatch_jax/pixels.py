@@ -12,6 +12,12 @@ import jax.numpy as jnp
 from flowmatch_jax.arrays import Array
 
 
+def random_flip(key: Array, image: Array) -> Array:
+    """Each image of [B, H, W, C] left to right with probability one half, independently."""
+    flip = jax.random.bernoulli(key, shape=(image.shape[0], 1, 1, 1))
+    return jnp.where(flip, image[:, :, ::-1], image)
+
+
 def dequantise(key: Array, image: Array, levels: int) -> Array:
     """Uniform dequantisation: 2 (image + u) / levels - 1 with u ~ U[0, 1) for each value.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from flowmatch_jax.errors import UserError
 
 # These change how the same network is computed or trained, not what it is.
 NETWORK_IRRELEVANT = ("dtype", "remat", "dropout")
+# Of config.data: which images there are. The rest says where they lie and how they are read.
+WHICH_DATA = ("name", "version", "size")
 
 
 def open_workdir(workdir: Path, config: ConfigDict) -> None:
@@ -44,6 +47,11 @@ def has_checkpoint(workdir: Path) -> bool:
     """Whether a finished checkpoint lies in the workdir."""
     folder = workdir / "checkpoints"
     return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
+def user_cache() -> Path:
+    """The folder of what can be made again: compiled programs, statistics of data sets."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "flowmatch_jax"
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
@@ -96,16 +104,19 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
     path, network = config["path"]["name"], config["network"]["name"]
     parts = {
         "seed": config["seed"],
-        "data.name": config["data"]["name"],
         "path.name": path,
         "network.name": network,
         "train.batch_size": config["train"]["batch_size"],
     }
+    data = config["data"]
     sections = {
+        "data": {name: data[name] for name in WHICH_DATA if name in data},
         "objective": config["objective"],
         f"path.{path}": config["path"][path],
         f"network.{network}": config["network"][network],
     }
+    if data["name"] == "folder":  # it may lie elsewhere now
+        sections["data.folder"] = {k: v for k, v in data["folder"].items() if k != "path"}
     for section, fields in sections.items():
         parts |= {f"{section}.{name}": value for name, value in fields.items()}
     return {name: value for name, value in parts.items() if not name.endswith(NETWORK_IRRELEVANT)}

@@ -15,6 +15,8 @@ FLOORS = [
     {"command_line", "experiment", "workdir"},
     {"training", "evaluation"},
 ]
+# Tests of the whole, or of what is outside the package.
+OF_NO_MODULE = ("end_to_end", "architecture_test.py", "configs_test.py", "main_test.py")
 
 
 def floor(room):
@@ -50,7 +52,7 @@ class FloorsTest(absltest.TestCase):
     def test_tests_mirror_modules(self):
         for path in (ROOT / "tests").rglob("*_test.py"):
             parts = path.relative_to(ROOT / "tests").parts
-            if parts[0] in ("end_to_end", "architecture_test.py", "main_test.py"):
+            if parts[0] in OF_NO_MODULE:
                 continue
             module = ROOT / "flowmatch_jax" / Path(*parts[:-1], parts[-1].replace("_test", ""))
             self.assertTrue(module.exists(), f"{path} tests nothing")

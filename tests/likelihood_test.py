@@ -9,6 +9,7 @@ from scipy.stats import multivariate_normal, norm
 
 from flowmatch_jax import likelihood, solvers
 from flowmatch_jax.errors import UserError
+from flowmatch_jax.times import edm_grid
 from tests.cases import PATHS, Float64TestCase, coefficients, gaussian_velocity
 
 A = np.array([[-1.0, 2.0, 0.3], [-1.5, 0.3, 0.1], [0.7, 0.0, 0.9]])  # tr A != 0, not symmetric
@@ -104,6 +105,18 @@ class LogProbTest(Float64TestCase):
         grid = np.linspace(0, 1, 51)
         same = likelihood.log_prob(linear, x, divergence="exact", method="rk4", grid=grid)
         np.testing.assert_allclose(same.log_prob, fixed.log_prob)
+
+    def test_a_grid_from_0_to_1_is_walked_back(self):
+        """Euler on v = t x, from grid[k] back over h, multiplies x by 1 - grid[k] h."""
+        grid, x = 0.9 * edm_grid(6), np.array([[0.5, -2.0]])
+        field = lambda t, x: t * x  # noqa: E731
+        result = likelihood.log_prob(
+            field, x, t1=0.9, divergence="exact", method="euler", grid=grid
+        )
+        shrunk = np.prod(1 - grid[1:] * np.diff(grid))
+        np.testing.assert_allclose(result.x0, shrunk * x, rtol=1e-6)
+        expected = norm.logpdf(shrunk * x).sum() - 2 * np.sum(grid[1:] * np.diff(grid))
+        np.testing.assert_allclose(result.log_prob, [expected], rtol=1e-6)
 
     def test_hutchinson_probe_is_drawn_once_a_solve(self):
         """With z fixed, the estimate for v = A x is z.Az exactly, however many steps are taken."""

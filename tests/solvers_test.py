@@ -6,6 +6,7 @@ from scipy.linalg import expm
 
 from flowmatch_jax import solvers
 from flowmatch_jax.errors import UserError
+from flowmatch_jax.times import edm_grid
 from tests.cases import PATHS, Float64TestCase, coefficients, gaussian_velocity
 
 A = np.array([[-1.0, 2.0], [-1.5, 0.3]])  # not symmetric
@@ -127,6 +128,18 @@ class CostTest(parameterized.TestCase):
         field = CallCounter(linear)
         solvers.integrate(field, START.astype(np.float32), 0.0, 0.9, "euler", grid=grid)
         np.testing.assert_allclose(field.times, grid[:-1], rtol=1e-6)
+
+    def test_heun_on_the_edm_grid(self):
+        """On x' = A x Heun multiplies by I + h A + (h A)^2 / 2 at each step h; two calls a step."""
+        grid = edm_grid(50)
+        field = CallCounter(linear)
+        solution = solvers.integrate(field, START.astype(np.float32), method="heun", grid=grid)
+        expected = START
+        for h in np.diff(grid):
+            expected = expected @ (np.eye(2) + h * A + (h * A) @ (h * A) / 2).T
+        np.testing.assert_allclose(solution.x, expected, rtol=1e-4)
+        np.testing.assert_allclose(solution.x, START @ expm(A).T, atol=0.02)
+        self.assertEqual((field.calls, int(solution.nfe)), (100, 100))
 
     def test_first_step_saves_calls_over_a_fixed_guess(self):
         """Hairer's first step of x' = -x is near the largest that passes: none is rejected."""

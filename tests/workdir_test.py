@@ -40,6 +40,7 @@ class WorkdirTest(parameterized.TestCase):
         ("network.unet.channels", 64),
         ("network.unet.multipliers", (1, 2, 2)),
         ("data.name", "checkerboard"),
+        ("data.size", 16),
         ("path.name", "vp"),
         ("path.ot.sigma_min", 0.1),
         ("seed", 1),
@@ -53,6 +54,16 @@ class WorkdirTest(parameterized.TestCase):
             open_workdir(self.workdir, self.config)
         self.assertEqual(caught.exception.field, f"config.{field}")
         self.assertEqual(before, {path: path.read_bytes() for path in self.workdir.rglob("*.*")})
+
+    def test_a_folder_of_images_may_move_but_not_be_read_otherwise(self):
+        self.config.data.name, self.config.data.size = "folder", 64
+        self.config.data.folder.path = "/a"
+        self.start_run()
+        self.config.data.folder.path, self.config.data.storage = "/b", "records"
+        open_workdir(self.workdir, self.config)
+        self.config.data.folder.background = "black"
+        with self.assertRaisesRegex(UserError, "config.data.folder.background: got 'black'"):
+            open_workdir(self.workdir, self.config)
 
     def test_without_checkpoints_nothing_is_lost_by_starting_over(self):
         open_workdir(self.workdir, self.config)

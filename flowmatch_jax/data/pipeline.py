@@ -1,21 +1,34 @@
-"""The stream of training batches, by Grain."""
+"""The stream of training batches, by Grain.
+
+Grain orders indices; a batch is read for its indices at once. A batch's place in the stream says
+what is in it, whatever number of threads or processes reads ahead.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import grain
 import jax
 import numpy as np
 
-from flowmatch_jax.data.digits import digits
-from flowmatch_jax.data.sources import Source
-from flowmatch_jax.data.toy2d import checkerboard
+from flowmatch_jax.data.encoded import CorruptCount, CorruptImage
+from flowmatch_jax.data.sources import Images, Source
+from flowmatch_jax.errors import UserError
 
-# name -> function (split: "train" | "test") -> Source
-SOURCES = {"digits": digits, "checkerboard": checkerboard}
+Batch = dict[str, np.ndarray]
 
 
 def train_batches(
-    source: Source, batch_size: int, seed: int, threads: int = 2
+    source: Source,
+    batch_size: int,
+    seed: int,
+    *,
+    threads: int = 2,
+    workers: int = 0,
+    max_corrupt: int = 0,
+    indices_only: bool = False,
 ) -> grain.DatasetIterator:
     """Endless batches for this process: {"x": [b, ...], "label": [b]}, b = batch_size / processes.
 
@@ -26,21 +39,89 @@ def train_batches(
     Args:
         batch_size: over all processes.
         seed: of the order.
-        threads: that read ahead.
+        threads: that read ahead, in each worker.
+        workers: processes that read ahead; 0: none but this one. Absl's flags must be parsed.
+        max_corrupt: images that may be unreadable; the next one stands in for each.
+        indices_only: {"index": [b], "label": [b]} in place of x, for images on the device.
     """
     processes = jax.process_count()
-    dataset = (
-        grain.MapDataset.source(source)
+    order = (
+        grain.MapDataset.range(len(source))
         .seed(seed)[jax.process_index() :: processes]
         .shuffle()
         .repeat(None)
         .batch(batch_size // processes, drop_remainder=True)
     )
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    return iter(dataset.to_iter_dataset(options))
+    read = _Read(None if indices_only else source.x, source.label)
+    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    batches = order.map(read).to_iter_dataset(ahead)
+    if workers:
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(batches.map(_CountCorrupt(max_corrupt)))
 
 
-def ordered_batches(source: Source, batch_size: int, limit: int | None = None) -> list[np.ndarray]:
-    """x of a split in order, [batch_size, ...] each; the last one is shorter, or all there is."""
-    x = source.x[:limit]
-    return [x[i : i + batch_size] for i in range(0, len(x), batch_size)]
+def ordered_batches(
+    source: Source, batch_size: int, limit: int | None = None, max_corrupt: int = 0
+) -> Iterator[np.ndarray]:
+    """x of a split in order, [batch_size, ...] each; the last one is shorter, or all there is.
+
+    Unreadable images are left out, and counted as in `train_batches`.
+    """
+    count, end = CorruptCount(max_corrupt), min(len(source), limit or len(source))
+    for start in range(0, end, batch_size):
+        rows = range(start, min(start + batch_size, end))
+        if isinstance(source.x, np.ndarray):
+            yield np.asarray(source.x[rows.start : rows.stop])
+            continue
+        images = [_read_or_error(source.x, i) for i in rows]
+        count.add({i.name: i.reason for i in images if isinstance(i, CorruptImage)})
+        readable = [image for image in images if not isinstance(image, CorruptImage)]
+        if readable:
+            yield np.stack(readable)
+
+
+@dataclass(frozen=True)
+class _Read(grain.transforms.Map):
+    """Indices [b] -> the batch, with names and reasons of unreadable images under "corrupt"."""
+
+    x: np.ndarray | Images | None
+    label: np.ndarray | None
+
+    def map(self, indices: np.ndarray) -> Batch:
+        corrupt: dict[str, str] = {}
+        if self.x is None:
+            batch = {"index": indices.astype(np.int32)}
+        elif isinstance(self.x, np.ndarray):
+            batch = {"x": self.x[indices]}
+        else:
+            indices, images = zip(*(self._first_readable(i, corrupt) for i in indices), strict=True)
+            batch = {"x": np.stack(images)}
+        if self.label is not None:
+            batch["label"] = self.label[list(indices)]
+        return batch | {"corrupt": corrupt}
+
+    def _first_readable(self, i: int, corrupt: dict[str, str]) -> tuple[int, np.ndarray]:
+        for j in range(i, i + len(self.x)):
+            image = _read_or_error(self.x, j % len(self.x))
+            if not isinstance(image, CorruptImage):
+                return j % len(self.x), image
+            corrupt[image.name] = image.reason
+        raise UserError("name", len(self.x), "none of so many images can be read")
+
+
+class _CountCorrupt(grain.transforms.Map):
+    """Runs in the main process, over the batches of all workers."""
+
+    def __init__(self, limit: int) -> None:
+        self._count = CorruptCount(limit)
+
+    def map(self, batch: Batch) -> Batch:
+        self._count.add(batch.pop("corrupt"))
+        return batch
+
+
+def _read_or_error(x: Images, i: int) -> np.ndarray | CorruptImage:
+    try:
+        return x[i]
+    except CorruptImage as error:
+        return error

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
 
+class Images(Protocol):
+    """Images by index: an array uint8 [N, H, W, C], or what decodes them when they are read."""
+
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class Source:
-    """A split of a data set, in memory.
-
-    ``source[i]`` is {"x": ..., "label": ...}; the whole is what Grain calls a random-access source.
+    """A split of a data set. ``source[i]`` is {"x": ..., "label": ...}.
 
     Attributes:
         name, version, split: where the data comes from.
@@ -19,27 +31,38 @@ class Source:
         label: int32 [N] in [0, num_classes), or None.
         levels: grey levels of images; None for points.
         num_classes: None without labels.
-        entropy: of the density, in nats, where it is known: minus the mean log-likelihood that a
-            perfect model reaches.
+        log_density: of points, where it is known: [N, D] -> [N], in nats.
+        sha256: of the content, where it was computed before (prepared sets and folders).
     """
 
     name: str
     version: str
     split: str
-    x: np.ndarray
+    x: np.ndarray | Images
     label: np.ndarray | None = None
     levels: int | None = None
     num_classes: int | None = None
-    entropy: float | None = None
+    log_density: Callable[[np.ndarray], np.ndarray] | None = None
+    sha256: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one item's x."""
-        return self.x.shape[1:]
+        return tuple(self.x.shape[1:])
 
     @property
     def is_image(self) -> bool:
         return self.levels is not None
+
+    @cached_property
+    def entropy(self) -> float | None:
+        """Minus the mean log-likelihood of these points that a perfect model reaches; nats."""
+        return None if self.log_density is None else -float(np.mean(self.log_density(self.x)))
+
+    @cached_property
+    def content_hash(self) -> str:
+        """sha256 of the content: equal for equal data."""
+        return self.sha256 or hashlib.sha256(np.ascontiguousarray(self.x)).hexdigest()
 
     def __len__(self) -> int:
         return len(self.x)

@@ -113,7 +113,7 @@ def settings(experiment: Experiment, step: int, reference: Moments | None) -> di
         },
         "path": {"name": config.path.name, **config.path[config.path.name]},
         "objective": dict(config.objective),
-        "solver": experiment.solver(),
+        "solver": dict(config.solver),
         "likelihood": {
             "batch_size": batch_size(experiment),
             "images": min(config.evaluate.images or len(source), len(source)),

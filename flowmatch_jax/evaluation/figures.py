@@ -74,7 +74,7 @@ def settings(experiment: Experiment, step: int) -> dict[str, Any]:
         "weights": config.evaluate.weights[0],
         "evaluation_seed": config.evaluate.seed,
         "extractor": config.evaluate.extractor,
-        "solver": experiment.solver(),
+        "solver": dict(config.solver),
         **{name: _plain(value) for name, value in config.figures.items()},
     }
 

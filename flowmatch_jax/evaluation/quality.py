@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flowmatch_jax.arrays import Params
+from flowmatch_jax.data.pipeline import ordered_batches
 from flowmatch_jax.evaluation.samples import Sampler, sample_key
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.metrics.extractors import EXTRACTORS
 from flowmatch_jax.metrics.frechet import Moments, frechet_distance
 from flowmatch_jax.pixels import quantise
 from flowmatch_jax.progress import progress_bar
+from flowmatch_jax.workdir import user_cache
+
+REFERENCE_BATCH = 10_000  # images whose features are in memory together
 
 
 def distance_name(experiment: Experiment) -> str:
@@ -22,10 +29,26 @@ def distance_name(experiment: Experiment) -> str:
 
 
 def reference_moments(experiment: Experiment) -> Moments:
-    """Moments of the training images' features, without augmentation."""
-    source = experiment.train_source
-    features = EXTRACTORS[experiment.config.evaluate.extractor](source.x, source.levels)
-    return Moments.empty(features.shape[1]).add(features)
+    """Moments of the training images' features, without augmentation.
+
+    They are computed once and kept in the user's cache, under the hash of the images.
+    """
+    config, source = experiment.config, experiment.train_source
+    name = f"{config.evaluate.extractor}-{source.levels}-{source.content_hash}.npz"
+    path = user_cache() / "reference" / name
+    if path.exists():
+        return Moments.load(path)
+    moments, extract = None, EXTRACTORS[config.evaluate.extractor]
+    batches = ordered_batches(source, REFERENCE_BATCH, max_corrupt=config.data.max_corrupt)
+    total = math.ceil(len(source) / REFERENCE_BATCH)
+    for images in progress_bar(batches, total=total, desc="reference"):
+        features = extract(images, source.levels)
+        moments = (moments or Moments.empty(features.shape[1])).add(features)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        moments.save(Path(folder) / name)
+        (Path(folder) / name).replace(path)
+    return moments
 
 
 def moments_hash(moments: Moments) -> str:
@@ -46,7 +69,6 @@ def judge_samples(
     Args:
         sampler: its batches start from the noise of `sample_key`; what goes beyond ``count`` in
             the last one is left out.
-        silent: no progress bar.
         silent: no progress bar.
 
     Returns:

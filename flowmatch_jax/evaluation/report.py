@@ -156,7 +156,8 @@ def _caption(rows: Rows, wanted: dict[str, Any], frechet: dict[str, Any] | None)
     if wanted["solver.steps"] is None:
         solver += f" at rtol {wanted['solver.rtol']:g}, atol {wanted['solver.atol']:g}"
     else:
-        solver += f" of {wanted['solver.steps']} steps"
+        grid = wanted.get("solver.grid", "uniform")  # a field that older records lack
+        solver += f" of {wanted['solver.steps']} {grid} steps"
     what = "points" if wanted["data.levels"] is None else "images"
     parts = [
         f"{wanted['data.name']} ({wanted['data.version']}), {images} {what} of its "

@@ -109,8 +109,9 @@ def alike(runs: Sequence[Run]) -> dict[str, Any]:
     wanted = conditions(first.records[-1])
     other = next(run for run in runs if all(conditions(r) != wanted for r in run.records))
     got = conditions(other.records[-1])
-    field = next(name for name in wanted if wanted[name] != got.get(name))
-    raise _not_alike(other.workdir, field, got.get(field), first.workdir, wanted[field])
+    # Either may have been made before a field existed.
+    field = next(name for name in wanted | got if wanted.get(name) != got.get(name))
+    raise _not_alike(other.workdir, field, got.get(field), first.workdir, wanted.get(field))
 
 
 def results(run: Run, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -82,9 +82,11 @@ def score_split(experiment: Experiment, scorer: Scorer, params: Params) -> dict[
     """
     config = experiment.config.evaluate
     size, key = batch_size(experiment), score_key(config.seed)
-    batches = ordered_batches(experiment.test_source, size, config.images)
+    source, corrupt = experiment.test_source, experiment.config.data.max_corrupt
+    batches = ordered_batches(source, size, config.images, corrupt)
+    total = math.ceil(min(config.images or math.inf, len(source)) / size)
     parts, costs, converged = [], [], True
-    for i, x in enumerate(progress_bar(batches, desc="likelihood")):
+    for i, x in enumerate(progress_bar(batches, total=total, desc="likelihood")):
         # A short last batch is filled up with its first item: one shape, compiled once.
         filled = np.concatenate([x, np.repeat(x[:1], size - len(x), axis=0)])
         scores, nfe, ok = scorer(params, filled, jax.random.fold_in(key, i))

@@ -20,6 +20,7 @@ from flowmatch_jax.training.mesh import (
     describe,
     make_mesh,
     put_batch,
+    put_whole,
     state_shardings,
 )
 from flowmatch_jax.training.optimizer import adam, learning_rate_schedule
@@ -66,8 +67,15 @@ def train(
         return init_state(experiment.init_params, optimizer, config.seed)
 
     shapes = jax.eval_shape(init)
+    source, on_device = experiment.train_source, config.data.storage == "device"
     batches = train_batches(
-        experiment.train_source, config.train.batch_size, config.seed, config.data.threads
+        source,
+        config.train.batch_size,
+        config.seed,
+        threads=config.data.threads,
+        workers=config.data.workers,
+        max_corrupt=config.data.max_corrupt,
+        indices_only=on_device,
     )
     keep = (config.train.keep_last, config.train.keep_every)
     with ckpt.open_checkpoints(workdir, *keep) as checkpoints:
@@ -92,7 +100,9 @@ def train(
             experiment.train_apply,
             optimizer,
             ema_decay,
-            experiment.train_source.levels,
+            source.levels,
+            flip=config.data.flip,
+            images=put_whole(source.x, mesh) if on_device else None,
         )
         with closing(RunLog(workdir, start, config.train.steps)) as log:
             meter = Meter(config.train.batch_size)

@@ -82,6 +82,11 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     }
 
 
+def put_whole(array: np.ndarray, mesh: Mesh) -> jax.Array:
+    """A copy of an array, the same in all processes, on each device."""
+    return jax.make_array_from_process_local_data(replicated(mesh), np.asarray(array), array.shape)
+
+
 def describe(mesh: Mesh) -> str:
     """One line for the log."""
     kind = mesh.devices.flat[0].device_kind

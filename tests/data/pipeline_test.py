@@ -5,7 +5,10 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from flowmatch_jax.data import pipeline
+from flowmatch_jax.data.encoded import Pictures
 from flowmatch_jax.data.sources import Source
+from flowmatch_jax.errors import UserError
+from tests.data.encoded_test import Encoded
 
 
 def numbers(n):
@@ -16,6 +19,23 @@ def numbers(n):
 
 def take(batches, n):
     return [next(batches) for _ in range(n)]
+
+
+def labels(batches):
+    return np.stack([batch["label"] for batch in batches])
+
+
+def pictures(n=60, broken=()):
+    """A source of pictures that are decoded when read, each full of its own index."""
+    files = Encoded(n, tuple(broken))
+    return Source(
+        "pictures",
+        "1",
+        "train",
+        Pictures(files, (n, 4, 4, 3)),
+        label=np.arange(n, dtype=np.int32),
+        levels=256,
+    )
 
 
 class PipelineTest(parameterized.TestCase):
@@ -30,8 +50,8 @@ class PipelineTest(parameterized.TestCase):
 
     def test_order_depends_on_the_seed_alone(self):
         one, again, other = (
-            np.stack([b["label"] for b in take(pipeline.train_batches(numbers(60), 8, s, t), 20)])
-            for s, t in ((0, 1), (0, 4), (1, 1))
+            labels(take(pipeline.train_batches(numbers(60), 8, seed, threads=threads), 20))
+            for seed, threads in ((0, 1), (0, 4), (1, 1))
         )
         np.testing.assert_array_equal(one, again)
         self.assertFalse(np.array_equal(one, other))
@@ -59,11 +79,68 @@ class PipelineTest(parameterized.TestCase):
         self.assertEqual([len(part) for part in parts], [20, 20, 20])
         self.assertEqual(set.union(*parts), set(range(60)))
 
+    def test_workers_give_the_batches_that_threads_give(self):
+        wanted = take(pipeline.train_batches(pictures(), 7, seed=3), 12)
+        batches = pipeline.train_batches(pictures(), 7, seed=3, workers=2)
+        got = take(batches, 5)
+        state = batches.get_state()
+        got += take(batches, 7)
+        for batch, other in zip(got, wanted, strict=True):
+            np.testing.assert_array_equal(batch["x"], other["x"])
+            np.testing.assert_array_equal(batch["x"][:, 0, 0, 0], batch["label"])
+        fresh = pipeline.train_batches(pictures(), 7, seed=3, workers=2)
+        fresh.set_state(state)
+        np.testing.assert_array_equal(labels(take(fresh, 7)), labels(wanted[5:]))
+
+    def test_unreadable_images_are_replaced_named_and_counted(self):
+        wanted = labels(take(pipeline.train_batches(pictures(), 6, seed=0), 10))
+        batches = pipeline.train_batches(pictures(broken=(4, 5, 59)), 6, seed=0, max_corrupt=3)
+        with self.assertLogs("flowmatch_jax", "WARNING") as logs:
+            got = take(batches, 10)
+        stands_in = {4: 6, 5: 6, 59: 0}
+        expected = np.vectorize(lambda i: stands_in.get(i, i))(wanted)
+        np.testing.assert_array_equal(labels(got), expected)
+        np.testing.assert_array_equal(np.stack([b["x"][:, 0, 0, 0] for b in got]), expected)
+        self.assertLen(logs.output, 3)
+        self.assertIn("number 59", "".join(logs.output))
+        self.assertEqual(got[0].keys(), {"x", "label"})
+
+    def test_too_many_unreadable_images_are_an_error(self):
+        for workers in (0, 2):
+            source = pictures(broken=(4, 5))
+            batches = pipeline.train_batches(source, 6, seed=0, max_corrupt=1, workers=workers)
+            with (
+                self.assertLogs("flowmatch_jax", "WARNING"),
+                self.assertRaisesRegex(UserError, "max_corrupt: got 1; 2 images"),
+            ):
+                take(batches, 10)
+
+    def test_indices_of_images_that_are_on_the_device(self):
+        wanted = take(pipeline.train_batches(numbers(60), 8, seed=0), 10)
+        for batch, other in zip(
+            take(pipeline.train_batches(numbers(60), 8, seed=0, indices_only=True), 10),
+            wanted,
+            strict=True,
+        ):
+            self.assertEqual(batch["index"].dtype, np.int32)
+            np.testing.assert_array_equal(batch["index"], other["label"])
+
     def test_ordered_batches_cover_a_split_once(self):
-        batches = pipeline.ordered_batches(numbers(25), 10, None)
+        batches = list(pipeline.ordered_batches(numbers(25), 10))
         self.assertEqual([len(batch) for batch in batches], [10, 10, 5])
         np.testing.assert_array_equal(np.concatenate(batches)[:, 0], range(25))
         self.assertEqual([len(b) for b in pipeline.ordered_batches(numbers(25), 10, 12)], [10, 2])
+
+    def test_ordered_batches_leave_unreadable_images_out(self):
+        source = pictures(25, broken=(3, 24))
+        with self.assertLogs("flowmatch_jax", "WARNING"):
+            batches = list(pipeline.ordered_batches(source, 12, max_corrupt=2))
+        self.assertEqual([len(batch) for batch in batches], [11, 12])
+        with (
+            self.assertLogs("flowmatch_jax", "WARNING"),
+            self.assertRaisesRegex(UserError, "max_corrupt: got 1"),
+        ):
+            list(pipeline.ordered_batches(source, 12, max_corrupt=1))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl.testing import absltest
 from PIL import Image
@@ -29,6 +30,16 @@ def saved_state(workdir):
         )
     (position,) = (Path(workdir) / "checkpoints" / str(step) / "batches").glob("*.json")
     return step, {part: restored[part] for part in parts}, json.loads(position.read_text())
+
+
+def bits(tree):
+    """Arrays of the tree as NumPy's; random keys as their data."""
+
+    def array(a):
+        is_key = jax.numpy.issubdtype(a.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(a) if is_key else a)
+
+    return jax.tree.map(array, tree)
 
 
 def evaluations(workdir, step):
@@ -123,13 +134,7 @@ class RunTest(absltest.TestCase):
         self.assertEqual(results, wanted)
 
     def assertTreesEqual(self, got, wanted):
-        import jax
-
-        def bits(a):
-            is_key = jax.numpy.issubdtype(a.dtype, jax.dtypes.prng_key)
-            return np.asarray(jax.random.key_data(a) if is_key else a)
-
-        got, wanted = ([bits(a) for a in jax.tree.leaves(t)] for t in (got, wanted))
+        got, wanted = (jax.tree.leaves(bits(tree)) for tree in (got, wanted))
         self.assertNotEmpty(wanted)
         for a, b in zip(got, wanted, strict=True):
             np.testing.assert_array_equal(a, b)

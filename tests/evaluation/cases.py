@@ -20,7 +20,7 @@ RECORD = {
     "step": 100,
     "evaluation_seed": 1,
     "data": {"name": "digits", "version": "1", "split": "test", "levels": 17, "entropy": None},
-    "solver": {"method": "dopri5", "rtol": 1e-3, "atol": 1e-3, "steps": None},
+    "solver": {"method": "dopri5", "rtol": 1e-3, "atol": 1e-3, "steps": None, "grid": "uniform"},
     "likelihood": {
         "batch_size": 9,
         "images": 297,

@@ -1,3 +1,7 @@
+import os
+from dataclasses import replace
+from unittest import mock
+
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
@@ -36,6 +40,31 @@ class QualityTest(absltest.TestCase):
         self.assertAlmostEqual(moments.mean[0], -16 / 17)  # a corner no digit touches
         self.assertLen(quality.moments_hash(moments), 64)
         self.assertEqual(quality.distance_name(images()), "fd_pixels")
+
+    def test_reference_is_computed_once_for_equal_images(self):
+        """Kept under the hash of the images, wherever they lie and whatever they are called."""
+        cache = self.create_tempdir().full_path
+        with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": cache}):
+            first = quality.reference_moments(images())
+            with mock.patch.object(quality, "ordered_batches", side_effect=AssertionError):
+                again = quality.reference_moments(images())
+            np.testing.assert_array_equal(again.cov, first.cov)
+            experiment = images()
+            x = experiment.train_source.x.copy()
+            x[0] = 16 - x[0]
+            source = replace(experiment.train_source, x=x)
+            other = quality.reference_moments(replace(experiment, train_source=source))
+        self.assertNotEqual(quality.moments_hash(other), quality.moments_hash(first))
+        self.assertLen(os.listdir(f"{cache}/flowmatch_jax/reference"), 2)
+
+    def test_reference_of_many_images_goes_in_parts(self):
+        with (
+            mock.patch.object(quality, "REFERENCE_BATCH", 400),
+            mock.patch.dict(os.environ, {"XDG_CACHE_HOME": self.create_tempdir().full_path}),
+        ):
+            parts = quality.reference_moments(images())
+        whole = np.cov(pixels(images().train_source.x, 17), rowvar=False)
+        np.testing.assert_allclose(parts.cov, whole, atol=1e-12)
 
     def test_a_field_that_is_not_finite_has_no_distance(self):
         judged = self.judge(8, quality.reference_moments(images()), rate=float("nan"))

@@ -96,6 +96,11 @@ class ReportTest(absltest.TestCase):
         for label in ("FM w/ OT (short)", "FM w/ OT (long)", "FM w/ OT (long) (raw weights)"):
             self.assertIn(f"| {label} |", text)
 
+    def test_fixed_steps_say_where_they_lie(self):
+        solver = {"method": "heun", "rtol": 1e-5, "atol": 1e-5, "steps": 50, "grid": "edm"}
+        write_run(self.folder / "ot", records=[record({"ema": scores()}, solver=solver)])
+        self.assertIn("; heun of 50 edm steps; ", self.write("ot"))
+
     def test_points_have_nats_and_no_table_4(self):
         result = {"log_likelihood": -3.6, "log_likelihood_standard_error": 0.01, "sample_nfe": 30}
         write_run(self.folder / "ot", records=[record({"ema": result}, data=POINTS, frechet=None)])

@@ -57,6 +57,14 @@ class RunsTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, f"b'; it (is|was) .*{said}"):
             runs.alike([self.run_of("a"), other])
 
+    def test_a_field_younger_than_one_of_two_evaluations(self):
+        record = self.record({})
+        before = record | {"solver": {k: v for k, v in record["solver"].items() if k != "grid"}}
+        old, new = self.run_of("old", records=[before]), self.run_of("new", records=[record])
+        for order in ([old, new], [new, old]):
+            with self.assertRaisesRegex(UserError, "solver.grid = .*; evaluate both alike"):
+                runs.alike(order)
+
     def test_conditions_that_all_share_are_found_among_others(self):
         quick = self.record({"ema": scores(9.0)}, solver__rtol=1e-1)
         fine = self.record({"ema": scores(1.0)})

@@ -7,7 +7,7 @@ from flowmatch_jax import objectives, paths
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.pixels import quantise
-from flowmatch_jax.training.mesh import make_mesh
+from flowmatch_jax.training.mesh import make_mesh, put_whole
 from flowmatch_jax.training.optimizer import adam
 from flowmatch_jax.training.state import init_state
 from flowmatch_jax.training.step import make_train_step
@@ -72,6 +72,38 @@ class TrainStepTest(absltest.TestCase):
         _, metrics = step(init(), images)
         self.assertEqual(metrics["wrong"], 0)
         self.assertGreater(metrics["spread"], 0.1)
+
+    def test_images_on_the_device_are_picked_by_index(self):
+        """The same bits as with the images in the batch."""
+        images = np.random.RandomState(1).randn(50, 2).astype(np.float32)
+        index = np.random.RandomState(2).randint(0, 50, 16)
+        make = lambda images: make_train_step(  # noqa: E731
+            jax.eval_shape(self.init),
+            make_mesh(),
+            self.objective,
+            self.apply,
+            self.optimizer,
+            ema_decay=0.5,
+            levels=None,
+            images=images,
+        )
+        picked, _ = make(put_whole(images, make_mesh()))(self.init(), {"index": index})
+        given, _ = make(None)(self.init(), {"x": images[index]})
+        jax.tree.map(np.testing.assert_array_equal, picked.params, given.params)
+
+    def test_flips_change_with_each_step(self):
+        def objective(apply, params, batch, key):
+            mirrored = quantise(batch["x"], 256)[:, 0, 0, 0] == 1
+            return 0.0 * params["w"], {"mirrored": mirrored.astype(jnp.float32)}
+
+        images = {"x": np.tile(np.array([0, 1], np.uint8), (32, 1)).reshape(32, 1, 2, 1)}
+        init = lambda: init_state(lambda key: {"w": jnp.zeros(())}, self.optimizer, 0)  # noqa: E731
+        shapes, mesh = jax.eval_shape(init), make_mesh()
+        step = make_train_step(shapes, mesh, objective, None, self.optimizer, 0.5, 256, flip=True)
+        state, first = step(init(), images)
+        _, second = step(state, images)
+        self.assertBetween(float(first["mirrored"].sum()), 4, 28)  # 16 +- 2.8
+        self.assertFalse(np.array_equal(first["mirrored"], second["mirrored"]))
 
     def test_state_given_is_donated(self):
         state = self.init()

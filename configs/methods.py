@@ -1,0 +1,47 @@
+"""The methods that are compared: each turns the config of flow matching with OT into its own.
+
+Path and objective change, and nothing else.
+"""
+
+from ml_collections import ConfigDict
+
+
+def vp(config: ConfigDict) -> ConfigDict:
+    """Flow matching with the VP path, "FM w/ Diffusion"."""
+    config.path.name = "vp"
+    return config
+
+
+def ddpm(config: ConfigDict) -> ConfigDict:
+    """DDPM: noise matching on the VP path."""
+    config.objective.name = "ddpm"
+    config.objective.predicts = "noise"
+    return vp(config)
+
+
+def score(config: ConfigDict) -> ConfigDict:
+    """Score matching with lambda = sigma^2 on the VP path.
+
+    The network predicts the score itself; with "noise" the loss would be DDPM's.
+    """
+    config.objective.name = "score_matching"
+    config.objective.predicts = "score"
+    return vp(config)
+
+
+def scoreflow(config: ConfigDict) -> ConfigDict:
+    """ScoreFlow: score matching with lambda = beta on the VP path."""
+    config.objective.name = "scoreflow"
+    config.objective.predicts = "noise"
+    return vp(config)
+
+
+def ve(config: ConfigDict) -> ConfigDict:
+    """Flow matching with the VE path.
+
+    The target's size changes 5,000-fold over the path; a network that predicts the data makes the
+    loss log(sigma_max / sigma_min)^2 ||x_1 - output||^2, the same at all times.
+    """
+    config.path.name = "ve"
+    config.objective.predicts = "data"
+    return config

@@ -1,0 +1,159 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from flowmatch_jax.data import images
+from flowmatch_jax.data.archives import LAYOUTS
+from flowmatch_jax.data.digits import digits
+from flowmatch_jax.data.encoded import Pictures, decoded
+from flowmatch_jax.data.folder import open_folder
+from flowmatch_jax.data.records import (
+    default_data_dir,
+    open_records,
+    prepare_command,
+    set_folder,
+)
+from flowmatch_jax.data.sources import Source
+from flowmatch_jax.data.toy2d import DENSITIES
+from flowmatch_jax.errors import UserError, fraction, one_of, section
+
+# Made on the spot: name -> function (split: "train" | "test") -> Source
+MADE = {"digits": digits, **DENSITIES}
+PREPARED = sorted({name.partition("/")[0] for name in LAYOUTS})
+NAMES = (*MADE, *PREPARED, "folder")
+STORAGES = ("memory", "records", "device")
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """How a folder of images is read; see `folder.open_folder` and `images.decode`."""
+
+    path: str | None = None
+    channels: int = 3
+    background: str = "white"
+    test_fraction: float = 0.1
+    exclude: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which set, and how it is kept.
+
+    Attributes:
+        name: one of NAMES.
+        version: of a set of which there are several.
+        data_dir: where prepared sets and decoded images are; None: `default_data_dir`.
+        size: pictures become squares of this side; None: they stay as they are.
+        storage: "memory" (decoded once, mapped), "device" (the same; the step indexes it there) or
+            "records" (decoded when read).
+        max_corrupt: pictures that may be unreadable.
+        folder: for the set "folder".
+    """
+
+    name: str
+    version: str | None = None
+    data_dir: str | None = None
+    size: int | None = None
+    storage: str = "memory"
+    max_corrupt: int = 10
+    folder: FolderOptions = FolderOptions()
+
+    def validate(self) -> None:
+        """Raise UserError for what can be judged without opening anything."""
+        one_of("name", self.name, NAMES)
+        one_of("storage", self.storage, STORAGES)
+        if self.name in PREPARED:
+            versions = [n.partition("/")[2] for n in LAYOUTS if n.partition("/")[0] == self.name]
+            if versions == [""] and self.version is not None:
+                raise UserError("version", self.version, f"{self.name} has one: leave it unset")
+            if versions != [""]:
+                one_of("version", self.version, versions)
+        if self.name in MADE and self.size is not None:
+            raise UserError("size", self.size, f"{self.name} has its own: leave it unset")
+        if self.name == "folder":
+            with section("folder"):
+                if self.folder.path is None:
+                    raise UserError("path", None, "name the folder of images")
+                fraction("test_fraction", self.folder.test_fraction)
+                images.validate(None, self.folder.channels, self.folder.background)
+            if self.size is None:
+                raise UserError("size", None, "pictures of a folder need one, such as 64")
+        images.validate(self.size, 3, "white")
+
+
+def open_source(options: Options, split: str) -> Source:
+    """One split ("train" or "test") of a data set.
+
+    Raises:
+        UserError: the set is not prepared, is damaged, has no images, or has too many that cannot
+            be read.
+    """
+    if options.name in MADE:
+        return MADE[options.name](split)
+    data_dir = Path(options.data_dir).expanduser() if options.data_dir else default_data_dir()
+    if options.name == "folder":
+        return _open_folder(options, split, data_dir)
+    return _open_prepared(options, split, data_dir)
+
+
+def _open_prepared(options: Options, split: str, data_dir: Path) -> Source:
+    name = f"{options.name}/{options.version}" if options.version else options.name
+    folder = set_folder(data_dir, name, LAYOUTS[name].version)
+    files = open_records(folder, split, prepare_command(name, data_dir))
+    manifest = files.manifest
+    height, width, channels = manifest["shape"]
+    if options.size is not None:
+        height = width = options.size
+    pictures = Pictures(files, (len(files), height, width, channels), options.size)
+    x, kept = _stored(pictures, options, folder / "decoded", split)
+    return Source(
+        name=options.name,
+        version=name.partition("/")[2] or manifest["version"],
+        split=split,
+        x=x,
+        label=None if files.label is None else files.label[kept],
+        levels=manifest["levels"],
+        num_classes=manifest["num_classes"],
+        sha256=_hash(manifest["splits"][split]["sha256"], height, width, len(x)),
+    )
+
+
+def _open_folder(options: Options, split: str, data_dir: Path) -> Source:
+    root, cache = Path(options.folder.path).expanduser().absolute(), data_dir / "folder"
+    with section("folder"):
+        fields = options.folder
+        files = open_folder(root, split, cache, fields.test_fraction, fields.exclude)
+    shape = (len(files), options.size, options.size, fields.channels)
+    pictures = Pictures(files, shape, options.size, fields.background, upright=True)
+    sha256 = _hash(files.content_hash, *shape, fields.background)
+    x, kept = _stored(pictures, options, cache / sha256[:16], split)
+    return Source(
+        name=root.name,
+        version=files.content_hash[:16],
+        split=split,
+        x=x,
+        label=None if files.label is None else files.label[kept],
+        levels=256,
+        num_classes=len(files.classes) or None,
+        sha256=sha256,
+    )
+
+
+def _stored(
+    pictures: Pictures, options: Options, folder: Path, split: str
+) -> tuple[np.ndarray | Pictures, np.ndarray | slice]:
+    if options.storage == "records":
+        return pictures, slice(None)
+    name = split if options.size is None else f"{split}-{options.size}"
+    return decoded(pictures, folder / name, options.max_corrupt, f"decoding {split} images")
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()

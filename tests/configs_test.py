@@ -1,0 +1,271 @@
+import functools
+import importlib
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import configs
+from flowmatch_jax import experiment
+from flowmatch_jax.data.sources import Source
+from flowmatch_jax.training.optimizer import adam, learning_rate_schedule
+
+FILES = {path.stem for path in Path(configs.__file__).parent.glob("*.py")}
+NAMES = sorted(FILES - {"__init__", "base", "methods"})
+
+# data set -> (shape, levels), without "folder"
+ITEMS = {
+    "checkerboard": ((2,), None),
+    "digits": ((8, 8, 1), 17),
+    "fashion_mnist": ((28, 28, 1), 256),
+    "cifar10": ((32, 32, 3), 256),
+    "imagenet32": ((32, 32, 3), 256),
+    "imagenet64": ((64, 64, 3), 256),
+    "imagenet128": ((128, 128, 3), 256),
+}
+# method -> (path, objective, what the network predicts)
+METHODS = {
+    "vp": ("vp", "flow_matching", "velocity"),
+    "ddpm": ("vp", "ddpm", "noise"),
+    "score": ("vp", "score_matching", "score"),
+    "scoreflow": ("vp", "scoreflow", "noise"),
+    "ve": ("ve", "flow_matching", "data"),
+}
+OF_THE_PAPER = ("vp", "ddpm", "score", "scoreflow")
+
+TABLE_3 = {
+    "cifar10": {
+        "network.dtype": "float32",
+        "network.unet.channels": 256,
+        "network.unet.depth": 2,
+        "network.unet.multipliers": (1, 2, 2, 2),
+        "network.unet.attention_sides": (16,),
+        "optimizer.learning_rate": 5e-4,
+        "optimizer.schedule": "polynomial",
+        "optimizer.warmup_steps": 45_000,
+        "train.batch_size": 256,
+        "train.steps": 391_000,
+        "data.version": None,
+        "data.storage": "memory",
+        "evaluate.dequantisations": (1, 20, 50),
+    },
+    "imagenet32": {
+        "network.dtype": "float32",
+        "network.unet.channels": 256,
+        "network.unet.depth": 3,
+        "network.unet.multipliers": (1, 2, 2, 2),
+        "network.unet.attention_sides": (16, 8),
+        "optimizer.learning_rate": 1e-4,
+        "optimizer.schedule": "polynomial",
+        "optimizer.warmup_steps": 20_000,
+        "train.batch_size": 1024,
+        "train.steps": 250_000,
+        "data.version": "antialiased",
+        "data.storage": "memory",
+        "evaluate.dequantisations": (1, 5, 15),
+    },
+    "imagenet64": {
+        "network.dtype": "bfloat16",
+        "network.unet.channels": 192,
+        "network.unet.depth": 3,
+        "network.unet.multipliers": (1, 2, 3, 4),
+        "network.unet.attention_sides": (32, 16, 8),
+        "optimizer.learning_rate": 1e-4,
+        "optimizer.schedule": "constant",
+        "optimizer.warmup_steps": 0,
+        "train.batch_size": 2048,
+        "train.steps": 157_000,
+        "data.version": "antialiased",
+        "data.storage": "memory",
+        "evaluate.dequantisations": (1, 5, 10),
+    },
+    "imagenet128": {
+        "network.dtype": "bfloat16",
+        "network.unet.channels": 256,
+        "network.unet.depth": 3,
+        "network.unet.multipliers": (1, 1, 2, 3, 4),
+        "network.unet.attention_sides": (32, 16, 8),
+        "optimizer.learning_rate": 1e-4,
+        "optimizer.schedule": "polynomial",
+        "optimizer.warmup_steps": 20_000,
+        "train.batch_size": 1536,
+        "train.steps": 500_000,
+        "data.version": None,
+        "data.storage": "records",
+        "evaluate.dequantisations": (1,),
+    },
+}
+# What holds for all four, by the paper or by our choice where it states nothing.
+SHARED = {
+    "data.flip": False,
+    "path.name": "ot",
+    "objective.name": "flow_matching",
+    "objective.coupling": "independent",
+    "objective.time": "uniform",
+    "network.unet.head_channels": 64,
+    "network.unet.dropout": 0.0,
+    "network.unet.scale_shift_norm": True,
+    "network.unet.residual_resampling": True,
+    "optimizer.b1": 0.9,
+    "optimizer.b2": 0.999,
+    "optimizer.eps": 1e-8,
+    "optimizer.weight_decay": 0.0,
+    "optimizer.clip_norm": None,
+    "optimizer.ema_decay": 0.9999,
+    "solver.method": "dopri5",
+    "solver.rtol": 1e-5,
+    "solver.atol": 1e-5,
+    "evaluate.weights": ("ema", "raw"),
+}
+TUNED = {
+    "data.name": "cifar10",
+    "data.flip": True,
+    "objective.time": "skewed",
+    "network.unet.dropout": 0.3,
+    "optimizer.learning_rate": 1e-4,
+    "optimizer.b1": 0.9,
+    "optimizer.b2": 0.95,
+    "optimizer.ema_decay": 0.999,
+    "train.batch_size": 512,
+    "solver.method": "heun",
+    "solver.steps": 50,
+    "solver.grid": "edm",
+}
+PARAMETERS = {
+    "fashion_mnist_ot": 1_191_233,
+    "folder_ot": 23_034_307,
+    "cifar10_ot_tuned": 55_676_419,
+}
+MILLIONS = {"cifar10": 171.3, "imagenet32": 228.1, "imagenet64": 295.1, "imagenet128": 542.8}
+IMAGES = {"cifar10": 50_000} | dict.fromkeys(("imagenet32", "imagenet64", "imagenet128"), 1_281_167)
+EPOCHS = {"cifar10": 1000, "imagenet32": 200, "imagenet64": 250, "imagenet128": 571}
+
+
+def load(name):
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+def empty(config, split):
+    """A source of the shape of config.data's, without its data."""
+    if config.name == "folder":
+        shape, levels = (config.size, config.size, config.folder.channels), 256
+    else:
+        shape, levels = ITEMS[config.name]
+    dtype = np.float32 if levels is None else np.uint8
+    return Source(config.name, "1", split, np.zeros((4, *shape), dtype), levels=levels)
+
+
+def build(config):
+    if config.data.name == "folder":  # what the user gives
+        config.data.folder.path = "pictures"
+    with mock.patch.object(experiment, "open_source", empty):
+        return experiment.build(config)
+
+
+def schedule(config):
+    fields = config.optimizer
+    return learning_rate_schedule(
+        fields.schedule, fields.learning_rate, config.train.steps, fields.warmup_steps
+    )
+
+
+def count_parameters(name):
+    params = jax.eval_shape(build(load(name)).init_params, jax.random.key(0))
+    return sum(p.size for p in jax.tree.leaves(params))
+
+
+class ConfigTestCase(parameterized.TestCase):
+    def check(self, config, fields):
+        """The config has these values, by full path."""
+        for path, value in fields.items():
+            got = functools.reduce(lambda node, name: node[name], path.split("."), config)
+            self.assertEqual(got, value, path)
+
+
+class EveryConfigTest(ConfigTestCase):
+    @parameterized.parameters(*NAMES)
+    def test_builds(self, name):
+        config = load(name)
+        self.assertTrue(name.startswith(config.data.name))
+        build(config)
+        schedule(config)
+        fields = config.optimizer
+        adam(1e-3, fields.b1, fields.b2, fields.eps, fields.weight_decay, fields.clip_norm)
+        self.assertEqual((config.train.keep_every or 0) % config.train.checkpoint_every, 0)
+
+    @parameterized.parameters(*[name for name in NAMES if name.split("_")[-1] in METHODS])
+    def test_methods_differ_in_path_and_objective_alone(self, name):
+        data, _, method = name.rpartition("_")
+        path, objective, predicts = METHODS[method]
+        expected = load(f"{data}_ot")
+        expected.path.name = path
+        expected.objective.update(name=objective, predicts=predicts)
+        config = load(name)
+        self.assertEqual(config.to_dict(), expected.to_dict())
+        built = build(config).path
+        self.assertEqual(
+            (built.t_end, built.source_std), (1, 50) if path == "ve" else (1 - 1e-5, 1)
+        )
+
+    @parameterized.parameters(*ITEMS, "folder")
+    def test_each_data_set_has_the_paper_s_methods(self, data):
+        self.assertContainsSubset({f"{data}_{method}" for method in ("ot", *OF_THE_PAPER)}, NAMES)
+
+
+class PaperTest(ConfigTestCase):
+    @parameterized.parameters(*TABLE_3)
+    def test_table_3(self, data):
+        self.check(load(f"{data}_ot"), {"data.name": data} | SHARED | TABLE_3[data])
+
+    @parameterized.parameters(*MILLIONS)
+    def test_parameters(self, data):
+        self.assertAlmostEqual(count_parameters(f"{data}_ot") / 1e6, MILLIONS[data], delta=0.05)
+
+    @parameterized.parameters(*EPOCHS)
+    def test_epochs(self, data):
+        """CIFAR-10's iterations are twice its epochs, in the paper itself."""
+        train = load(f"{data}_ot").train
+        epochs = train.steps * train.batch_size / IMAGES[data]
+        stated = EPOCHS[data] * (2 if data == "cifar10" else 1)
+        self.assertAlmostEqual(epochs / stated, 1, delta=0.05)
+        self.assertGreaterEqual(train.steps // train.keep_every, 12)  # points over training
+
+    @parameterized.parameters(*TABLE_3)
+    def test_schedule(self, data):
+        config = load(f"{data}_ot")
+        rate, peak = schedule(config), config.optimizer.learning_rate
+        if data == "imagenet64":
+            ends = (peak, peak, peak)
+        else:
+            ends = (1e-8, peak, 1e-8)
+        steps = (0, config.optimizer.warmup_steps, config.train.steps)
+        np.testing.assert_allclose([float(rate(step)) for step in steps], ends, 1e-3, 1e-10)
+
+
+class OtherRecipesTest(ConfigTestCase):
+    @parameterized.parameters(*PARAMETERS.items())
+    def test_parameters(self, name, count):
+        self.assertEqual(count_parameters(name), count)
+
+    def test_tuned(self):
+        config = load("cifar10_ot_tuned")
+        self.check(config, TUNED)
+        rate = schedule(config)
+        self.assertAlmostEqual(float(rate(0)), 1e-4)
+        self.assertAlmostEqual(float(rate(config.train.steps)), 1e-4)
+
+    def test_folder_waits_for_its_path(self):
+        self.check(load("folder_ot"), {"data.folder.path": None, "data.flip": True})
+
+    def test_fashion_mnist(self):
+        config = load("fashion_mnist_ot")
+        self.check(config, {"data.flip": False, "evaluate.extractor": "pixels"})
+        rate = schedule(config)
+        rates = [float(rate(step)) for step in (0, 500, 20_000)]
+        np.testing.assert_allclose(rates, [1e-8, 1e-3, 1e-8], 1e-3, 1e-10)
+
+
+if __name__ == "__main__":
+    absltest.main()

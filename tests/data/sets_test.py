@@ -1,0 +1,187 @@
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from flowmatch_jax.data import prepare
+from flowmatch_jax.data.sets import NAMES, FolderOptions, Options, open_source
+from flowmatch_jax.errors import UserError
+from tests.data import archive_cases
+
+ROOT = Path(__file__).parents[2]
+
+
+class PreparedTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.data_dir = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        cls.archives = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        for name in ("cifar10", "imagenet32/old"):
+            layout = archive_cases.make(name, cls.archives)
+            prepare.prepare(layout, cls.data_dir, cls.archives)
+
+    def open(self, split="train", name="cifar10", **options):
+        return open_source(Options(name, data_dir=str(self.data_dir), **options), split)
+
+    def test_what_was_prepared_comes_back_whichever_way_it_is_kept(self):
+        for split, n in (("train", 30), ("test", 6)):
+            memory, records = self.open(split), self.open(split, storage="records")
+            self.assertEqual((len(memory), memory.shape, memory.levels), (n, (32, 32, 3), 256))
+            self.assertEqual((memory.num_classes, memory.version), (10, "1.0.0"))
+            np.testing.assert_array_equal(memory.x, np.stack([records.x[i] for i in range(n)]))
+            np.testing.assert_array_equal(memory.label, records.label)
+            self.assertEqual(memory.content_hash, records.content_hash)
+            self.assertEqual(self.open(split, storage="device").x.dtype, np.uint8)
+
+    def test_versions_and_sets_without_labels(self):
+        source = self.open(name="imagenet32", version="old")
+        self.assertEqual((source.version, source.label, source.num_classes), ("old", None, None))
+        self.assertNotIn("label", source[0])
+
+    def test_another_size_is_another_set(self):
+        small, whole = self.open(size=16), self.open()
+        self.assertEqual(small.shape, (16, 16, 3))
+        means = whole.x.reshape(30, 16, 2, 16, 2, 3).mean(axis=(2, 4))
+        self.assertLessEqual(np.abs(small.x - means).max(), 0.5)
+        self.assertNotEqual(small.content_hash, whole.content_hash)
+        np.testing.assert_array_equal(self.open().x, whole.x)
+
+    def test_a_set_that_is_not_prepared_says_how_to(self):
+        command = f"flowmatch_jax.data.prepare imagenet64/antialiased --data_dir={self.data_dir}"
+        with self.assertRaisesRegex(UserError, f"name: got .*not prepared; run: .*{command}"):
+            self.open(name="imagenet64", version="antialiased")
+
+    def test_a_damaged_set_is_refused(self):
+        layout = archive_cases.make("cifar10", self.archives, (10, 3))
+        folder = prepare.prepare(layout, self.data_dir / "damaged", self.archives)
+        shard = next(folder.glob("*train.array_record*"))
+        shard.write_bytes(shard.read_bytes()[:-1])
+        with self.assertRaisesRegex(UserError, f"{shard.name} is damaged; remove .* and run: "):
+            open_source(Options("cifar10", data_dir=str(self.data_dir / "damaged")), "train")
+
+    def test_reading_imports_no_tensorflow(self):
+        code = (
+            "import sys\n"
+            "from flowmatch_jax.data.sets import Options, open_source\n"
+            f"source = open_source(Options('cifar10', data_dir={str(self.data_dir)!r}, "
+            "storage='records'), 'train')\n"
+            "print(source.x[3].shape, 'tensorflow' in sys.modules)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        self.assertEqual(done.stdout, "(32, 32, 3) False\n")
+
+
+class FolderTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.data_dir = Path(self.create_tempdir("data").full_path)
+        self.root = Path(self.create_tempdir("pictures").full_path)
+        kinds = (("PNG", "RGBA"), ("JPEG", "CMYK"), ("WEBP", "RGB"), ("PNG", "L"))
+        for i in range(40):
+            kind, mode = kinds[i % 4]
+            path = self.root / "ab"[i % 2] / f"{i}.{kind.lower()}"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(archive_cases.picture(i, 10 + i, 30, kind, mode))
+
+    def open(self, split="train", size=8, folder=None, **options):
+        folder = FolderOptions(path=str(self.root), test_fraction=0.3, **(folder or {}))
+        options = Options(
+            "folder", data_dir=str(self.data_dir), size=size, folder=folder, **options
+        )
+        return open_source(options, split)
+
+    def test_mixed_files_become_squares_of_one_size(self):
+        train, test = self.open(), self.open("test")
+        self.assertEqual(len(train) + len(test), 40)
+        self.assertEqual((train.shape, train.levels, train.num_classes), ((8, 8, 3), 256, 2))
+        self.assertEqual((train.name, train.label.shape), ("pictures", (len(train),)))
+        self.assertNotEqual(train.content_hash, test.content_hash)
+        self.assertEqual(self.open(folder={"channels": 1}).shape, (8, 8, 1))
+
+    def test_memory_and_records_agree(self):
+        memory, records = self.open(), self.open(storage="records")
+        np.testing.assert_array_equal(
+            memory.x, np.stack([records.x[i] for i in range(len(memory))])
+        )
+
+    def test_how_it_is_read_is_part_of_its_hash(self):
+        hashes = {
+            self.open(**options).content_hash
+            for options in (
+                {},
+                {"size": 9},
+                {"folder": {"background": "black"}},
+                {"folder": {"channels": 1}},
+            )
+        }
+        self.assertLen(hashes, 4)
+
+    def test_unreadable_files_are_skipped_up_to_the_limit(self):
+        train = self.open()
+        (self.root / "a" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+        (self.root / "a" / "empty.jpg").write_bytes(b"")
+        with self.assertLogs("flowmatch_jax", "WARNING") as logs:
+            both = [self.open(split, max_corrupt=2) for split in ("train", "test")]
+        self.assertEqual(sum(map(len, both)), 40)
+        self.assertEqual(both[0].label.shape, (len(train),))
+        np.testing.assert_array_equal(both[0].x, train.x)
+        self.assertIn("a/broken.png", "".join(logs.output))
+        with (
+            self.assertLogs("flowmatch_jax", "WARNING"),
+            self.assertRaisesRegex(UserError, "max_corrupt: got 0"),
+        ):
+            [self.open(split, max_corrupt=0) for split in ("train", "test")]
+
+    def test_an_empty_folder(self):
+        empty = FolderOptions(path=self.create_tempdir("empty").full_path)
+        with self.assertRaisesRegex(UserError, "folder.path: .*no image"):
+            open_source(
+                Options("folder", data_dir=str(self.data_dir), size=8, folder=empty), "train"
+            )
+
+    def test_decoded_images_are_made_once(self):
+        self.open()
+        made = {p: p.stat().st_mtime_ns for p in self.data_dir.rglob("*.npy")}
+        self.open()
+        self.assertEqual({p: p.stat().st_mtime_ns for p in self.data_dir.rglob("*.npy")}, made)
+        self.assertLen(made, 2)
+
+
+class ValidateTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (Options("mnist"), "name: got 'mnist'; it may be one of: "),
+        (Options("cifar10", storage="disk"), "storage: got 'disk'"),
+        (Options("cifar10", version="old"), "version: got 'old'; cifar10 has one"),
+        (Options("imagenet64"), "version: got None; it may be one of: antialiased, old"),
+        (Options("imagenet32", version="new"), "version: got 'new'"),
+        (Options("digits", size=16), "size: got 16; digits has its own"),
+        (Options("folder", size=8), "folder.path: got None; name the folder"),
+        (Options("folder", folder=FolderOptions("x")), "size: got None; pictures of a folder"),
+        (Options("cifar10", size=0), "size: got 0"),
+        (
+            Options("folder", size=8, folder=FolderOptions("x", channels=2)),
+            "folder.channels: got 2",
+        ),
+        (
+            Options("folder", size=8, folder=FolderOptions("x", test_fraction=1.0)),
+            "folder.test_fraction",
+        ),
+        (Options("folder", size=8, folder=FolderOptions("x", background="?")), "folder.background"),
+    )
+    def test_mistakes(self, options, message):
+        with self.assertRaisesRegex(UserError, message):
+            options.validate()
+
+    def test_all_names(self):
+        for name in ("digits", "checkerboard", "rings", "cifar10", "imagenet256", "folder"):
+            self.assertIn(name, NAMES)
+
+
+if __name__ == "__main__":
+    absltest.main()
