@@ -84,6 +84,9 @@ def build(config: ConfigDict) -> Experiment:
     if config.evaluate.extractor is not None and not train_source.is_image:
         allowed = f"{train_source.name} is a set of points: leave it unset"
         raise UserError("config.evaluate.extractor", config.evaluate.extractor, allowed)
+    if config.data.flip and not train_source.is_image:
+        allowed = f"{train_source.name} is a set of points: leave it off"
+        raise UserError("config.data.flip", True, allowed)
     path = _path(config.path)
     network = _network(config.network, train_source)
     return Experiment(

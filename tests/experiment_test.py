@@ -36,6 +36,9 @@ class BuildTest(parameterized.TestCase):
         config.evaluate.extractor = "pixels"
         with self.assertRaisesRegex(UserError, "config.evaluate.extractor: .*set of points"):
             build(config)
+        config.evaluate.extractor, config.data.flip = None, True
+        with self.assertRaisesRegex(UserError, "config.data.flip: got True; checkerboard is"):
+            build(config)
 
     def test_an_objective_on_a_path_it_is_not_defined_for(self):
         config = digits_ot.get_config()
@@ -61,6 +64,12 @@ class BuildTest(parameterized.TestCase):
         ("seed", -1),
         ("data.name", "mnist"),
         ("data.threads", 0),
+        ("data.workers", 1),
+        ("data.workers", -1),
+        ("data.storage", "disk"),
+        ("data.max_corrupt", -1),
+        ("data.version", "old"),
+        ("data.size", 16),
         ("path.name", "cosine"),
         ("path.ot.sigma_min", 2.0),
         ("objective.name", "gan"),

@@ -12,7 +12,7 @@ import io
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,7 +83,7 @@ class Layout:
     splits: Mapping[str, Split]
     num_classes: int | None
     origin: str
-    found: tuple[str, ...] = field(default=())
+    found: tuple[str, ...] = ()
 
     @property
     def archives(self) -> list[Archive]:

@@ -121,7 +121,7 @@ def decoded(
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(folder.with_suffix(".lock")):
+            with locked(folder.with_suffix(".lock")):
                 if not folder.is_dir():
                     _build(pictures, folder, max_corrupt, desc)
         except OSError as error:
@@ -190,7 +190,8 @@ def _write_header(file: object, shape: tuple[int, ...]) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time in this block; the others wait."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from flowmatch_jax.data import records
 from flowmatch_jax.data.archives import LAYOUTS, Archive, Item, Layout, Split
+from flowmatch_jax.data.encoded import locked
 from flowmatch_jax.data.images import decode, encode, square
 from flowmatch_jax.errors import UserError, one_of
 
@@ -55,29 +56,36 @@ def prepare(layout: Layout, data_dir: Path, archives_dir: Path | None = None) ->
             images, a label is out of range, the disk is full.
     """
     final = records.set_folder(data_dir, layout.name, layout.version)
-    if final.is_dir():
-        for split in layout.splits:
-            records.open_records(final, split, records.prepare_command(layout.name, data_dir))
-        return final
     archives_dir = archives_dir or data_dir / "downloads" / "manual"
-    partial = final.with_name(f"{final.name}.partial")
-    features = records.make_features(layout.shape, layout.num_classes)
     try:
-        paths = _find_archives(layout, archives_dir)
-        done = partial / records.DONE
-        done.mkdir(parents=True, exist_ok=True)
-        _check_archives(paths, layout.origin, done / "checked.json")
-        splits = {
-            name: _write_split(layout, name, [paths[a] for a in split.archives], partial, features)
-            for name, split in layout.splits.items()
-        }
-        checksums = {archive.file: archive.sha256 for archive in layout.archives}
-        records.finish(partial, final, splits, features, {"archives": checksums})
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with locked(final.with_name(f"{final.name}.lock")):
+            if final.is_dir():
+                again = records.prepare_command(layout.name, data_dir)
+                for split in layout.splits:
+                    records.open_records(final, split, again)
+            else:
+                _prepare(layout, final, archives_dir)
     except OSError as error:
         reason = error.strerror or error
         allowed = f"{reason}; mend that and run the same command: it goes on where it stopped"
         raise UserError("--data_dir", str(data_dir), allowed) from error
     return final
+
+
+def _prepare(layout: Layout, final: Path, archives_dir: Path) -> None:
+    paths = _find_archives(layout, archives_dir)
+    partial = final.with_name(f"{final.name}.partial")
+    done = partial / records.DONE
+    done.mkdir(parents=True, exist_ok=True)
+    _check_archives(paths, layout.origin, done / "checked.json")
+    features = records.make_features(layout.shape, layout.num_classes)
+    splits = {
+        name: _write_split(layout, name, [paths[a] for a in split.archives], partial, features)
+        for name, split in layout.splits.items()
+    }
+    checksums = {archive.file: archive.sha256 for archive in layout.archives}
+    records.finish(partial, final, splits, features, {"archives": checksums})
 
 
 def _find_archives(layout: Layout, folder: Path) -> dict[Archive, Path]:
@@ -230,17 +238,22 @@ def main(arguments: Sequence[str]) -> int:
     """Prepare what the command line asks for; returns the exit code."""
     parser = _Parser(prog="python -m flowmatch_jax.data.prepare", description=__doc__)
     parser.add_argument("name", help=f"one of: {', '.join(sorted(LAYOUTS))}")
+    default = records.default_data_dir()
     parser.add_argument(
-        "--data_dir", type=Path, default=records.default_data_dir(), help="%(default)s"
+        "--data_dir", type=Path, default=default, help="where sets are: %(default)s"
     )
     parser.add_argument("--archives", type=Path, help="folder of the published archives")
     try:
         given = parser.parse_args(arguments)
         one_of("NAME", given.name, LAYOUTS)
-        folder = prepare(LAYOUTS[given.name], given.data_dir.expanduser(), given.archives)
+        archives = given.archives and given.archives.expanduser()
+        folder = prepare(LAYOUTS[given.name], given.data_dir.expanduser(), archives)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 1
     print(f"Prepared: {folder}")
     return 0
 

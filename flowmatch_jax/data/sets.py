@@ -69,12 +69,11 @@ class Options:
         """Raise UserError for what can be judged without opening anything."""
         one_of("name", self.name, NAMES)
         one_of("storage", self.storage, STORAGES)
-        if self.name in PREPARED:
-            versions = [n.partition("/")[2] for n in LAYOUTS if n.partition("/")[0] == self.name]
-            if versions == [""] and self.version is not None:
-                raise UserError("version", self.version, f"{self.name} has one: leave it unset")
-            if versions != [""]:
-                one_of("version", self.version, versions)
+        versions = [n.partition("/")[2] for n in LAYOUTS if n.startswith(f"{self.name}/")]
+        if versions:
+            one_of("version", self.version, versions)
+        elif self.version is not None:
+            raise UserError("version", self.version, f"{self.name} has one: leave it unset")
         if self.name in MADE and self.size is not None:
             raise UserError("size", self.size, f"{self.name} has its own: leave it unset")
         if self.name == "folder":
@@ -127,9 +126,13 @@ def _open_prepared(options: Options, split: str, data_dir: Path) -> Source:
 
 def _open_folder(options: Options, split: str, data_dir: Path) -> Source:
     root, cache = Path(options.folder.path).expanduser().absolute(), data_dir / "folder"
-    with section("folder"):
-        fields = options.folder
-        files = open_folder(root, split, cache, fields.test_fraction, fields.exclude)
+    fields = options.folder
+    try:
+        with section("folder"):
+            files = open_folder(root, split, cache, fields.test_fraction, fields.exclude)
+    except OSError as error:
+        allowed = f"the hashes of {root} cannot be made or kept there: {error}"
+        raise UserError("data_dir", str(data_dir), allowed) from error
     shape = (len(files), options.size, options.size, fields.channels)
     pictures = Pictures(files, shape, options.size, fields.background, upright=True)
     sha256 = _hash(files.content_hash, *shape, fields.background)

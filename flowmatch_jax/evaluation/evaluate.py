@@ -108,6 +108,7 @@ def settings(experiment: Experiment, step: int, reference: Moments | None) -> di
             "name": source.name,
             "version": source.version,
             "split": source.split,
+            "sha256": source.content_hash,
             "levels": source.levels,
             "entropy": source.entropy,
         },

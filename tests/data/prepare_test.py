@@ -86,7 +86,7 @@ class PrepareTest(parameterized.TestCase):
         self.assertEqual(manifest["splits"]["train"]["images"], 30)
         checksums = {archive.file: archive.sha256 for archive in layout.archives}
         self.assertEqual(manifest["archives"], checksums)
-        self.assertEqual([p.name for p in folder.parent.iterdir()], ["1.0.0"])
+        self.assertCountEqual([p.name for p in folder.parent.iterdir()], ["1.0.0", "1.0.0.lock"])
 
     def test_tensorflow_datasets_reads_it_by_name(self):
         import tensorflow_datasets as tfds
@@ -159,6 +159,37 @@ class PrepareTest(parameterized.TestCase):
             self.assertFalse(folder.exists())
         self.assertGreater(kills, 1)
         self.assertEqual(files_of(folder), wanted)
+
+    def test_of_two_at_once_one_prepares_and_the_other_waits(self):
+        layout = archive_cases.make("cifar10", self.archives)
+        names = []
+        write = records.write_shard
+
+        def write_shard(path, *arguments):
+            names.append(path.name)
+            time.sleep(0.1)
+            return write(path, *arguments)
+
+        with mock.patch.object(records, "write_shard", write_shard):
+            threads = [threading.Thread(target=self.prepare, args=(layout,)) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        self.assertLen(names, 2)  # a shard of each split
+        self.assertTrue((self.data_dir / "cifar10/1.0.0/manifest.json").exists())
+
+    def test_stopped_by_hand(self):
+        layout = archive_cases.make("cifar10", self.archives)
+        with mock.patch.object(records, "write_shard", side_effect=KeyboardInterrupt):
+            code, _, err = run(
+                "cifar10",
+                f"--data_dir={self.data_dir}",
+                f"--archives={self.archives}",
+                layout=layout,
+            )
+        self.assertEqual(code, 1)
+        self.assertEndsWith(err, "stopped; the same command goes on from here\n")
 
     def test_a_truncated_archive(self):
         for name in ("cifar10", "fashion_mnist"):

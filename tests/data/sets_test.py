@@ -145,6 +145,11 @@ class FolderTest(absltest.TestCase):
                 Options("folder", data_dir=str(self.data_dir), size=8, folder=empty), "train"
             )
 
+    def test_a_data_dir_that_cannot_be_written(self):
+        self.data_dir = Path(self.create_tempfile("occupied").full_path)
+        with self.assertRaisesRegex(UserError, "data_dir: got .*occupied.*cannot be made or kept"):
+            self.open()
+
     def test_decoded_images_are_made_once(self):
         self.open()
         made = {p: p.stat().st_mtime_ns for p in self.data_dir.rglob("*.npy")}
