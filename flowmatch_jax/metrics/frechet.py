@@ -6,8 +6,11 @@ Heusel et al., GANs Trained by a Two Time-Scale Update Rule Converge to a Local 
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +22,12 @@ class Moments:
     """Mean and covariance of features, [D] and [D, D], float64.
 
     Attributes:
-        count: features seen.
+        count: features seen; None where that is not known, as of published statistics.
         mean: their mean.
         cov: their covariance, divided by count - 1; zero for fewer than two.
     """
 
-    count: int
+    count: int | None
     mean: np.ndarray
     cov: np.ndarray
 
@@ -34,8 +37,14 @@ class Moments:
         return cls(0, np.zeros(dims), np.zeros((dims, dims)))
 
     def add(self, features: np.ndarray) -> Moments:
-        """With further features [N, D]."""
-        features = np.asarray(features, np.float64)
+        """With further features [N, D].
+
+        Raises:
+            UserError: features of another size, or not finite, or the count is not known.
+        """
+        features = np.asarray(checked("features", features, least=0), np.float64)
+        if features.shape[1:] != self.mean.shape:
+            raise UserError("features", features.shape, f"they must be [N, {len(self.mean)}]")
         if len(features) == 0:
             return self
         mean = features.mean(axis=0)
@@ -44,7 +53,15 @@ class Moments:
         return self.merge(Moments(len(features), mean, cov))
 
     def merge(self, other: Moments) -> Moments:
-        """Of both sets of features together, in any order to rounding (Chan et al., 1979)."""
+        """Of both sets of features together, in any order to rounding (Chan et al., 1979).
+
+        Raises:
+            UserError: features of different sizes, or a count that is not known.
+        """
+        if self.count is None or other.count is None:
+            raise UserError("count", None, "moments of unknown counts cannot be put together")
+        if other.mean.shape != self.mean.shape:
+            raise UserError("other", other.mean.shape, f"its mean must be {self.mean.shape}")
         count = self.count + other.count
         if count == 0:
             return self
@@ -58,32 +75,51 @@ class Moments:
         return Moments(count, mean, scatter / max(count - 1, 1))
 
     def save(self, path: Path) -> None:
-        """Write mu, sigma and count as npz."""
-        np.savez(path, mu=self.mean, sigma=self.cov, count=self.count)
+        """Write mu, sigma and, where it is known, count as npz."""
+        count = {} if self.count is None else {"count": self.count}
+        np.savez(path, mu=self.mean, sigma=self.cov, **count)
 
     @classmethod
     def load(cls, path: Path) -> Moments:
-        """Read what `save` wrote."""
-        with np.load(path) as saved:
-            return cls(int(saved["count"]), saved["mu"], saved["sigma"])
+        """Read mu, sigma and count of an npz, and nothing else of it.
+
+        Statistics as pytorch-fid, clean-fid, EDM and ADM publish them (ADM's with spatial
+        statistics and images besides) hold no count: it is None.
+
+        Raises:
+            UserError: no such file, not an npz, cut short, or mu and sigma are not in it.
+        """
+        try:
+            with np.lib.npyio.NpzFile(path) as file:
+                arrays = {name: file[name] for name in ("mu", "sigma", "count") if name in file}
+                held = {name: arrays[name].shape if name in arrays else "" for name in file.files}
+        except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as why:
+            raise UserError("path", str(path), f"it cannot be read as an npz file: {why}") from why
+        if not _are_moments(**arrays):
+            names = ", ".join(f"{name} {shape}".strip() for name, shape in held.items())
+            wanted = "mu [D] and sigma [D, D], finite, and a number as count if any"
+            raise UserError("path", str(path), f"it must hold {wanted}; it holds {names or 'none'}")
+        count = int(arrays["count"]) if "count" in arrays else None
+        return cls(count, arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64))
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
     """||mu_a - mu_b||^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2).
 
     The roots are of symmetric matrices, by eigendecomposition, so that singular covariances (fewer
-    features than dimensions) do no harm.
+    features than dimensions) do no harm. A count that is not known (None) is taken to suffice.
+    The fewer the features, the larger the distance, by about a constant over their count.
 
     Raises:
         UserError: fewer than two features, or features of different sizes.
     """
     for name, moments in (("a", a), ("b", b)):
-        if moments.count < 2:
+        if moments.count is not None and moments.count < 2:
             raise UserError(name, moments.count, "a covariance takes two features or more")
     if a.mean.shape != b.mean.shape:
         raise UserError("b", b.mean.shape, f"its features must be like a's, {a.mean.shape}")
-    # The last trace, as the sum of singular values of S_a^1/2 S_b^1/2: so the rounding error
-    # of an eigenvalue that is zero passes through no root.
+    # The last trace, as the sum of singular values of S_a^1/2 S_b^1/2: taking no root of a product,
+    # it has no rounding error of one.
     overlap = np.linalg.svd(_root(a.cov) @ _root(b.cov), compute_uv=False).sum()
     difference = a.mean - b.mean
     return float(difference @ difference + np.trace(a.cov) + np.trace(b.cov) - 2 * overlap)
@@ -91,4 +127,40 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 def _root(cov: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh(cov)
-    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    # The root of an eigenvalue that is zero to rounding would be 1e-8, far from zero.
+    rounding = len(cov) * np.finfo(np.float64).eps * np.abs(values).max()
+    return (vectors * np.sqrt(np.where(values > rounding, values, 0))) @ vectors.T
+
+
+def _are_moments(mu: Any = None, sigma: Any = None, count: Any = 2) -> bool:
+    mu, sigma, count = (np.asarray(x) for x in (mu, sigma, count))
+    shapes = len(mu.shape) == 1 and mu.size > 0 and sigma.shape == 2 * mu.shape and not count.shape
+    numbers = all(x.dtype.kind in "fiu" for x in (mu, sigma, count))
+    return shapes and numbers and all(np.isfinite(x).all() for x in (mu, sigma, count))
+
+
+def checked(name: str, values: np.ndarray, shape: str = "[N, D]", least: int = 1) -> np.ndarray:
+    """``values`` as an array, if it is one to measure: features, unless ``shape`` says otherwise.
+
+    Raises:
+        UserError: another number of axes, fewer than ``least`` along the first, or not finite.
+    """
+    values = np.asarray(values)
+    if values.ndim != shape.count(",") + 1 or 0 in values.shape[1:]:
+        raise UserError(name, values.shape, f"its shape must be {shape}")
+    if len(values) < least:
+        raise UserError(name, values.shape, f"N must be {least} or more")
+    unusable = values.size - np.count_nonzero(np.isfinite(values))
+    if unusable:
+        raise UserError(name, f"{unusable} values that are NaN or infinite", "all must be finite")
+    return values
+
+
+def checked_pair(
+    a: tuple[str, np.ndarray], b: tuple[str, np.ndarray], least: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two named sets of features, [N, D] and [M, D], as `checked` ones of the same D."""
+    x, y = checked(*a, least=least), checked(*b, least=least)
+    if x.shape[1] != y.shape[1]:
+        raise UserError(b[0], y.shape, f"its D must be that of {a[0]}, {x.shape[1]}")
+    return x, y
