@@ -1,7 +1,7 @@
 """The folder of a run: where things lie, and whether it is this experiment's.
 
-config.json  metrics.jsonl  tensorboard/  checkpoints/<step>/  samples/<step>_<weights>.png
-evaluation/<step>.json
+config.json  data.json  metrics.jsonl  tensorboard/  checkpoints/<step>/
+samples/<step>_<weights>.png  evaluation/<step>.json
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from flowmatch_jax.data.sources import Source
 from flowmatch_jax.errors import UserError
+from flowmatch_jax.files import write_atomically
 
 # These change how the same network is computed or trained, not what it is.
 NETWORK_IRRELEVANT = ("dtype", "remat", "dropout")
@@ -59,10 +61,32 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
     write_json(workdir / "config.json", json.loads(config.to_json()))
 
 
+def check_data(workdir: Path, source: Source) -> None:
+    """Raise UserError if the run has been trained on other data than these.
+
+    The config cannot tell: a folder of images may have changed, or lie elsewhere.
+    """
+    path = workdir / "data.json"
+    if has_checkpoint(workdir) and path.exists():
+        before = json.loads(path.read_text())
+        if before["sha256"] != source.content_hash:
+            allowed = (
+                f"the run in {workdir} was trained on other {before['name']} data (version "
+                f"{before['version']}, {before['items']} items); give another --workdir"
+            )
+            raise UserError("config.data", f"{source.name} {source.version}", allowed)
+
+
+def write_data(workdir: Path, source: Source) -> None:
+    """Record what the run is trained on as data.json."""
+    facts = {"name": source.name, "version": source.version, "split": source.split}
+    write_json(workdir / "data.json", facts | {"items": len(source), "sha256": source.content_hash})
+
+
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write a JSON file at once or not at all, its folder where that is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(record, indent=2) + "\n")
+    write_atomically(path, json.dumps(record, indent=2) + "\n")
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -72,14 +96,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(path, text.getvalue())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file at once or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    write_atomically(path, text.getvalue())
 
 
 def _check_identity(workdir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -1,11 +1,14 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from configs import digits_ot
+from flowmatch_jax.data.digits import digits
 from flowmatch_jax.errors import UserError
-from flowmatch_jax.workdir import open_workdir, write_config
+from flowmatch_jax.workdir import check_data, open_workdir, write_config, write_data
 
 
 class WorkdirTest(parameterized.TestCase):
@@ -64,6 +67,17 @@ class WorkdirTest(parameterized.TestCase):
         self.config.data.folder.background = "black"
         with self.assertRaisesRegex(UserError, "config.data.folder.background: got 'black'"):
             open_workdir(self.workdir, self.config)
+
+    def test_other_images_under_the_same_name_are_refused(self):
+        source = digits("train")
+        self.start_run()
+        check_data(self.workdir, source)  # a run that recorded nothing yet
+        write_data(self.workdir, source)
+        check_data(self.workdir, digits("train"))
+        other = replace(source, x=np.concatenate([source.x, source.x[:1]]))
+        message = "config.data: got 'digits uci.*other digits data .*1500 items.*another --workdir"
+        with self.assertRaisesRegex(UserError, message):
+            check_data(self.workdir, other)
 
     def test_without_checkpoints_nothing_is_lost_by_starting_over(self):
         open_workdir(self.workdir, self.config)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from PIL import UnidentifiedImageError
 
 from flowmatch_jax.data.images import decode, square
 from flowmatch_jax.errors import UserError
+from flowmatch_jax.files import locked, move_folder
 from flowmatch_jax.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class CorruptImage(ValueError):
 
 
 class Files(Protocol):
-    """Encoded pictures by index."""
+    """Encoded pictures by index; `read` raises `CorruptImage` for what is damaged."""
 
     def __len__(self) -> int: ...
 
@@ -66,9 +66,11 @@ class Pictures:
         return len(self.files)
 
     def __getitem__(self, i: int) -> np.ndarray:
+        data = self.files.read(i)  # an OSError is the disk's, not the picture's
         try:
-            image = decode(self.files.read(i), self.shape[-1], self.background, self.upright)
-            array = square(image, self.size)
+            array = square(decode(data, self.shape[-1], self.background, self.upright), self.size)
+        except UnidentifiedImageError as error:
+            raise CorruptImage(self.files.name(i), "it is no PNG, JPEG or WebP") from error
         except Exception as error:  # damaged data makes decoders raise all kinds
             raise CorruptImage(self.files.name(i), error) from error
         if array.shape != self.shape[1:]:
@@ -126,8 +128,8 @@ def decoded(
                     _build(pictures, folder, max_corrupt, desc)
         except OSError as error:
             allowed = (
-                f"the decoded images cannot be written to {folder} ({error.strerror}); make room, "
-                "give another data_dir, or read the records themselves: storage=records"
+                f"the images cannot be decoded into {folder} ({error}); make room, give another "
+                "data_dir, or decode them whenever they are read: storage=records"
             )
             raise UserError("storage", "memory", allowed) from error
     CorruptCount(max_corrupt).add(json.loads((folder / "corrupt.json").read_text()))
@@ -139,16 +141,16 @@ def _build(pictures: Pictures, folder: Path, max_corrupt: int, desc: str) -> Non
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir()
     try:
-        kept, corrupt = _decode_into(partial / "x.npy", pictures, CorruptCount(max_corrupt), desc)
+        kept, corrupt = _decode_into(partial / "x.npy", pictures, max_corrupt, desc)
         np.save(partial / "kept.npy", np.array(kept, np.int64))
         (partial / "corrupt.json").write_text(json.dumps(corrupt))
-        partial.rename(folder)
+        move_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _decode_into(
-    path: Path, pictures: Pictures, count: CorruptCount, desc: str
+    path: Path, pictures: Pictures, max_corrupt: int, desc: str
 ) -> tuple[list[int], dict[str, str]]:
     # Written, not mapped: a full disk is then an error instead of a signal that kills.
     kept: list[int] = []
@@ -174,12 +176,11 @@ def _decode_into(
                 else:
                     kept.append(i)
                     file.write(image.tobytes())
-            count.add(corrupt)
+            if len(corrupt) > max_corrupt:
+                CorruptCount(max_corrupt).add(corrupt)
             bar.update(len(indices))
         file.seek(0)
         _write_header(file, (len(kept), *pictures.shape[1:]))
-        file.flush()
-        os.fsync(file.fileno())
     return kept, corrupt
 
 
@@ -187,11 +188,3 @@ def _write_header(file: object, shape: tuple[int, ...]) -> None:
     # NumPy leaves room for a first axis of any length, so that the header can be written again.
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time in this block; the others wait."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -1,6 +1,7 @@
 """Any folder of images.
 
-Subfolders are classes where every image is in one. Files of the same content count once. Which
+Subfolders are classes where every image is in one; hidden ones and links to folders are not
+looked into. Files of the same content count once. Which
 split an image belongs to is told by its content's hash, so that it stays there when others come
 and go; splits are ordered by that hash.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from flowmatch_jax.errors import UserError
+from flowmatch_jax.files import write_atomically
 from flowmatch_jax.progress import progress_bar
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -73,8 +75,8 @@ def open_folder(
     hashes = _hashes(root, files, cache)
     first = {sha: path for path, sha in zip(reversed(files), reversed(hashes), strict=True)}
     chosen = [sha for sha in sorted(first) if _is_test(sha, test_fraction) == (split == "test")]
-    if not chosen:
-        allowed = f"that leaves the {split} split of {len(first)} images in {root} empty"
+    if len(chosen) < 2:
+        allowed = f"that leaves the {split} split {len(chosen)} of {len(first)} images in {root}"
         raise UserError("test_fraction", test_fraction, allowed)
     paths = [first[sha] for sha in chosen]
     classes = sorted({Path(path).parts[0] for path in files})
@@ -94,11 +96,12 @@ def _is_test(sha: str, fraction: float) -> bool:
 def _list_files(root: Path, exclude: Sequence[str]) -> list[str]:
     if not root.is_dir():
         raise UserError("path", str(root), "there is no such folder")
+    below = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
     files = sorted(
-        path.relative_to(root).as_posix()
-        for path in root.rglob("*")
+        path.as_posix()
+        for path in below
         if path.suffix.lower() in SUFFIXES
-        and path.is_file()
+        and not any(part.startswith(".") for part in path.parts)
         and not any(fnmatch(path.name, pattern) for pattern in exclude)
     )
     if not files:
@@ -126,7 +129,5 @@ def _hashes(root: Path, files: list[str], cache: Path) -> list[str]:
         hashing = pool.map(sha256, files)
         hashes = list(progress_bar(hashing, total=len(files), desc=f"hashing {root.name}"))
     cache.mkdir(parents=True, exist_ok=True)
-    partial = known.with_suffix(".partial")
-    partial.write_text(json.dumps(hashes))
-    partial.replace(known)
+    write_atomically(known, json.dumps(hashes))
     return hashes

@@ -18,6 +18,7 @@ from PIL import Image, ImageColor, ImageOps
 
 from flowmatch_jax.errors import UserError, at_least
 
+FORMATS = ("PNG", "JPEG", "WEBP")
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name
 
 
@@ -46,12 +47,14 @@ def decode(
     Raises:
         Exception: of many kinds, where the data is damaged; Pillow's decoders say no more.
     """
-    image = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
     image.load()
     if upright:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion clips
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        values = np.asarray(image)
+        alpha = np.where(values == image.info.get("transparency", -1), 0, 255)
+        image = Image.fromarray(np.dstack([values >> 8, alpha]).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)

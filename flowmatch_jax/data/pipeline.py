@@ -29,29 +29,34 @@ def train_batches(
     workers: int = 0,
     max_corrupt: int = 0,
     indices_only: bool = False,
-) -> grain.DatasetIterator:
+    start: int = 0,
+) -> Iterator[Batch]:
     """Endless batches for this process: {"x": [b, ...], "label": [b]}, b = batch_size / processes.
 
-    Each process reads a disjoint part of the source, in a new order each epoch. The iterator's
-    state goes into the checkpoint (`get_state`, `set_state`); batches after a restore are the ones
-    that would have come.
+    Each process reads a disjoint part of the source, in a new order each epoch.
 
     Args:
         batch_size: over all processes.
         seed: of the order.
+        start: the first batch's number: a run that goes on after n steps starts at n.
         threads: that read ahead, in each worker.
         workers: processes that read ahead; 0: none but this one. Absl's flags must be parsed.
         max_corrupt: images that may be unreadable; the next one stands in for each.
         indices_only: {"index": [b], "label": [b]} in place of x, for images on the device.
+
+    Raises:
+        UserError: there are fewer images than processes, or more unreadable ones than allowed.
     """
     processes = jax.process_count()
+    if len(source) < processes:
+        raise UserError("name", source.name, f"its {len(source)} items are fewer than processes")
     order = (
         grain.MapDataset.range(len(source))
         .seed(seed)[jax.process_index() :: processes]
         .shuffle()
         .repeat(None)
         .batch(batch_size // processes, drop_remainder=True)
-    )
+    )[start:]
     read = _Read(None if indices_only else source.x, source.label)
     ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     batches = order.map(read).to_iter_dataset(ahead)

@@ -34,9 +34,9 @@ from tqdm import tqdm
 
 from flowmatch_jax.data import records
 from flowmatch_jax.data.archives import LAYOUTS, Archive, Item, Layout, Split
-from flowmatch_jax.data.encoded import locked
 from flowmatch_jax.data.images import decode, encode, square
 from flowmatch_jax.errors import UserError, one_of
+from flowmatch_jax.files import locked, write_atomically
 
 TIMEOUT = 10  # seconds without an answer from a server
 BLOCK = 1 << 20
@@ -61,14 +61,12 @@ def prepare(layout: Layout, data_dir: Path, archives_dir: Path | None = None) ->
         final.parent.mkdir(parents=True, exist_ok=True)
         with locked(final.with_name(f"{final.name}.lock")):
             if final.is_dir():
-                again = records.prepare_command(layout.name, data_dir)
                 for split in layout.splits:
-                    records.open_records(final, split, again)
+                    records.open_records(data_dir, layout.name, layout.version, split)
             else:
                 _prepare(layout, final, archives_dir)
     except OSError as error:
-        reason = error.strerror or error
-        allowed = f"{reason}; mend that and run the same command: it goes on where it stopped"
+        allowed = f"{error}; mend that and run the same command: it goes on where it stopped"
         raise UserError("--data_dir", str(data_dir), allowed) from error
     return final
 
@@ -103,7 +101,7 @@ def _find_archives(layout: Layout, folder: Path) -> dict[Archive, Path]:
         try:
             if archive.url is None:
                 raise urllib.error.URLError("it has no free download")
-            _download(archive.url, found[archive])
+            _download(archive, found[archive])
         except (urllib.error.URLError, TimeoutError, http.client.HTTPException) as error:
             files = ", ".join(archive.file for archive in missing)
             allowed = f"put {files} there ({getattr(error, 'reason', error)}); from {layout.origin}"
@@ -111,15 +109,19 @@ def _find_archives(layout: Layout, folder: Path) -> dict[Archive, Path]:
     return found
 
 
-def _download(url: str, path: Path) -> None:
+def _download(archive: Archive, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, partial.open("wb") as file:
+    answering = urllib.request.urlopen(archive.url, timeout=TIMEOUT)
+    with answering as answer, partial.open("wb") as file:
         size = int(answer.headers.get("Content-Length", 0))
         with _bar(size, f"downloading {path.name}", "B") as bar:
             while block := answer.read(BLOCK):
                 file.write(block)
                 bar.update(len(block))
+    if _sha256(partial, archive.decompressed) != archive.sha256:
+        partial.unlink()
+        raise urllib.error.URLError("what was downloaded is not it, or broke off")
     partial.rename(path)
 
 
@@ -139,7 +141,7 @@ def _check_archives(paths: dict[Archive, Path], origin: str, remembered: Path) -
             )
             raise UserError("--archives", str(path), allowed)
         checked[archive.file] = mark
-        remembered.write_text(json.dumps(checked))
+        write_atomically(remembered, json.dumps(checked))
 
 
 def _sha256(path: Path, decompressed: bool) -> str:

@@ -4,7 +4,7 @@
     manifest.json                              what the set is, checked whenever it is opened
     <name>-train.array_record-00000-of-00013   PNG and label, by index
     labels-train.npy                           the labels alone, int32
-    dataset_info.json  features.json           for tensorflow-datasets: `tfds.builder(name)`
+    dataset_info.json  features.json           for `tfds.builder_from_directory`
     decoded/                                   images decoded once (`encoded.decoded`)
 
 A set is written into <version>.partial and moved when whole, so that a half-written one is never
@@ -20,6 +20,7 @@ import importlib.metadata
 import io
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flowmatch_jax.data.encoded import CorruptImage
 from flowmatch_jax.errors import UserError
+from flowmatch_jax.files import move_folder, write_atomically
 
 SHARD = 4096  # images in a file
 DONE = "done"  # folder of what an interrupted preparation knows
@@ -47,7 +50,7 @@ def set_folder(data_dir: Path, name: str, version: str) -> Path:
 
 def prepare_command(name: str, data_dir: Path) -> str:
     """What a user types to prepare a set."""
-    return f"python -m flowmatch_jax.data.prepare {name} --data_dir={data_dir}"
+    return f"python -m flowmatch_jax.data.prepare {name} --data_dir={shlex.quote(str(data_dir))}"
 
 
 class Example(NamedTuple):
@@ -81,7 +84,7 @@ def shard_name(name: str, split: str, index: int, shards: int) -> str:
 
 
 def write_shard(path: Path, examples: Iterable[Example], features: Any) -> Shard:
-    """Write one file and read it back; it has its name only when it is whole.
+    """Write one file and count its records; it has its name only when it is whole.
 
     Args:
         features: of `make_features`.
@@ -116,8 +119,7 @@ def write_shard(path: Path, examples: Iterable[Example], features: Any) -> Shard
         os.fsync(file.fileno())
     shard = Shard(path.name, partial.stat().st_size, labels, digest.hexdigest())
     partial.rename(path)
-    facts = _facts_of(path)
-    facts.write_text(json.dumps(vars(shard)))
+    write_atomically(_facts_of(path), json.dumps(vars(shard)))
     return shard
 
 
@@ -173,11 +175,11 @@ def finish(
         features=features,
         split_infos=infos,
         version=final.name,
-        check_data=False,  # that would take TensorFlow; each shard was read back
+        check_data=False,  # that would take TensorFlow
     )
     for split, shards in splits.items():
+        labels = [label for shard in shards for label in shard.labels]
         if "label" in features:
-            labels = [label for shard in shards for label in shard.labels]
             np.save(partial / f"labels-{split}.npy", np.array(labels, np.int32))
     manifest = {
         "name": name,
@@ -197,7 +199,7 @@ def finish(
         "tensorflow-datasets": importlib.metadata.version("tensorflow-datasets"),
     }
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    partial.rename(final)
+    move_folder(partial, final)
     shutil.rmtree(final / DONE)
 
 
@@ -229,32 +231,39 @@ class RecordFiles:
         return self.manifest["splits"][self.split]["images"]
 
     def read(self, i: int) -> bytes:
-        return self._records[i]["image"]
+        records = self._records
+        try:
+            return records[i]["image"]
+        except Exception as error:  # what ArrayRecord raises depends on where the damage is
+            raise CorruptImage(self.name(i), error) from error
 
     def name(self, i: int) -> str:
         return f"{self.manifest['name']} {self.split} {i}"
 
 
-def open_records(folder: Path, split: str, command: str) -> RecordFiles:
+def open_records(data_dir: Path, name: str, version: str, split: str) -> RecordFiles:
     """One split of a prepared set.
 
-    Args:
-        command: that prepares it, for the error.
-
     Raises:
-        UserError: the set is not there, or not whole.
+        UserError: the set is not there, or not whole; the error says which command prepares it.
     """
+    folder, command = set_folder(data_dir, name, version), prepare_command(name, data_dir)
+    if not folder.is_dir():
+        raise UserError("name", name, f"not prepared; run: {command}")
+    path = folder / "manifest.json"
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-    except FileNotFoundError as error:
-        raise UserError("name", folder.parent.name, f"not prepared; run: {command}") from error
-    for file, size in manifest["splits"][split]["shards"].items():
-        path = folder / file
-        if not path.exists() or path.stat().st_size != size:
-            allowed = f"{path} is damaged; remove {folder} and run: {command}"
-            raise UserError("name", folder.parent.name, allowed)
-    labels = folder / f"labels-{split}.npy"
-    return RecordFiles(folder, split, np.load(labels) if labels.exists() else None, manifest)
+        manifest = json.loads(path.read_text())
+        for file, size in manifest["splits"][split]["shards"].items():
+            path = folder / file
+            if path.stat().st_size != size:
+                raise ValueError(f"its size is not {size}")
+        label, path = None, folder / f"labels-{split}.npy"
+        if manifest["num_classes"]:
+            label = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        allowed = f"{path} is damaged ({error}); remove {folder} and run: {command}"
+        raise UserError("name", name, allowed) from error
+    return RecordFiles(folder, split, label, manifest)
 
 
 def _facts_of(shard: Path) -> Path:

@@ -14,12 +14,7 @@ from flowmatch_jax.data.archives import LAYOUTS
 from flowmatch_jax.data.digits import digits
 from flowmatch_jax.data.encoded import Pictures, decoded
 from flowmatch_jax.data.folder import open_folder
-from flowmatch_jax.data.records import (
-    default_data_dir,
-    open_records,
-    prepare_command,
-    set_folder,
-)
+from flowmatch_jax.data.records import default_data_dir, open_records
 from flowmatch_jax.data.sources import Source
 from flowmatch_jax.data.toy2d import DENSITIES
 from flowmatch_jax.errors import UserError, fraction, one_of, section
@@ -104,14 +99,12 @@ def open_source(options: Options, split: str) -> Source:
 
 def _open_prepared(options: Options, split: str, data_dir: Path) -> Source:
     name = f"{options.name}/{options.version}" if options.version else options.name
-    folder = set_folder(data_dir, name, LAYOUTS[name].version)
-    files = open_records(folder, split, prepare_command(name, data_dir))
+    files = open_records(data_dir, name, LAYOUTS[name].version, split)
     manifest = files.manifest
     height, width, channels = manifest["shape"]
-    if options.size is not None:
-        height = width = options.size
-    pictures = Pictures(files, (len(files), height, width, channels), options.size)
-    x, kept = _stored(pictures, options, folder / "decoded", split)
+    size = None if options.size == height == width else options.size
+    shape = (len(files), size or height, size or width, channels)
+    x, kept = _stored(Pictures(files, shape, size), options, files.folder / "decoded", split)
     return Source(
         name=options.name,
         version=name.partition("/")[2] or manifest["version"],
@@ -120,7 +113,7 @@ def _open_prepared(options: Options, split: str, data_dir: Path) -> Source:
         label=None if files.label is None else files.label[kept],
         levels=manifest["levels"],
         num_classes=manifest["num_classes"],
-        sha256=_hash(manifest["splits"][split]["sha256"], height, width, len(x)),
+        sha256=_hash(manifest["splits"][split]["sha256"], *shape, *_missing(kept, shape[0])),
     )
 
 
@@ -137,6 +130,8 @@ def _open_folder(options: Options, split: str, data_dir: Path) -> Source:
     pictures = Pictures(files, shape, options.size, fields.background, upright=True)
     sha256 = _hash(files.content_hash, *shape, fields.background)
     x, kept = _stored(pictures, options, cache / sha256[:16], split)
+    if missing := _missing(kept, shape[0]):
+        sha256 = _hash(sha256, *missing)
     return Source(
         name=root.name,
         version=files.content_hash[:16],
@@ -154,8 +149,18 @@ def _stored(
 ) -> tuple[np.ndarray | Pictures, np.ndarray | slice]:
     if options.storage == "records":
         return pictures, slice(None)
-    name = split if options.size is None else f"{split}-{options.size}"
-    return decoded(pictures, folder / name, options.max_corrupt, f"decoding {split} images")
+    name = split if pictures.size is None else f"{split}-{pictures.size}"
+    x, kept = decoded(pictures, folder / name, options.max_corrupt, f"decoding {split} images")
+    if len(x) < 2:
+        allowed = f"it leaves the {split} split {len(x)} images that can be read: too few"
+        raise UserError("max_corrupt", options.max_corrupt, allowed)
+    return x, kept
+
+
+def _missing(kept: np.ndarray | slice, count: int) -> list[int]:
+    """The images that could not be read."""
+    everything = np.arange(count)
+    return np.setdiff1d(everything, everything[kept]).tolist()
 
 
 def _hash(*parts: object) -> str:

@@ -14,7 +14,8 @@ from flowmatch_jax.evaluation import runs as runs_
 from flowmatch_jax.evaluation.overlays import draw_overlays
 from flowmatch_jax.evaluation.runs import Run
 from flowmatch_jax.evaluation.tables import Cell, Column, Table
-from flowmatch_jax.workdir import write_csv, write_text
+from flowmatch_jax.files import write_atomically
+from flowmatch_jax.workdir import write_csv
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +43,8 @@ def write_report(workdirs: Sequence[Path], folder: Path) -> None:
         tables["table4"] = table_4(rows, wanted)
     for name, table in tables.items():
         write_csv(folder / f"{name}.csv", table.records())
-        write_text(folder / f"{name}.md", table.markdown())
-        write_text(folder / f"{name}.tex", table.latex())
+        write_atomically(folder / f"{name}.md", table.markdown())
+        write_atomically(folder / f"{name}.tex", table.latex())
     figures = {label: found for label, runs in rows.items() if (found := _figures(runs))}
     drawn = draw_overlays(figures, wanted["data.levels"], folder)
     text = "\n".join(table.markdown() for table in tables.values())
@@ -51,7 +52,7 @@ def write_report(workdirs: Sequence[Path], folder: Path) -> None:
     if without:
         text += f"\nWithout figures (run --mode=figures): {', '.join(without)}.\n"
     pictures = "".join(f"\n![{path.stem}]({path.name})\n" for path in drawn)
-    write_text(folder / "report.md", f"# {wanted['data.name']}\n\n{text}{pictures}")
+    write_atomically(folder / "report.md", f"# {wanted['data.name']}\n\n{text}{pictures}")
     logger.info("Report: %s\n\n%s", folder / "report.md", text)
 
 

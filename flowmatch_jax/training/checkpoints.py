@@ -1,7 +1,8 @@
 """Checkpoints by Orbax: all that a run needs to go on as if it had never stopped.
 
-A checkpoint has four parts, so that evaluation reads the weights alone: "params", "ema",
-"progress" (step, optimiser, key) and "batches" (the position in the data, a file a process).
+A checkpoint has three parts, so that evaluation reads the weights alone: "params", "ema" and
+"progress" (step, optimiser, key). The position in the data is the step: batch n is a function of
+the seed and n (`data.pipeline`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
@@ -39,8 +39,6 @@ def open_checkpoints(
     for part in ("params", "ema", "progress"):
         registry.add(part, ocp.args.StandardSave)
         registry.add(part, ocp.args.StandardRestore)
-    registry.add("batches", grain.checkpoint.CheckpointSave)
-    registry.add("batches", grain.checkpoint.CheckpointRestore)
     policies = [checkpoint_managers.LatestN(keep_last)]
     if keep_every is not None:
         policies.append(checkpoint_managers.EveryNSteps(keep_every))
@@ -56,12 +54,7 @@ def open_checkpoints(
     )
 
 
-def save(
-    checkpoints: ocp.CheckpointManager,
-    step: int,
-    state: TrainState,
-    batches: grain.DatasetIterator,
-) -> None:
+def save(checkpoints: ocp.CheckpointManager, step: int, state: TrainState) -> None:
     """Start writing the state after ``step`` steps; returns once it is copied off the device."""
     checkpoints.save(
         step,
@@ -69,25 +62,18 @@ def save(
             params=ocp.args.StandardSave(state.params),
             ema=ocp.args.StandardSave(state.ema),
             progress=ocp.args.StandardSave(_progress(state)),
-            batches=grain.checkpoint.CheckpointSave(batches),
         ),
     )
 
 
-def restore(
-    checkpoints: ocp.CheckpointManager,
-    step: int,
-    state: TrainState,
-    batches: grain.DatasetIterator,
-) -> TrainState:
-    """The state saved at a step, laid out like ``state``; sets ``batches`` to its position."""
+def restore(checkpoints: ocp.CheckpointManager, step: int, state: TrainState) -> TrainState:
+    """The state saved at a step, laid out like ``state``."""
     saved = checkpoints.restore(
         step,
         args=ocp.args.Composite(
             params=ocp.args.StandardRestore(state.params),
             ema=ocp.args.StandardRestore(state.ema),
             progress=ocp.args.StandardRestore(_progress(state)),
-            batches=grain.checkpoint.CheckpointRestore(batches),
         ),
     )
     return TrainState(params=saved.params, ema=saved.ema, **saved.progress)

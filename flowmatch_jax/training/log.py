@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from flowmatch_jax.files import write_atomically
 from flowmatch_jax.progress import progress_bar
-from flowmatch_jax.workdir import write_text
 
 
 class RunLog:
@@ -121,4 +121,4 @@ def _keep_lines_until(path: Path, step: int) -> None:
                 kept.append(line)
         except json.JSONDecodeError:
             break  # the line that a killed run was writing
-    write_text(path, "".join(kept))
+    write_atomically(path, "".join(kept))

@@ -26,7 +26,7 @@ from flowmatch_jax.training.mesh import (
 from flowmatch_jax.training.optimizer import adam, learning_rate_schedule
 from flowmatch_jax.training.state import TrainState, init_state
 from flowmatch_jax.training.step import make_train_step
-from flowmatch_jax.workdir import write_config
+from flowmatch_jax.workdir import check_data, write_config, write_data
 
 logger = logging.getLogger(__name__)
 
@@ -68,24 +68,17 @@ def train(
 
     shapes = jax.eval_shape(init)
     source, on_device = experiment.train_source, config.data.storage == "device"
-    batches = train_batches(
-        source,
-        config.train.batch_size,
-        config.seed,
-        threads=config.data.threads,
-        workers=config.data.workers,
-        max_corrupt=config.data.max_corrupt,
-        indices_only=on_device,
-    )
     keep = (config.train.keep_last, config.train.keep_every)
     with ckpt.open_checkpoints(workdir, *keep) as checkpoints:
         ckpt.check_network(checkpoints, shapes.params)
+        check_data(workdir, source)
         if jax.process_index() == 0:
             write_config(workdir, config)
+            write_data(workdir, source)
         state = jax.jit(init, out_shardings=state_shardings(shapes, mesh))()
         start = checkpoints.latest_step() or 0
         if start:
-            state = ckpt.restore(checkpoints, start, state, batches)
+            state = ckpt.restore(checkpoints, start, state)
             logger.info("Resuming %s at step %d", workdir, start)
         if start >= config.train.steps:
             logger.info("Already trained to step %d", start)
@@ -104,6 +97,16 @@ def train(
             flip=config.data.flip,
             images=put_whole(source.x, mesh) if on_device else None,
         )
+        batches = train_batches(
+            source,
+            config.train.batch_size,
+            config.seed,
+            threads=config.data.threads,
+            workers=config.data.workers,
+            max_corrupt=config.data.max_corrupt,
+            indices_only=on_device,
+            start=start,
+        )
         with closing(RunLog(workdir, start, config.train.steps)) as log:
             meter = Meter(config.train.batch_size)
             for step in range(start + 1, config.train.steps + 1):
@@ -120,4 +123,4 @@ def train(
                     with meter.paused():
                         draw_samples(state.ema, step)
                 if step % config.train.checkpoint_every == 0 or last:
-                    ckpt.save(checkpoints, step, state, batches)
+                    ckpt.save(checkpoints, step, state)

@@ -61,6 +61,8 @@ class FolderTest(absltest.TestCase):
 
     def test_other_files_and_excluded_ones_are_no_images(self):
         (self.root / "notes.txt").write_text("x")
+        self.write("cats/._0.png", 200)
+        self.write(".thumbnails/0.png", 201)
         (self.root / "cats" / "folder.png").mkdir()
         self.write("cats/100-small.png", 100)
         self.write("cats/UPPER.PNG", 101)
@@ -81,7 +83,9 @@ class FolderTest(absltest.TestCase):
             open_folder(empty, "train", self.cache, 0.1)
         with self.assertRaisesRegex(UserError, "path: .*no such folder"):
             open_folder(empty / "absent", "train", self.cache, 0.1)
-        with self.assertRaisesRegex(UserError, "test_fraction: got 0.0; .*test split of 60 images"):
+        with self.assertRaisesRegex(
+            UserError, "test_fraction: got 0.0; .*the test split 0 of 60 images"
+        ):
             self.open("test", 0.0)
 
 

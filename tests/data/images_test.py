@@ -73,6 +73,11 @@ class DecodeTest(parameterized.TestCase):
         data = encoded(Image.fromarray(white), transparency=200)
         np.testing.assert_array_equal(array(data, background="black"), np.zeros((2, 2, 3)))
 
+    def test_a_16_bit_grey_declared_transparent(self):
+        values = np.array([[1000, 1001]], np.uint16)
+        data = encoded(Image.fromarray(values), transparency=1001)
+        np.testing.assert_array_equal(array(data, channels=1), [[1000 >> 8, 255]])
+
     def test_half_transparent_is_half_and_half(self):
         image = Image.new("RGBA", (1, 1), (0, 0, 0, 128))
         self.assertAlmostEqual(int(array(encoded(image))[0, 0, 0]), 127, delta=1)
@@ -105,7 +110,8 @@ class DecodeTest(parameterized.TestCase):
 
     def test_content_tells_the_kind(self):
         self.assertEqual(array(encoded(Image.fromarray(self.rgb), "JPEG")).shape, (5, 7, 3))
-        for data in (b"", b"no picture", encoded(Image.fromarray(self.rgb))[:60]):
+        bitmap = encoded(Image.fromarray(self.rgb), "BMP")
+        for data in (b"", b"no picture", bitmap, encoded(Image.fromarray(self.rgb))[:60]):
             with self.assertRaises(Exception):  # noqa: B017 Pillow's own, of many kinds
                 images.decode(data)
 

@@ -18,7 +18,7 @@ from absl.testing import absltest, parameterized
 
 from flowmatch_jax.data import prepare, records
 from flowmatch_jax.data.archives import LAYOUTS
-from flowmatch_jax.data.images import decode
+from flowmatch_jax.data.images import decode, square
 from flowmatch_jax.errors import UserError
 from tests.data import archive_cases
 
@@ -70,16 +70,16 @@ class PrepareTest(parameterized.TestCase):
         folder = self.data_dir / name / "1.0.0"
         self.assertEqual((code, out), (0, f"Prepared: {folder}\n"))
         for split, n in (("train", 30), ("test", 6)):
-            files = records.open_records(folder, split, "")
+            files = records.open_records(self.data_dir, name, "1.0.0", split)
             self.assertLen(files, n)
             part = layout.splits[split]
             paths = [self.archives / archive.file for archive in part.archives]
             for i, item in enumerate(part.walk(paths)):
-                image = np.asarray(decode(files.read(i), layout.shape[-1]))
-                self.assertEqual(image.reshape(layout.shape).shape, layout.shape)
+                image = square(decode(files.read(i), layout.shape[-1]), None)
                 data = item.load()
-                if not isinstance(data, bytes):
-                    np.testing.assert_array_equal(image.reshape(layout.shape), data)
+                if isinstance(data, bytes):
+                    data = square(decode(data), layout.shape[0])
+                np.testing.assert_array_equal(image, data)
                 if item.label is not None:
                     self.assertEqual(files.label[i], item.label)
         manifest = json.loads((folder / "manifest.json").read_text())
@@ -243,6 +243,25 @@ class PrepareTest(parameterized.TestCase):
             prepare.prepare(replace(layout, splits=splits), self.data_dir)
             server.shutdown()
         self.assertTrue((self.data_dir / "downloads/manual" / archive.file).exists())
+
+    def test_a_download_that_broke_off_is_not_kept(self):
+        layout = archive_cases.make("cifar10", self.archives)
+        (archive,) = layout.archives
+        whole = (self.archives / archive.file).read_bytes()
+        (self.archives / archive.file).write_bytes(whole[:-100])
+        handler = lambda *a: http.server.SimpleHTTPRequestHandler(*a, directory=self.archives)  # noqa: E731
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            url = f"http://127.0.0.1:{server.server_port}/{archive.file}"
+            archives = (replace(archive, url=url),)
+            splits = {n: replace(s, archives=archives) for n, s in layout.splits.items()}
+            layout = replace(layout, splits=splits)
+            with self.assertRaisesRegex(UserError, "put cifar-10-binary.tar.gz there .*broke off"):
+                prepare.prepare(layout, self.data_dir)
+            self.assertEmpty(list((self.data_dir / "downloads/manual").iterdir()))
+            (self.archives / archive.file).write_bytes(whole)
+            prepare.prepare(layout, self.data_dir)
+            server.shutdown()
 
     def test_where_a_package_put_the_archives(self):
         layout = archive_cases.make("fashion_mnist", self.archives)

@@ -1,12 +1,16 @@
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from flowmatch_jax.data import prepare
+from flowmatch_jax.data import encoded, images, prepare
+from flowmatch_jax.data.encoded import CorruptImage
+from flowmatch_jax.data.folder import open_folder
 from flowmatch_jax.data.sets import NAMES, FolderOptions, Options, open_source
 from flowmatch_jax.errors import UserError
 from tests.data import archive_cases
@@ -58,10 +62,47 @@ class PreparedTest(parameterized.TestCase):
     def test_a_damaged_set_is_refused(self):
         layout = archive_cases.make("cifar10", self.archives, (10, 3))
         folder = prepare.prepare(layout, self.data_dir / "damaged", self.archives)
+        options = Options("cifar10", data_dir=str(self.data_dir / "damaged"))
+        for name in (
+            "cifar10-train.array_record-00000-of-00001",
+            "labels-train.npy",
+            "manifest.json",
+        ):
+            data = (folder / name).read_bytes()
+            for damaged in (data[: len(data) // 2], b""):
+                (folder / name).write_bytes(damaged)
+                with self.assertRaisesRegex(
+                    UserError, f"{name} is damaged .*; remove .* and run: "
+                ):
+                    open_source(options, "train")
+            (folder / name).unlink()
+            with self.assertRaisesRegex(UserError, f"{name} is damaged .*No such file"):
+                open_source(options, "train")
+            (folder / name).write_bytes(data)
+        self.assertLen(open_source(options, "train"), 10)
+
+    def test_a_damaged_record_is_a_corrupt_image(self):
+        layout = archive_cases.make("imagenet32/old", self.archives, (10, 3))
+        folder = prepare.prepare(layout, self.data_dir / "bits", self.archives)
         shard = next(folder.glob("*train.array_record*"))
-        shard.write_bytes(shard.read_bytes()[:-1])
-        with self.assertRaisesRegex(UserError, f"{shard.name} is damaged; remove .* and run: "):
-            open_source(Options("cifar10", data_dir=str(self.data_dir / "damaged")), "train")
+        data = bytearray(shard.read_bytes())
+        place = data.find(b"IDAT", 1000)
+        data[place : place + 50] = bytes(50)
+        shard.write_bytes(data)
+        options = Options("imagenet32", "old", str(self.data_dir / "bits"), storage="records")
+        source, corrupt = open_source(options, "train"), 0
+        for i in range(10):
+            try:
+                source.x[i]
+            except CorruptImage as error:
+                corrupt += 1
+                self.assertEqual(error.name, f"imagenet32 train {i}")
+        self.assertBetween(corrupt, 1, 9)
+
+    def test_a_data_dir_that_is_a_file(self):
+        options = Options("cifar10", data_dir=str(next(self.archives.iterdir())))
+        with self.assertRaisesRegex(UserError, "name: got 'cifar10'; not prepared"):
+            open_source(options, "train")
 
     def test_reading_imports_no_tensorflow(self):
         code = (
@@ -90,10 +131,8 @@ class FolderTest(absltest.TestCase):
             path.write_bytes(archive_cases.picture(i, 10 + i, 30, kind, mode))
 
     def open(self, split="train", size=8, folder=None, **options):
-        folder = FolderOptions(path=str(self.root), test_fraction=0.3, **(folder or {}))
-        options = Options(
-            "folder", data_dir=str(self.data_dir), size=size, folder=folder, **options
-        )
+        how = FolderOptions(path=str(self.root), test_fraction=0.3, **(folder or {}))
+        options = Options("folder", data_dir=str(self.data_dir), size=size, folder=how, **options)
         return open_source(options, split)
 
     def test_mixed_files_become_squares_of_one_size(self):
@@ -137,6 +176,35 @@ class FolderTest(absltest.TestCase):
             self.assertRaisesRegex(UserError, "max_corrupt: got 0"),
         ):
             [self.open(split, max_corrupt=0) for split in ("train", "test")]
+
+    def test_what_cannot_be_read_is_part_of_the_hash(self):
+        """Two readings of the same files that kept other images are other data."""
+        whole = self.open()
+        files = open_folder(self.root, "train", self.data_dir / "folder", 0.3)
+        shutil.rmtree(self.data_dir / "folder")
+        unlucky = files.read(5)
+
+        def decode(data, *arguments):
+            if data == unlucky:
+                raise ValueError("out of memory")
+            return images.decode(data, *arguments)
+
+        with (
+            mock.patch.object(encoded, "decode", decode),
+            self.assertLogs("flowmatch_jax", "WARNING"),
+        ):
+            less = self.open()
+        self.assertLen(less, len(whole) - 1)
+        self.assertNotEqual(less.content_hash, whole.content_hash)
+
+    def test_nothing_that_can_be_read(self):
+        for path in self.root.rglob("*.*"):
+            path.write_bytes(b"broken" + path.name.encode())
+        with (
+            self.assertLogs("flowmatch_jax", "WARNING"),
+            self.assertRaisesRegex(UserError, "max_corrupt: got 50; it leaves the train split 0"),
+        ):
+            self.open(max_corrupt=50)
 
     def test_an_empty_folder(self):
         empty = FolderOptions(path=self.create_tempdir("empty").full_path)
