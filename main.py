@@ -29,9 +29,9 @@ from flowmatch_jax.evaluation.figures import are_drawn, draw_figures
 from flowmatch_jax.evaluation.report import write_report
 from flowmatch_jax.evaluation.samples import draw, make_sampler
 from flowmatch_jax.experiment import Experiment, build
+from flowmatch_jax.mesh import make_mesh, with_shardings
 from flowmatch_jax.training import checkpoints
 from flowmatch_jax.training.loop import train
-from flowmatch_jax.training.mesh import make_mesh, with_shardings
 from flowmatch_jax.workdir import has_checkpoint, open_workdir, user_cache
 
 logger = logging.getLogger("flowmatch_jax")

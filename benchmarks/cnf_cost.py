@@ -21,7 +21,7 @@ from configs import checkerboard_cnf, checkerboard_ot
 from flowmatch_jax.data.pipeline import train_batches
 from flowmatch_jax.evaluation.scores import make_scorer, score_split
 from flowmatch_jax.experiment import build
-from flowmatch_jax.training.mesh import make_mesh, put_batch
+from flowmatch_jax.mesh import make_mesh, put_batch
 from flowmatch_jax.training.optimizer import adam
 from flowmatch_jax.training.state import init_state
 from flowmatch_jax.training.step import make_train_step

@@ -115,8 +115,13 @@ def get_config() -> ConfigDict:
     config.evaluate.divergence = "hutchinson"  # hutchinson | exact
     config.evaluate.probes = 1
     config.evaluate.samples = 64  # in the grid, and in each batch of those generated
-    config.evaluate.extractor = placeholder(str)  # pixels; unset: no Fréchet distance
-    config.evaluate.generated = 50_000  # samples for the Fréchet distance
+    # What samples are judged by: pixels | efficientnet_lite0 | inception; unset: they are not
+    config.evaluate.extractor = placeholder(str)
+    config.evaluate.weights_file = placeholder(str)  # inception: pytorch-fid's .pth
+    # Besides the Fréchet distance: any of inception_score, kernel_distance, precision_recall
+    config.evaluate.scores = ()
+    config.evaluate.reference = placeholder(str)  # npz of mu and sigma; unset: the training images
+    config.evaluate.generated = 50_000  # samples that are judged
 
     # --mode=figures
     config.figures = ConfigDict()

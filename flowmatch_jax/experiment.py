@@ -19,7 +19,8 @@ from flowmatch_jax.couplings import COUPLINGS
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.sources import Source
 from flowmatch_jax.errors import UserError, at_least, one_of, section
-from flowmatch_jax.metrics.extractors import EXTRACTORS
+from flowmatch_jax.metrics.extractor import Extractor
+from flowmatch_jax.metrics.extractors import EXTRACTORS, load_extractor
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.networks.unet import UNet
@@ -30,6 +31,7 @@ from flowmatch_jax.times import GRIDS, TIMES
 
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 WEIGHTS = ("ema", "raw")
+SCORES = ("inception_score", "kernel_distance", "precision_recall")
 # Of config.data: what says which set, and how it is kept.
 FIELDS_OF_SET = ("name", "version", "data_dir", "size", "storage", "max_corrupt")
 
@@ -46,6 +48,7 @@ class Experiment:
         network: the Flax module, float32.
         train_apply: the network as a function, in the computing dtype of training.
         apply: the same in float32, for evaluation.
+        extractor: of the features that samples are judged by, or None.
     """
 
     config: ConfigDict
@@ -56,6 +59,7 @@ class Experiment:
     network: nn.Module
     train_apply: Apply
     apply: Apply
+    extractor: Extractor | None
 
     def field(self, params: Params) -> Field:
         """The vector field of these parameters."""
@@ -81,9 +85,6 @@ def build(config: ConfigDict) -> Experiment:
     """
     _check_numbers(config)
     train_source = open_source(config.data, "train")
-    if config.evaluate.extractor is not None and not train_source.is_image:
-        allowed = f"{train_source.name} is a set of points: leave it unset"
-        raise UserError("config.evaluate.extractor", config.evaluate.extractor, allowed)
     if config.data.flip and not train_source.is_image:
         allowed = f"{train_source.name} is a set of points: leave it off"
         raise UserError("config.data.flip", True, allowed)
@@ -98,6 +99,7 @@ def build(config: ConfigDict) -> Experiment:
         network=network,
         train_apply=pure_apply(network.clone(dtype=DTYPES[config.network.dtype])),
         apply=pure_apply(network),
+        extractor=_extractor(config.evaluate, train_source),
     )
 
 
@@ -110,6 +112,16 @@ def open_source(config: ConfigDict, split: str) -> Source:
 def _data_options(config: ConfigDict) -> sets.Options:
     fields = {name: value for name, value in config.items() if name in FIELDS_OF_SET}
     return sets.Options(folder=sets.FolderOptions(**config.folder), **fields)
+
+
+def _extractor(config: ConfigDict, source: Source) -> Extractor | None:
+    if config.extractor is None:
+        return None
+    with section("config.evaluate"):
+        if not source.is_image:
+            allowed = f"{source.name} is a set of points: leave it unset"
+            raise UserError("extractor", config.extractor, allowed)
+        return load_extractor(config.extractor, source.shape, source.levels, config.weights_file)
 
 
 def _path(config: ConfigDict) -> GaussianPath:
@@ -199,6 +211,10 @@ def _check_numbers(config: ConfigDict) -> None:
             at_least("dequantisations", k, 1)
         if config.evaluate.extractor is not None:
             one_of("extractor", config.evaluate.extractor, EXTRACTORS)
+            for name in config.evaluate.scores:
+                one_of("scores", name, SCORES)
+                if (config.evaluate.extractor, name) == ("pixels", "inception_score"):
+                    raise UserError("scores", name, "pixels tell no classes: leave it out")
             at_least("generated", config.evaluate.generated, 2)  # for a covariance
         if config.evaluate.images is not None:
             at_least("images", config.evaluate.images, 2)  # for a standard error

@@ -12,6 +12,11 @@ import jax.numpy as jnp
 from flowmatch_jax.arrays import Array
 
 
+def as_bytes(image: Array, levels: int) -> Array:
+    """Levels [0, levels) spread over [0, 255], rounded; uint8."""
+    return jnp.round(image * (255 / (levels - 1))).astype(jnp.uint8)
+
+
 def random_flip(key: Array, image: Array) -> Array:
     """Each image of [B, H, W, C] left to right with probability one half, independently."""
     flip = jax.random.bernoulli(key, shape=(image.shape[0], 1, 1, 1))

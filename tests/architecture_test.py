@@ -8,7 +8,7 @@ from absl.testing import absltest
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors", "arrays"},
-    {"paths", "couplings", "times", "networks", "solvers", "pixels", "progress", "files"},
+    {"paths", "couplings", "times", "networks", "solvers", "pixels", "mesh", "progress", "files"},
     {"predictions", "marginals", "likelihood", "sampling", "pictures"},
     {"objectives"},  # the upper half of WORKSPACE.md's floor 3
     {"data", "metrics", "plots"},

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from flowmatch_jax.arrays import Params
-from flowmatch_jax.evaluation.quality import distance_name, judge_samples, reference_moments
+from flowmatch_jax.evaluation.quality import judge_samples, make_reference
 from flowmatch_jax.evaluation.samples import Sampler, make_sampler, sample_key
 from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.metrics.extractors import score_name
 from flowmatch_jax.progress import progress_bar
 from flowmatch_jax.solvers import count_calls
 
@@ -54,7 +55,7 @@ def over_nfe(experiment: Experiment, params: Params) -> Rows:
     exact_steps = steps_for("midpoint", config.figures.reference_nfe)
     exact_sampler = make_sampler(experiment, size, method="midpoint", steps=exact_steps)
     exact = solve_batches(experiment, exact_sampler, params)
-    moments = reference_moments(experiment) if config.evaluate.extractor else None
+    reference = make_reference(experiment) if experiment.extractor else None
     rows = []
     cells = [(method, nfe) for method in METHODS for nfe in config.figures.nfe]
     for method, nfe in progress_bar(cells, desc="over NFE"):
@@ -64,10 +65,10 @@ def over_nfe(experiment: Experiment, params: Params) -> Rows:
         sampler = make_sampler(experiment, size, method=method, steps=steps)
         error = solve_batches(experiment, sampler, params) - exact
         row = {"method": method, "nfe": nfe, "mean_squared_error": float(np.mean(error**2))}
-        if moments is not None:
-            count = config.figures.generated
-            judged = judge_samples(experiment, sampler, params, count, moments, silent=True)
-            row[distance_name(experiment)] = judged[distance_name(experiment)]
+        if reference is not None:
+            count, distance = config.figures.generated, score_name("fd", experiment.extractor.name)
+            judged = judge_samples(experiment, sampler, params, count, reference, silent=True)
+            row[distance] = judged[distance]
         rows.append(row)
     return rows
 
@@ -83,17 +84,16 @@ def over_training(experiment: Experiment, weights: Iterable[tuple[int, Params]])
     """
     config = experiment.config
     sampler = make_sampler(experiment, batch_size(experiment))
-    moments = reference_moments(experiment) if config.evaluate.extractor else None
+    reference = make_reference(experiment) if experiment.extractor else None
     rows = []
     for step, params in progress_bar(weights, desc="over training"):
-        if moments is None:
+        if reference is None:
             nfe = float(sampler(params, sample_key(config.evaluate.seed)).nfe)
             rows.append({"step": step, "nfe": nfe})
             continue
-        count = config.figures.generated
-        judged = judge_samples(experiment, sampler, params, count, moments, silent=True)
-        distance = {distance_name(experiment): judged[distance_name(experiment)]}
-        rows.append({"step": step, "nfe": judged["sample_nfe"]} | distance)
+        count, distance = config.figures.generated, score_name("fd", experiment.extractor.name)
+        judged = judge_samples(experiment, sampler, params, count, reference, silent=True)
+        rows.append({"step": step, "nfe": judged["sample_nfe"], distance: judged[distance]})
     return rows
 
 

@@ -12,11 +12,15 @@ from typing import Any
 import jax
 
 from flowmatch_jax.arrays import Params
-from flowmatch_jax.evaluation.quality import judge_samples, moments_hash, reference_moments
+from flowmatch_jax.evaluation.quality import (
+    Reference,
+    judge_samples,
+    make_reference,
+    moments_hash,
+)
 from flowmatch_jax.evaluation.samples import Sampler, draw
 from flowmatch_jax.evaluation.scores import batch_size, make_scorer, score_split
 from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.metrics.frechet import Moments
 from flowmatch_jax.workdir import write_json
 
 logger = logging.getLogger(__name__)
@@ -47,7 +51,8 @@ def evaluate(
     """
     scorer = make_scorer(experiment)
     config = experiment.config.evaluate
-    reference = reference_moments(experiment) if config.extractor else None
+    reference = make_reference(experiment) if experiment.extractor else None
+    conditions = settings(experiment, step, reference)
     results = {}
     for name, params in weights.items():
         samples = draw(experiment, sampler, workdir, name, params, step)
@@ -56,9 +61,17 @@ def evaluate(
             "samples_converged": bool(samples.converged),
         }
         if reference is not None:
-            results[name] |= judge_samples(experiment, sampler, params, config.generated, reference)
+            partial = workdir / "evaluation" / f"{step}_{name}.partial.npz"
+            results[name] |= judge_samples(
+                experiment,
+                sampler,
+                params,
+                config.generated,
+                reference,
+                partial=(partial, json.dumps(conditions)),
+            )
         logger.info("%s weights at step %d: %s", name, step, json.dumps(results[name]))
-    record = settings(experiment, step, reference) | {"results": results}
+    record = conditions | {"results": results}
     if jax.process_index() == 0:
         add_record(workdir / "evaluation" / f"{step}.json", record)
     return record
@@ -70,7 +83,7 @@ def is_evaluated(experiment: Experiment, workdir: Path) -> bool:
     path = workdir / "evaluation" / f"{step}.json"
     if not path.exists():
         return False
-    reference = reference_moments(experiment) if experiment.config.evaluate.extractor else None
+    reference = make_reference(experiment) if experiment.extractor else None
     wanted = settings(experiment, step, reference)
     for name in MACHINE:
         del wanted[name]
@@ -93,7 +106,7 @@ def add_record(path: Path, record: dict[str, Any]) -> None:
     write_json(path, {"step": record["step"], "evaluations": records})
 
 
-def settings(experiment: Experiment, step: int, reference: Moments | None) -> dict[str, Any]:
+def settings(experiment: Experiment, step: int, reference: Reference | None) -> dict[str, Any]:
     """All that the numbers of an evaluation depend on, besides the weights.
 
     Args:
@@ -125,12 +138,16 @@ def settings(experiment: Experiment, step: int, reference: Moments | None) -> di
         "samples": {"batch_size": config.evaluate.samples},
         "frechet": reference
         and {
-            "extractor": config.evaluate.extractor,
+            "extractor": experiment.extractor.name,
+            "side": experiment.extractor.side,
+            "weights_sha256": experiment.extractor.sha256,
             "generated": config.evaluate.generated,
+            "scores": list(config.evaluate.scores),
             "reference": {
                 "split": experiment.train_source.split,
-                "images": reference.count,
-                "sha256": moments_hash(reference),
+                "file": config.evaluate.reference,
+                "images": reference.moments.count,
+                "sha256": moments_hash(reference.moments),
             },
         },
         "dtype": "float32",

@@ -17,9 +17,9 @@ import numpy as np
 from flowmatch_jax import paths, plots
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.evaluation import curves
-from flowmatch_jax.evaluation.quality import distance_name
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.likelihood import log_prob
+from flowmatch_jax.metrics.extractors import score_name
 from flowmatch_jax.paths import PATHS, GaussianPath
 from flowmatch_jax.workdir import write_csv, write_json
 
@@ -175,8 +175,9 @@ def draw_over_nfe(experiment: Experiment, params: Params, folder: Path) -> None:
     rows = curves.over_nfe(experiment, params)
     write_csv(folder / "over_nfe.csv", rows)
     labels = {"mean_squared_error": "squared error a dimension"}
-    if experiment.config.evaluate.extractor:
-        labels[distance_name(experiment)] = distance_name(experiment)
+    if experiment.extractor:
+        distance = score_name("fd", experiment.extractor.name)
+        labels[distance] = distance
     for name, label in labels.items():
         by_method = {
             method: [(row["nfe"], row[name]) for row in rows if row["method"] == method]

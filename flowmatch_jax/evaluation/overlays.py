@@ -12,6 +12,7 @@ import numpy as np
 from flowmatch_jax import plots
 from flowmatch_jax.errors import UserError
 from flowmatch_jax.evaluation.curves import METHODS, Rows
+from flowmatch_jax.metrics.extractors import score_name
 from flowmatch_jax.workdir import write_csv
 
 
@@ -31,7 +32,7 @@ def draw_overlays(sources: dict[str, Path], levels: int | None, folder: Path) ->
     """
     if not sources:
         return []
-    distance = f"fd_{_shared_settings(sources)['extractor']}"
+    distance = score_name("fd", _shared_settings(sources)["extractor"])
     drawn = [_draw_paths(sources, levels, folder)]
     if levels is None:
         drawn.append(_draw_few_calls(sources, folder))

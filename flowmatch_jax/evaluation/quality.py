@@ -1,54 +1,101 @@
-"""How far samples are from the training images: a Fréchet distance of features."""
+"""How far samples are from the training images, by their features."""
 
 from __future__ import annotations
 
 import hashlib
+import io
+import logging
 import math
-import tempfile
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.data.pipeline import ordered_batches
+from flowmatch_jax.errors import UserError
 from flowmatch_jax.evaluation.samples import Sampler, sample_key
 from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.metrics.extractors import EXTRACTORS
+from flowmatch_jax.files import write_atomically
+from flowmatch_jax.mesh import to_host
+from flowmatch_jax.metrics.extractors import features_of, score_name
 from flowmatch_jax.metrics.frechet import Moments, frechet_distance
+from flowmatch_jax.metrics.inception_score import inception_score
+from flowmatch_jax.metrics.kid import kernel_distance
+from flowmatch_jax.metrics.precision_recall import precision_recall
 from flowmatch_jax.pixels import quantise
 from flowmatch_jax.progress import progress_bar
 from flowmatch_jax.workdir import user_cache
 
-REFERENCE_BATCH = 10_000  # images whose features are in memory together
+logger = logging.getLogger(__name__)
+
+BATCH = 512  # training images whose features are computed together
+SAVE_EVERY = 60.0  # seconds between two savings of what is known
+NEED_FEATURES = ("kernel_distance", "precision_recall")
 
 
-def distance_name(experiment: Experiment) -> str:
-    """What the distance is called: fd_ and the features' name."""
-    return f"fd_{experiment.config.evaluate.extractor}"
+@dataclass(frozen=True)
+class Reference:
+    """What samples are held against: training images, without augmentation.
 
-
-def reference_moments(experiment: Experiment) -> Moments:
-    """Moments of the training images' features, without augmentation.
-
-    They are computed once and kept in the user's cache, under the hash of the images.
+    Attributes:
+        moments: of all their features.
+        features: [N, D] of as many as are generated, where a score asks for them.
     """
-    config, source = experiment.config, experiment.train_source
-    name = f"{config.evaluate.extractor}-{source.levels}-{source.content_hash}.npz"
+
+    moments: Moments
+    features: np.ndarray | None = None
+
+
+def make_reference(experiment: Experiment) -> Reference:
+    """The reference of an experiment with an extractor.
+
+    Moments are computed once and kept in the user's cache, under the hash of the images and of the
+    net; or read from the file config.evaluate.reference.
+
+    Raises:
+        UserError: the file holds moments of other features.
+    """
+    config = experiment.config.evaluate
+    if config.reference is not None:
+        moments = Moments.load(Path(config.reference).expanduser())
+        if len(moments.mean) != experiment.extractor.dims:
+            allowed = f"{config.extractor} has {experiment.extractor.dims} features"
+            got = f"{config.reference} of {len(moments.mean)} features"
+            raise UserError("config.evaluate.reference", got, allowed)
+    else:
+        moments = _training_moments(experiment)
+    asked = any(score in NEED_FEATURES for score in config.scores)
+    return Reference(moments, _training_features(experiment) if asked else None)
+
+
+def _training_moments(experiment: Experiment) -> Moments:
+    source, net = experiment.train_source, experiment.extractor
+    name = f"{net.name}{net.side}-{net.sha256[:16]}-{source.levels}-{source.content_hash}.npz"
     path = user_cache() / "reference" / name
     if path.exists():
         return Moments.load(path)
-    moments, extract = None, EXTRACTORS[config.evaluate.extractor]
-    batches = ordered_batches(source, REFERENCE_BATCH, max_corrupt=config.data.max_corrupt)
-    total = math.ceil(len(source) / REFERENCE_BATCH)
+    moments = Moments.empty(net.dims)
+    batches = ordered_batches(source, BATCH, max_corrupt=experiment.config.data.max_corrupt)
+    total = math.ceil(len(source) / BATCH)
     for images in progress_bar(batches, total=total, desc="reference"):
-        features = extract(images, source.levels)
-        moments = (moments or Moments.empty(features.shape[1])).add(features)
+        moments = moments.add(features_of(net, images)[0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        moments.save(Path(folder) / name)
-        (Path(folder) / name).replace(path)
+    write_atomically(path, _npz(mu=moments.mean, sigma=moments.cov, count=moments.count))
     return moments
+
+
+def _training_features(experiment: Experiment) -> np.ndarray:
+    """Of config.evaluate.generated training images, or all: a fixed choice, in random order."""
+    source, count = experiment.train_source, experiment.config.evaluate.generated
+    chosen = np.random.RandomState(0).permutation(len(source))[:count]
+    parts = [chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH)]
+    images = (np.stack([source.x[i] for i in part]) for part in parts)
+    return np.concatenate([features_of(experiment.extractor, x)[0] for x in images])
 
 
 def moments_hash(moments: Moments) -> str:
@@ -56,38 +103,169 @@ def moments_hash(moments: Moments) -> str:
     return hashlib.sha256(moments.mean.tobytes() + moments.cov.tobytes()).hexdigest()
 
 
+@dataclass
+class Tally:
+    """What is known of the samples drawn so far.
+
+    Attributes:
+        moments: of the features of those that are finite.
+        drawn, not_finite: samples, and those left out since they hold values that are not finite.
+        converged: of all batches.
+        nfe: of each batch.
+        features, logits: of the finite ones, batch by batch, where a score asks for them.
+    """
+
+    moments: Moments
+    drawn: int = 0
+    not_finite: int = 0
+    converged: bool = True
+    nfe: list[float] = field(default_factory=list)
+    features: list[np.ndarray] = field(default_factory=list)
+    logits: list[np.ndarray] = field(default_factory=list)
+
+    def save(self, path: Path, settings: str) -> None:
+        """Write all of it, exactly, with the settings that it was drawn by."""
+        fields = vars(self) | {
+            name: np.concatenate(parts) if (parts := getattr(self, name)) else np.zeros(0)
+            for name in ("features", "logits")
+        }
+        moments = fields.pop("moments")
+        known = {"mu": moments.mean, "sigma": moments.cov, "count": moments.count}
+        write_atomically(path, _npz(settings=settings, **fields, **known))
+
+    @classmethod
+    def load(cls, path: Path, settings: str) -> Tally | None:
+        """What `save` wrote; None where there is nothing, or it was drawn by other settings."""
+        if not path.exists():
+            return None
+        with np.load(path) as saved:
+            if str(saved["settings"]) != settings:
+                return None
+            return cls(
+                moments=Moments(int(saved["count"]), saved["mu"], saved["sigma"]),
+                drawn=int(saved["drawn"]),
+                not_finite=int(saved["not_finite"]),
+                converged=bool(saved["converged"]),
+                nfe=saved["nfe"].tolist(),
+                features=[saved["features"]] if saved["features"].size else [],
+                logits=[saved["logits"]] if saved["logits"].size else [],
+            )
+
+
 def judge_samples(
     experiment: Experiment,
     sampler: Sampler,
     params: Params,
     count: int,
-    reference: Moments,
+    reference: Reference,
     silent: bool = False,
+    partial: tuple[Path, str] | None = None,
 ) -> dict[str, Any]:
-    """Draw ``count`` samples, batch by batch, and measure their distance from the reference.
+    """Draw ``count`` samples, batch by batch, and score them against the reference.
+
+    Samples are quantised by `pixels.quantise` first. Those that are not finite are left out and
+    counted.
 
     Args:
         sampler: its batches start from the noise of `sample_key`; what goes beyond ``count`` in
             the last one is left out.
         silent: no progress bar.
+        partial: (file, settings) of what is known, saved every minute and removed at the end, so
+            that a killed evaluation goes on and ends with the same numbers.
 
     Returns:
-        {"fd_<extractor>", "sample_nfe": mean over batches, "samples_converged": of all batches}.
+        {"fd_<extractor>" or "fid": None if the solver gave up, further scores that
+        config.evaluate.scores names, "sample_nfe": mean over batches, "samples_converged": of all
+        batches, "samples_not_finite", and "warnings" where there are any}.
     """
-    extract = EXTRACTORS[experiment.config.evaluate.extractor]
-    config, levels = experiment.config.evaluate, experiment.train_source.levels
-    moments, costs, converged, batch = Moments.empty(len(reference.mean)), [], True, 0
-    with progress_bar(total=count, desc="samples", hidden=silent) as bar:
-        while moments.count < count:
-            solution = sampler(params, sample_key(config.seed, batch))
-            images = np.asarray(quantise(solution.x, levels))[: count - moments.count]
-            moments = moments.add(extract(images, levels))
-            costs.append(float(solution.nfe))
-            converged = converged and bool(solution.converged)
-            batch += 1
-            bar.update(len(images))
-    return {
-        distance_name(experiment): frechet_distance(moments, reference) if converged else None,
-        "sample_nfe": float(np.mean(costs)),
-        "samples_converged": converged,
+    tally = _draw(experiment, sampler, params, count, silent, partial)
+    config, name = experiment.config.evaluate, experiment.extractor.name
+    results: dict[str, Any] = {
+        score_name("fd", name): None,
+        "sample_nfe": float(np.mean(tally.nfe)),
+        "samples_converged": tally.converged,
+        "samples_not_finite": tally.not_finite,
     }
+    if tally.converged and tally.moments.count >= 2:
+        results[score_name("fd", name)] = frechet_distance(tally.moments, reference.moments)
+        for score in config.scores:
+            results |= _SCORES[score](tally, reference, name)
+    if tally.moments.count <= experiment.extractor.dims:
+        results["warnings"] = [
+            f"{tally.moments.count} samples are too few for {experiment.extractor.dims} features: "
+            "the Fréchet distance is biased upwards"
+        ]
+    if partial is not None:
+        partial[0].unlink(missing_ok=True)
+    return results
+
+
+def _draw(
+    experiment: Experiment,
+    sampler: Sampler,
+    params: Params,
+    count: int,
+    silent: bool,
+    partial: tuple[Path, str] | None,
+) -> Tally:
+    net, levels = experiment.extractor, experiment.train_source.levels
+    config = experiment.config.evaluate
+    tally = (partial and Tally.load(*partial)) or Tally(Moments.empty(net.dims))
+    if tally.drawn:
+        logger.info("Going on with %d samples drawn before", tally.drawn)
+    saved_at = time.monotonic()
+    with progress_bar(total=count, initial=tally.drawn, desc="samples", hidden=silent) as bar:
+        while tally.drawn < count:
+            solution = sampler(params, sample_key(config.seed, len(tally.nfe)))
+            wanted = min(len(solution.x), count - tally.drawn)
+            finite = to_host(jnp.isfinite(solution.x).all(axis=(1, 2, 3)))[:wanted]
+            features, logits = features_of(net, quantise(solution.x, levels))
+            tally.moments = tally.moments.add(features[:wanted][finite])
+            tally.drawn += wanted
+            tally.not_finite += int((~finite).sum())
+            tally.converged = tally.converged and bool(solution.converged)
+            tally.nfe.append(float(solution.nfe))
+            if any(score in NEED_FEATURES for score in config.scores):
+                tally.features.append(features[:wanted][finite])
+            if "inception_score" in config.scores:
+                tally.logits.append(logits[:wanted][finite])
+            bar.update(wanted)
+            if partial is not None and time.monotonic() - saved_at > SAVE_EVERY:
+                if jax.process_index() == 0:
+                    tally.save(*partial)
+                saved_at = time.monotonic()
+    return tally
+
+
+def _inception_score(tally: Tally, reference: Reference, name: str) -> dict[str, float]:
+    score = inception_score(np.concatenate(tally.logits))
+    return {score_name("is", name): score.mean, f"{score_name('is', name)}_std": score.std}
+
+
+def _kernel_distance(tally: Tally, reference: Reference, name: str) -> dict[str, float]:
+    features = np.concatenate(tally.features)
+    size = min(1000, len(features), len(reference.features))
+    distance = kernel_distance(features, reference.features, subset_size=size)
+    key = score_name("kd", name)
+    return {key: distance.mean, f"{key}_standard_error": distance.standard_error}
+
+
+def _precision_recall(tally: Tally, reference: Reference, name: str) -> dict[str, float]:
+    found = precision_recall(np.concatenate(tally.features), reference.features)
+    return {
+        score_name("precision", name): found.precision,
+        score_name("recall", name): found.recall,
+    }
+
+
+_SCORES = {
+    "inception_score": _inception_score,
+    "kernel_distance": _kernel_distance,
+    "precision_recall": _precision_recall,
+}
+
+
+def _npz(**arrays: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()

@@ -15,6 +15,7 @@ from flowmatch_jax.evaluation.overlays import draw_overlays
 from flowmatch_jax.evaluation.runs import Run
 from flowmatch_jax.evaluation.tables import Cell, Column, Table
 from flowmatch_jax.files import write_atomically
+from flowmatch_jax.metrics.extractors import score_name
 from flowmatch_jax.workdir import write_csv
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def table_1(rows: Rows, wanted: dict[str, Any]) -> Table:
     score, title = ("log_likelihood", "NLL (nats)") if k is None else _bits(k)
     columns = [Column(title, 3)]
     if frechet:
-        columns.append(Column(f"fd_{frechet['extractor']}", 3))
+        columns.append(Column(score_name("fd", frechet["extractor"]), 3))
     columns += [Column("NFE", 1), Column("steps", 0, False), Column("ms a step", 0, False)]
     table = {}
     for label, runs in rows.items():
@@ -71,7 +72,7 @@ def table_1(rows: Rows, wanted: dict[str, Any]) -> Table:
             found = [runs_.results(run, wanted).get(weights, {}) for run in runs]
             cells = [_score(found, score)]
             if frechet:
-                cells.append(_over_seeds(found, f"fd_{frechet['extractor']}"))
+                cells.append(_over_seeds(found, score_name("fd", frechet["extractor"])))
             cells += [_over_seeds(found, "sample_nfe"), Cell(runs[0].step)]
             cells.append(Cell(runs[0].milliseconds_a_step()))
             table[label if weights == "ema" else f"{label} ({weights} weights)"] = cells
@@ -168,8 +169,9 @@ def _caption(rows: Rows, wanted: dict[str, Any], frechet: dict[str, Any] | None)
         parts.append(f"A perfect density has NLL {wanted['data.entropy']:.3f}.")
     if frechet:
         reference = frechet["reference"]
+        images = reference["images"] or "an unknown number of"
         parts.append(
-            f"Fréchet distance of {frechet['generated']} samples to {reference['images']} "
+            f"Fréchet distance of {frechet['generated']} samples to {images} "
             f"{reference['split']} images."
         )
     parts.append(f"NFE to sample batches of {wanted['samples.batch_size']}.")

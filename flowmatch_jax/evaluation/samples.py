@@ -12,9 +12,10 @@ import numpy as np
 
 from flowmatch_jax.arrays import Array, Params
 from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.mesh import make_mesh, split_if_even, to_host
 from flowmatch_jax.pictures import save_images, save_points
-from flowmatch_jax.sampling import sample
-from flowmatch_jax.solvers import Solution
+from flowmatch_jax.sampling import draw_source
+from flowmatch_jax.solvers import Solution, integrate
 
 logger = logging.getLogger(__name__)
 
@@ -25,16 +26,17 @@ def make_sampler(experiment: Experiment, size: int, **solver: Any) -> Sampler:
     """Compile (params, key) -> Solution with x [size, ...] in model space.
 
     Args:
-        size: samples in a batch.
+        size: samples in a batch, split over all devices where these divide it.
         **solver: in place of the config's: method, rtol, atol, steps, save_at.
     """
     path = experiment.path
     shape = (size, *experiment.train_source.shape)
     options = solver or experiment.solver()
+    mesh = make_mesh()
 
     def sampler(params: Params, key: Array) -> Solution:
-        field = experiment.field(params)
-        return sample(field, key, shape, path.source_std, path.t_end, **options)
+        x0 = split_if_even(draw_source(key, shape, path.source_std), mesh)
+        return integrate(experiment.field(params), x0, 0.0, path.t_end, **options)
 
     return jax.jit(sampler)
 
@@ -67,10 +69,10 @@ def draw(
     solution = sampler(params, sample_key(experiment.config.evaluate.seed))
     if not solution.converged:
         logger.warning("The solver gave up on samples at step %d: the field is not finite", step)
+    x = to_host(solution.x)
     if jax.process_index() == 0:
         cost = f"_nfe{solution.nfe}" if keep_arrays else ""
         path = workdir / "samples" / f"{step}_{weights}{cost}.png"
-        x = np.asarray(solution.x)
         if source.is_image:
             save_images(path, x, source.levels)
         else:

@@ -18,6 +18,7 @@ from flowmatch_jax.likelihood import (
     importance_bound,
     log_prob,
 )
+from flowmatch_jax.mesh import make_mesh, split_if_even, to_host
 from flowmatch_jax.progress import progress_bar
 
 # (params, x, key) -> (scores {name: [B]}, nfe [], converged [])
@@ -39,7 +40,10 @@ def make_scorer(experiment: Experiment) -> Scorer:
     )
     source = experiment.test_source
 
+    mesh = make_mesh()
+
     def score(params: Params, x: Array, key: Array) -> tuple[dict[str, Array], Array, Array]:
+        x = split_if_even(x, mesh)
         field = experiment.field(params)
         if not source.is_image:
             result = log_prob(field, x, key, **solve)
@@ -90,7 +94,7 @@ def score_split(experiment: Experiment, scorer: Scorer, params: Params) -> dict[
         # A short last batch is filled up with its first item: one shape, compiled once.
         filled = np.concatenate([x, np.repeat(x[:1], size - len(x), axis=0)])
         scores, nfe, ok = scorer(params, filled, jax.random.fold_in(key, i))
-        parts.append({name: np.asarray(s, np.float64)[: len(x)] for name, s in scores.items()})
+        parts.append({name: to_host(s).astype(np.float64)[: len(x)] for name, s in scores.items()})
         costs.append(float(nfe))
         converged = converged and bool(ok)
     results = {}

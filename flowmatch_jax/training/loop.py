@@ -13,9 +13,7 @@ from flowmatch_jax.arrays import Params
 from flowmatch_jax.data.pipeline import train_batches
 from flowmatch_jax.errors import fraction, section
 from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.training import checkpoints as ckpt
-from flowmatch_jax.training.log import Meter, RunLog
-from flowmatch_jax.training.mesh import (
+from flowmatch_jax.mesh import (
     check_batch,
     describe,
     make_mesh,
@@ -23,6 +21,8 @@ from flowmatch_jax.training.mesh import (
     put_whole,
     state_shardings,
 )
+from flowmatch_jax.training import checkpoints as ckpt
+from flowmatch_jax.training.log import Meter, RunLog
 from flowmatch_jax.training.optimizer import adam, learning_rate_schedule
 from flowmatch_jax.training.state import TrainState, init_state
 from flowmatch_jax.training.step import make_train_step

@@ -10,9 +10,9 @@ import optax
 from jax.sharding import Mesh
 
 from flowmatch_jax.arrays import Apply, Array
+from flowmatch_jax.mesh import batch_sharding, replicated, state_shardings
 from flowmatch_jax.objectives import Batch, Objective
 from flowmatch_jax.pixels import dequantise, random_flip
-from flowmatch_jax.training.mesh import batch_sharding, replicated, state_shardings
 from flowmatch_jax.training.state import TrainState, ema_update
 
 Metrics = dict[str, Array]

@@ -1,15 +1,17 @@
 import os
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
+from flowmatch_jax.errors import UserError
 from flowmatch_jax.evaluation import quality
 from flowmatch_jax.evaluation.samples import make_sampler, sample_key
 from flowmatch_jax.metrics.extractors import pixels
-from flowmatch_jax.metrics.frechet import Moments
+from flowmatch_jax.metrics.frechet import Moments, frechet_distance
 from flowmatch_jax.pixels import quantise
 from flowmatch_jax.sampling import draw_source
 from tests.evaluation.experiments import images
@@ -17,59 +19,142 @@ from tests.evaluation.experiments import images
 ONE = jnp.ones(())
 
 
+def reference(features):
+    return quality.Reference(Moments.empty(features.shape[1]).add(features), features)
+
+
 class QualityTest(absltest.TestCase):
-    def judge(self, count, reference, rate=0.0):
-        experiment = images(rate)
+    def judge(self, count, reference, rate=0.0, partial=None, sampler=None, **fields):
+        experiment = images(rate, **fields)
+        sampler = sampler or make_sampler(experiment, 8)
         return quality.judge_samples(
-            experiment, make_sampler(experiment, 8), ONE, count, reference, silent=True
+            experiment, sampler, ONE, count, reference, silent=True, partial=partial
         )
+
+    def noise(self, batches):
+        """Features of the samples of a field that is zero, and its scores' reference."""
+        x = np.concatenate([draw_source(sample_key(1, i), (8, 8, 8, 1)) for i in range(batches)])
+        return pixels(np.asarray(quantise(x, 17)), 17)
 
     def test_samples_are_quantised_and_no_more_than_asked_for(self):
         """The field is zero: samples are the noise, and have no distance from its own moments."""
-        noise = np.concatenate([draw_source(sample_key(1, i), (8, 8, 8, 1)) for i in range(3)])
-        features = pixels(np.asarray(quantise(noise, 17)), 17)
-        same = self.judge(20, Moments.empty(64).add(features[:20]))
+        features = self.noise(3)
+        same = self.judge(20, reference(features[:20]))
         self.assertAlmostEqual(same["fd_pixels"], 0, places=9)
         self.assertTrue(same["samples_converged"])
-        other = self.judge(20, Moments.empty(64).add(features[:19]))
+        other = self.judge(20, reference(features[:19]))
         self.assertGreater(other["fd_pixels"], 1e-3)
 
     def test_reference_is_the_training_images(self):
-        moments = quality.reference_moments(images())
+        moments = quality.make_reference(images()).moments
         self.assertEqual((moments.count, moments.mean.shape), (1500, (64,)))
         self.assertAlmostEqual(moments.mean[0], -16 / 17)  # a corner no digit touches
         self.assertLen(quality.moments_hash(moments), 64)
-        self.assertEqual(quality.distance_name(images()), "fd_pixels")
 
     def test_reference_is_computed_once_for_equal_images(self):
         """Kept under the hash of the images, wherever they lie and whatever they are called."""
         cache = self.create_tempdir().full_path
         with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": cache}):
-            first = quality.reference_moments(images())
+            first = quality.make_reference(images()).moments
             with mock.patch.object(quality, "ordered_batches", side_effect=AssertionError):
-                again = quality.reference_moments(images())
+                again = quality.make_reference(images()).moments
             np.testing.assert_array_equal(again.cov, first.cov)
             experiment = images()
             x = experiment.train_source.x.copy()
             x[0] = 16 - x[0]
             source = replace(experiment.train_source, x=x)
-            other = quality.reference_moments(replace(experiment, train_source=source))
+            other = quality.make_reference(replace(experiment, train_source=source)).moments
         self.assertNotEqual(quality.moments_hash(other), quality.moments_hash(first))
         self.assertLen(os.listdir(f"{cache}/flowmatch_jax/reference"), 2)
 
     def test_reference_of_many_images_goes_in_parts(self):
         with (
-            mock.patch.object(quality, "REFERENCE_BATCH", 400),
+            mock.patch.object(quality, "BATCH", 400),
             mock.patch.dict(os.environ, {"XDG_CACHE_HOME": self.create_tempdir().full_path}),
         ):
-            parts = quality.reference_moments(images())
+            parts = quality.make_reference(images()).moments
         whole = np.cov(pixels(images().train_source.x, 17), rowvar=False)
         np.testing.assert_allclose(parts.cov, whole, atol=1e-12)
 
     def test_a_field_that_is_not_finite_has_no_distance(self):
-        judged = self.judge(8, quality.reference_moments(images()), rate=float("nan"))
+        judged = self.judge(8, quality.make_reference(images()), rate=float("nan"))
         self.assertIsNone(judged["fd_pixels"])
         self.assertFalse(judged["samples_converged"])
+
+    def test_a_killed_evaluation_goes_on_to_the_same_bits(self):
+        """Killed after three batches of six, and again after five."""
+        path = Path(self.create_tempdir().full_path) / "partial.npz"
+        held = reference(self.noise(2))
+        options = {"evaluate__scores": ("kernel_distance", "precision_recall")}
+        whole = self.judge(44, held, **options)
+        sampler = make_sampler(images(**options), 8)
+        drawn = []
+
+        def killed_at(batches):
+            def sample(params, key):
+                if len(drawn) == batches:
+                    raise KeyboardInterrupt
+                drawn.append(key)
+                return sampler(params, key)
+
+            return sample
+
+        with mock.patch.object(quality, "SAVE_EVERY", -1.0):
+            for batches in (3, 5):
+                with self.assertRaises(KeyboardInterrupt):
+                    self.judge(44, held, partial=(path, "a"), sampler=killed_at(batches), **options)
+            last = self.judge(44, held, partial=(path, "a"), sampler=killed_at(9), **options)
+        self.assertLen(drawn, 6)  # none is drawn twice
+        self.assertEqual(last, whole)
+        self.assertFalse(path.exists())
+
+    def test_what_other_settings_drew_is_not_gone_on_with(self):
+        path = Path(self.create_tempdir().full_path) / "partial.npz"
+        tally = quality.Tally(Moments.empty(3).add(np.eye(3)), drawn=3, nfe=[2.0])
+        tally.save(path, "a")
+        self.assertIsNone(quality.Tally.load(path, "b"))
+        loaded = quality.Tally.load(path, "a")
+        np.testing.assert_array_equal(loaded.moments.cov, tally.moments.cov)
+        self.assertEqual((loaded.drawn, loaded.nfe, loaded.features), (3, [2.0], []))
+        self.assertIsNone(quality.Tally.load(path.with_name("absent"), "a"))
+
+    def test_samples_that_are_not_finite_are_counted_and_left_out(self):
+        held, sampler = reference(self.noise(2)), make_sampler(images(), 8)
+
+        def broken(params, key):
+            solution = sampler(params, key)
+            return solution._replace(x=solution.x.at[3, 0, 0, 0].set(np.nan))
+
+        judged = self.judge(16, held, sampler=broken)
+        self.assertEqual(judged["samples_not_finite"], 2)
+        rest = np.delete(self.noise(2), (3, 11), axis=0)
+        expected = frechet_distance(reference(rest).moments, held.moments)
+        self.assertAlmostEqual(judged["fd_pixels"], expected, places=9)
+
+    def test_scores_besides_the_distance(self):
+        held = reference(self.noise(5))
+        judged = self.judge(40, held, evaluate__scores=("kernel_distance", "precision_recall"))
+        # The samples are the reference itself.
+        self.assertEqual((judged["precision_pixels"], judged["recall_pixels"]), (1, 1))
+        self.assertLess(judged["kd_pixels"], 0)  # unbiased: equal sets are nearer than chance
+        self.assertGreater(judged["kd_pixels_standard_error"], 0)
+
+    def test_too_few_samples_for_the_features_are_warned_of_in_the_result(self):
+        (warning,) = self.judge(20, reference(self.noise(3)))["warnings"]
+        self.assertIn("20 samples are too few for 64 features", warning)
+        self.assertNotIn("warnings", self.judge(72, reference(self.noise(9))))
+
+    def test_a_published_reference(self):
+        path = f"{self.create_tempdir().full_path}/stats.npz"
+        features = self.noise(9)
+        np.savez(path, mu=features.mean(axis=0), sigma=np.cov(features, rowvar=False))
+        held = quality.make_reference(images(evaluate__reference=path))
+        self.assertIsNone(held.moments.count)
+        self.assertAlmostEqual(self.judge(72, held)["fd_pixels"], 0, places=9)
+        np.savez(path, mu=np.zeros(3), sigma=np.eye(3))
+        other = images(evaluate__reference=path, evaluate__seed=2)
+        with self.assertRaisesRegex(UserError, "of 3 features'; pixels has 64 features"):
+            quality.make_reference(other)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import numpy as np
 from absl.testing import absltest
 
 from flowmatch_jax.errors import UserError
+from flowmatch_jax.mesh import make_mesh, with_shardings
 from flowmatch_jax.training import checkpoints as ckpt
-from flowmatch_jax.training.mesh import make_mesh, with_shardings
 from flowmatch_jax.training.optimizer import adam
 from flowmatch_jax.training.state import init_state
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flowmatch_jax.errors import UserError
@@ -71,6 +72,20 @@ def with_shardings(state: Any, mesh: Mesh) -> Any:
         state,
         state_shardings(state, mesh),
     )
+
+
+def split_if_even(batch: jax.Array, mesh: Mesh) -> jax.Array:
+    """Inside a jitted function: the leading axis over all devices, where they divide it."""
+    even = batch.shape[0] % mesh.size == 0
+    sharding = batch_sharding(mesh) if even else replicated(mesh)
+    return jax.lax.with_sharding_constraint(batch, sharding)
+
+
+def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
+    """The whole of an array that may be spread over devices and processes."""
+    if isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -1,4 +1,4 @@
-"""Runs itself in a process with eight simulated devices: `python tests/training/mesh_test.py`."""
+"""Runs itself in a process with eight simulated devices: `python tests/mesh_test.py`."""
 
 import os
 import subprocess
@@ -9,11 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
+from configs import checkerboard_ot
+from flowmatch_jax import mesh as mesh_lib
 from flowmatch_jax import objectives, paths
 from flowmatch_jax.errors import UserError
+from flowmatch_jax.evaluation.samples import make_sampler, sample_key
+from flowmatch_jax.experiment import build
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.mlp import MLP
-from flowmatch_jax.training import mesh as mesh_lib
+from flowmatch_jax.sampling import draw_source
+from flowmatch_jax.solvers import integrate
 from flowmatch_jax.training.optimizer import adam
 from flowmatch_jax.training.state import init_state
 from flowmatch_jax.training.step import make_train_step
@@ -56,6 +61,7 @@ class MeshTest(absltest.TestCase):
     def test_eight_devices(self):
         if jax.device_count() == DEVICES:
             self.check_eight_devices()
+            self.check_evaluation()
             return
         flags = f"--xla_force_host_platform_device_count={DEVICES}"
         child = subprocess.run(
@@ -66,6 +72,31 @@ class MeshTest(absltest.TestCase):
             check=False,
         )
         self.assertEqual(child.returncode, 0, child.stderr)
+
+    def check_evaluation(self):
+        """A batch is split over the devices where they divide it, and comes back whole."""
+        mesh = mesh_lib.make_mesh()
+        double = jax.jit(lambda x: mesh_lib.split_if_even(2 * x, mesh))
+        for size, shard in ((16, 2), (6, 6)):
+            x = np.arange(size, dtype=np.float32)
+            doubled = double(x)
+            self.assertEqual(doubled.addressable_shards[0].data.shape, (shard,))
+            np.testing.assert_array_equal(mesh_lib.to_host(doubled), 2 * x)
+        np.testing.assert_array_equal(mesh_lib.to_host(x), x)
+        # Samples do not depend on how many devices draw them.
+        config = checkerboard_ot.get_config()
+        config.network.mlp.update(width=16, depth=2)
+        config.solver.rtol = config.solver.atol = 1e-3
+        experiment = build(config)
+        params = experiment.init_params(jax.random.key(0))
+        params = jax.tree.map(lambda p: p + 0.1, params)
+        split, whole = (make_sampler(experiment, n)(params, sample_key(0)) for n in (64, 63))
+        self.assertEqual(len(split.x.sharding.device_set), DEVICES)
+        self.assertEqual(split.x.addressable_shards[0].data.shape, (8, 2))
+        source = draw_source(sample_key(0), (64, 2))
+        alone = integrate(experiment.field(params), source, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(mesh_lib.to_host(split.x), alone.x, atol=1e-4)
+        self.assertEqual((split.nfe, whole.x.shape), (alone.nfe, (63, 2)))
 
     def check_eight_devices(self):
         """Losses and parameters do not depend on the layout, to the order of float32 sums."""
