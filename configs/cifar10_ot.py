@@ -30,5 +30,6 @@ def get_config() -> ConfigDict:
     config.train.keep_every = 25_000
 
     config.evaluate.weights = ("ema", "raw")
+    config.evaluate.extractor = "efficientnet_lite0"
     config.evaluate.dequantisations = (1, 20, 50)
     return config

@@ -38,4 +38,6 @@ def get_config() -> ConfigDict:
     config.solver.method = "heun"
     config.solver.steps = 50
     config.solver.grid = "edm"
+
+    config.evaluate.extractor = "efficientnet_lite0"
     return config

@@ -27,6 +27,6 @@ def get_config() -> ConfigDict:
     config.train.checkpoint_every = 1_000
     config.train.keep_every = 2_000
 
-    config.evaluate.extractor = "pixels"
+    config.evaluate.extractor = "efficientnet_lite0"
     config.evaluate.generated = 10_000
     return config

@@ -38,4 +38,6 @@ def get_config() -> ConfigDict:
 
     config.evaluate.images = 1_000  # of the test part, where there are as many
     config.evaluate.batch_size = 64
+    config.evaluate.extractor = "efficientnet_lite0"
+    config.evaluate.generated = 10_000
     return config

@@ -35,4 +35,5 @@ def get_config() -> ConfigDict:
 
     config.evaluate.weights = ("ema", "raw")
     config.evaluate.batch_size = 64
+    config.evaluate.extractor = "efficientnet_lite0"
     return config

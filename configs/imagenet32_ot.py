@@ -32,5 +32,6 @@ def get_config() -> ConfigDict:
     config.train.keep_every = 20_000
 
     config.evaluate.weights = ("ema", "raw")
+    config.evaluate.extractor = "efficientnet_lite0"
     config.evaluate.dequantisations = (1, 5, 15)
     return config

@@ -35,5 +35,6 @@ def get_config() -> ConfigDict:
 
     config.evaluate.weights = ("ema", "raw")
     config.evaluate.batch_size = 128
+    config.evaluate.extractor = "efficientnet_lite0"
     config.evaluate.dequantisations = (1, 5, 10)
     return config

@@ -17,7 +17,7 @@ import numpy as np
 
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.data.pipeline import ordered_batches
-from flowmatch_jax.errors import UserError
+from flowmatch_jax.errors import UserError, section
 from flowmatch_jax.evaluation.samples import Sampler, sample_key
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.files import write_atomically
@@ -58,19 +58,34 @@ def make_reference(experiment: Experiment) -> Reference:
     net; or read from the file config.evaluate.reference.
 
     Raises:
-        UserError: the file holds moments of other features.
+        UserError: the file is none of moments, or holds those of other features or, where it says
+            so, of images of another shape.
     """
     config = experiment.config.evaluate
     if config.reference is not None:
-        moments = Moments.load(Path(config.reference).expanduser())
-        if len(moments.mean) != experiment.extractor.dims:
-            allowed = f"{config.extractor} has {experiment.extractor.dims} features"
-            got = f"{config.reference} of {len(moments.mean)} features"
-            raise UserError("config.evaluate.reference", got, allowed)
+        moments = _published_moments(experiment)
     else:
         moments = _training_moments(experiment)
     asked = any(score in NEED_FEATURES for score in config.scores)
     return Reference(moments, _training_features(experiment) if asked else None)
+
+
+def _published_moments(experiment: Experiment) -> Moments:
+    path = Path(experiment.config.evaluate.reference).expanduser()
+    with section("config.evaluate"):
+        try:
+            moments = Moments.load(path)
+        except UserError as error:
+            raise UserError("reference", error.got, error.allowed) from error
+        net, shape = experiment.extractor, experiment.train_source.shape
+        if len(moments.mean) != net.dims:
+            allowed = f"{net.name} has {net.dims} features"
+            raise UserError("reference", f"{path} of {len(moments.mean)} features", allowed)
+        with np.load(path) as file:
+            held = tuple(file["shape"].tolist()) if "shape" in file else shape  # ours say it
+        if held != shape:
+            raise UserError("reference", f"{path} of images {held}", f"the samples are {shape}")
+    return moments
 
 
 def _training_moments(experiment: Experiment) -> Moments:
@@ -85,7 +100,9 @@ def _training_moments(experiment: Experiment) -> Moments:
     for images in progress_bar(batches, total=total, desc="reference"):
         moments = moments.add(features_of(net, images)[0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, _npz(mu=moments.mean, sigma=moments.cov, count=moments.count))
+    write_atomically(
+        path, _npz(mu=moments.mean, sigma=moments.cov, count=moments.count, shape=source.shape)
+    )
     return moments
 
 

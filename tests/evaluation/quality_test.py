@@ -155,6 +155,14 @@ class QualityTest(absltest.TestCase):
         other = images(evaluate__reference=path, evaluate__seed=2)
         with self.assertRaisesRegex(UserError, "of 3 features'; pixels has 64 features"):
             quality.make_reference(other)
+        np.savez(path, mu=np.zeros(64), sigma=np.eye(64), shape=(4, 16, 1))
+        with self.assertRaisesRegex(
+            UserError, r"images \(4, 16, 1\)'; the samples are \(8, 8, 1\)"
+        ):
+            quality.make_reference(other)
+        Path(path).write_bytes(b"no npz")
+        with self.assertRaisesRegex(UserError, "config.evaluate.reference: .*cannot be read"):
+            quality.make_reference(other)
 
 
 if __name__ == "__main__":

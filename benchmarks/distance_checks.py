@@ -1,0 +1,90 @@
+"""How distances react: the test split as the floor, then noise, blur and dropped classes.
+
+    python -m benchmarks.distance_checks --data_dir=data
+
+Fashion-MNIST, prepared. Each row is 10,000 images made of the test split, held against the moments
+of the 60,000 training images and, for the kernel distance, precision and recall, against 10,000 of
+them; by EfficientNet-Lite0 and by the pixels themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from benchmarks.timing import write
+from flowmatch_jax.data.sets import Options, open_source
+from flowmatch_jax.data.sources import Source
+from flowmatch_jax.metrics.extractor import Extractor
+from flowmatch_jax.metrics.extractors import features_of, load_extractor
+from flowmatch_jax.metrics.frechet import Moments, frechet_distance
+from flowmatch_jax.metrics.kid import kernel_distance
+from flowmatch_jax.metrics.precision_recall import precision_recall
+
+COUNT, BATCH = 10_000, 500
+
+
+def noise(std: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Gaussian noise of so many levels."""
+    rng = np.random.RandomState(0)
+    return lambda x: np.clip(np.rint(x + std * rng.randn(*x.shape)), 0, 255).astype(np.uint8)
+
+
+def blur(std: float) -> Callable[[np.ndarray], np.ndarray]:
+    """A Gaussian blur of so many pixels."""
+    return lambda x: np.rint(gaussian_filter(x.astype(float), (0, std, std, 0))).astype(np.uint8)
+
+
+def dropped(source: Source, classes: int) -> np.ndarray:
+    """COUNT images without those of the first classes; the others fill their places."""
+    rest = np.flatnonzero(source.label >= classes)
+    return source.x[np.resize(rest, COUNT)]
+
+
+def features(net: Extractor, images: np.ndarray) -> np.ndarray:
+    """[N, D], batch by batch."""
+    parts = [features_of(net, images[i : i + BATCH])[0] for i in range(0, len(images), BATCH)]
+    return np.concatenate(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data_dir", required=True)
+    data_dir = parser.parse_args().data_dir
+    train, test = (
+        open_source(Options("fashion_mnist", data_dir=data_dir), s) for s in ("train", "test")
+    )
+    x = np.asarray(test.x)
+    rows = {"test split": x}
+    rows |= {f"noise of {std} levels": noise(std)(x) for std in (2, 8, 32)}
+    rows |= {f"blur of {std} pixels": blur(std)(x) for std in (0.3, 0.6, 1.2)}
+    rows |= {f"{n} of 10 classes dropped": dropped(test, n) for n in (1, 3, 5)}
+
+    record = {name: {} for name in rows}
+    for extractor in ("efficientnet_lite0", "pixels"):
+        net = load_extractor(extractor, train.shape, 256)
+        of_train = features(net, np.asarray(train.x))
+        reference = Moments.empty(net.dims).add(of_train)
+        some = of_train[np.random.RandomState(0).permutation(len(of_train))[:COUNT]]
+        for name, images in rows.items():
+            found = features(net, images)
+            record[name][f"fd_{extractor}"] = frechet_distance(
+                Moments.empty(net.dims).add(found), reference
+            )
+            if extractor != "pixels":
+                distance = kernel_distance(found, some)
+                near = precision_recall(found, some)
+                record[name] |= {
+                    f"kd_{extractor}": distance.mean,
+                    "precision": near.precision,
+                    "recall": near.recall,
+                }
+            print(name, record[name], flush=True)
+    write("distance_checks", {"images": COUNT, "rows": record})
+
+
+if __name__ == "__main__":
+    main()
