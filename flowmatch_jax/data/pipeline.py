@@ -74,15 +74,19 @@ def ordered_batches(
     """
     count, end = CorruptCount(max_corrupt), min(len(source), limit or len(source))
     for start in range(0, end, batch_size):
-        rows = range(start, min(start + batch_size, end))
-        if isinstance(source.x, np.ndarray):
-            yield np.asarray(source.x[rows.start : rows.stop])
-            continue
-        images = [_read_or_error(source.x, i) for i in rows]
-        count.add({i.name: i.reason for i in images if isinstance(i, CorruptImage)})
-        readable = [image for image in images if not isinstance(image, CorruptImage)]
-        if readable:
-            yield np.stack(readable)
+        x = read_items(source.x, np.arange(start, min(start + batch_size, end)), count)
+        if len(x):
+            yield x
+
+
+def read_items(x: np.ndarray | Images, indices: np.ndarray, count: CorruptCount) -> np.ndarray:
+    """The items of these indices, without images that cannot be read, which are counted."""
+    if isinstance(x, np.ndarray):
+        return x[indices]
+    images = [_read_or_error(x, i) for i in indices]
+    count.add({i.name: i.reason for i in images if isinstance(i, CorruptImage)})
+    readable = [image for image in images if not isinstance(image, CorruptImage)]
+    return np.stack(readable) if readable else np.zeros((0, *x.shape[1:]), np.uint8)
 
 
 @dataclass(frozen=True)

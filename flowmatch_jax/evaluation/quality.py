@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowmatch_jax.arrays import Params
-from flowmatch_jax.data.pipeline import ordered_batches
+from flowmatch_jax.data.encoded import CorruptCount
+from flowmatch_jax.data.pipeline import ordered_batches, read_items
 from flowmatch_jax.errors import UserError, section
 from flowmatch_jax.evaluation.samples import Sampler, sample_key
 from flowmatch_jax.experiment import Experiment
@@ -108,10 +109,11 @@ def _training_moments(experiment: Experiment) -> Moments:
 
 def _training_features(experiment: Experiment) -> np.ndarray:
     """Of config.evaluate.generated training images, or all: a fixed choice, in random order."""
-    source, count = experiment.train_source, experiment.config.evaluate.generated
-    chosen = np.random.RandomState(0).permutation(len(source))[:count]
-    parts = [chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH)]
-    images = (np.stack([source.x[i] for i in part]) for part in parts)
+    source, config = experiment.train_source, experiment.config
+    chosen = np.random.RandomState(0).permutation(len(source))[: config.evaluate.generated]
+    corrupt = CorruptCount(config.data.max_corrupt)
+    parts = (chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH))
+    images = (read_items(source.x, part, corrupt) for part in parts)
     return np.concatenate([features_of(experiment.extractor, x)[0] for x in images])
 
 

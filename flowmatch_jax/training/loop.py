@@ -110,7 +110,7 @@ def train(
         with closing(RunLog(workdir, start, config.train.steps)) as log:
             meter = Meter(config.train.batch_size)
             for step in range(start + 1, config.train.steps + 1):
-                with meter.waiting():
+                with meter.waiting(), section("config.data"):
                     batch = put_batch(next(batches), mesh)
                 state, metrics = train_step(state, batch)
                 meter.add(metrics)
