@@ -13,15 +13,20 @@ from configs import checkerboard_ot
 from flowmatch_jax import mesh as mesh_lib
 from flowmatch_jax import objectives, paths
 from flowmatch_jax.errors import UserError
+from flowmatch_jax.evaluation.quality import Reference, judge_samples
 from flowmatch_jax.evaluation.samples import make_sampler, sample_key
 from flowmatch_jax.experiment import build
+from flowmatch_jax.metrics.extractors import pixels
+from flowmatch_jax.metrics.frechet import Moments
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.mlp import MLP
+from flowmatch_jax.pixels import quantise
 from flowmatch_jax.sampling import draw_source
 from flowmatch_jax.solvers import integrate
 from flowmatch_jax.training.optimizer import adam
 from flowmatch_jax.training.state import init_state
 from flowmatch_jax.training.step import make_train_step
+from tests.evaluation.experiments import images
 
 DEVICES = 8
 
@@ -97,6 +102,13 @@ class MeshTest(absltest.TestCase):
         alone = integrate(experiment.field(params), source, rtol=1e-3, atol=1e-3)
         np.testing.assert_allclose(mesh_lib.to_host(split.x), alone.x, atol=1e-4)
         self.assertEqual((split.nfe, whole.x.shape), (alone.nfe, (63, 2)))
+        # Nor do their moments: the field is zero, the samples are the noise.
+        zero = images()
+        x = np.concatenate([draw_source(sample_key(1, i), (8, 8, 8, 1)) for i in range(3)])
+        reference = Moments.empty(64).add(pixels(np.asarray(quantise(x, 17)), 17))
+        sampler = make_sampler(zero, 8)
+        judged = judge_samples(zero, sampler, jnp.ones(()), 24, Reference(reference), silent=True)
+        self.assertAlmostEqual(judged["fd_pixels"], 0, places=9)
 
     def check_eight_devices(self):
         """Losses and parameters do not depend on the layout, to the order of float32 sums."""
