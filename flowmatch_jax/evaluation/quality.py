@@ -149,6 +149,7 @@ class Tally:
             for name in ("features", "logits")
         }
         moments = fields.pop("moments")
+        path.parent.mkdir(parents=True, exist_ok=True)
         known = {"mu": moments.mean, "sigma": moments.cov, "count": moments.count}
         write_atomically(path, _npz(settings=settings, **fields, **known))
 

@@ -83,7 +83,7 @@ class QualityTest(absltest.TestCase):
 
     def test_a_killed_evaluation_goes_on_to_the_same_bits(self):
         """Killed after three batches of six, and again after five."""
-        path = Path(self.create_tempdir().full_path) / "partial.npz"
+        path = Path(self.create_tempdir().full_path) / "evaluation" / "partial.npz"
         held = reference(self.noise(2))
         options = {"evaluate__scores": ("kernel_distance", "precision_recall")}
         whole = self.judge(44, held, **options)
