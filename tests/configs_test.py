@@ -261,7 +261,7 @@ class OtherRecipesTest(ConfigTestCase):
 
     def test_fashion_mnist(self):
         config = load("fashion_mnist_ot")
-        self.check(config, {"data.flip": False, "evaluate.extractor": "pixels"})
+        self.check(config, {"data.flip": False, "evaluate.extractor": "efficientnet_lite0"})
         rate = schedule(config)
         rates = [float(rate(step)) for step in (0, 500, 20_000)]
         np.testing.assert_allclose(rates, [1e-8, 1e-3, 1e-8], 1e-3, 1e-10)
