@@ -48,7 +48,10 @@ def load_extractor(
         allowed = "name the file of FID's Inception weights, pt_inception-2015-12-05-6726825d.pth"
         raise UserError("weights_file", None, allowed)
     else:
-        net = load_inception(Path(weights).expanduser())
+        try:
+            net = load_inception(Path(weights).expanduser())
+        except UserError as error:
+            raise UserError("weights_file", error.got, error.allowed) from error
     return replace(net, apply=lambda images: net.apply(as_bytes(images, levels)))
 
 

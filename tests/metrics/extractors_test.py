@@ -42,6 +42,11 @@ class ExtractorsTest(absltest.TestCase):
             extractors.load_extractor("vgg", (8, 8, 3), 256)
         with self.assertRaisesRegex(UserError, "weights_file: got None; name the file of FID's"):
             extractors.load_extractor("inception", (8, 8, 3), 256)
+        with self.assertRaisesRegex(UserError, "weights_file: got 'absent.pth'; it cannot be read"):
+            extractors.load_extractor("inception", (8, 8, 3), 256, "absent.pth")
+        other = self.create_tempfile("other.pth", "other weights").full_path
+        with self.assertRaisesRegex(UserError, "weights_file: .*6726825d0af5"):
+            extractors.load_extractor("inception", (8, 8, 3), 256, other)
         with self.assertRaisesRegex(UserError, "weights_file: got 'x.pth'; pixels needs none"):
             extractors.load_extractor("pixels", (8, 8, 3), 256, "x.pth")
 
