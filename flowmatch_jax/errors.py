@@ -1,7 +1,8 @@
-"""Mistakes of the user's, told in one line.
+"""Mistakes of the user's, and ends of a run that are nobody's mistake, told in one line each.
 
-``main.py`` prints a :class:`UserError` without a traceback and exits with code 2. Inside the
-library it is a plain ``ValueError``.
+``main.py`` prints a :class:`UserError` without a traceback and exits with code 2, a
+:class:`RunStopped` with code 1. Inside the library they are a plain ``ValueError`` and a plain
+``RuntimeError``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ class UserError(ValueError):
     def __init__(self, field: str, got: object, allowed: str) -> None:
         super().__init__(f"{field}: got {got!r}; {allowed}")
         self.field, self.got, self.allowed = field, got, allowed
+
+
+class RunStopped(RuntimeError):
+    """A run that cannot go on for a reason outside its config; the message says how to go on."""
 
 
 @contextlib.contextmanager

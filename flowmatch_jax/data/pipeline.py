@@ -33,10 +33,11 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Endless batches for this process: {"x": [b, ...], "label": [b]}, b = batch_size / processes.
 
-    Each process reads a disjoint part of the source, in a new order each epoch.
+    All processes go through the source in the same order, a new one each epoch, and each reads its
+    own part of each batch: what a batch holds does not depend on their number.
 
     Args:
-        batch_size: over all processes.
+        batch_size: over all processes, which divide it.
         seed: of the order.
         start: the first batch's number: a run that goes on after n steps starts at n.
         threads: that read ahead, in each worker.
@@ -45,17 +46,17 @@ def train_batches(
         indices_only: {"index": [b], "label": [b]} in place of x, for images on the device.
 
     Raises:
-        UserError: there are fewer images than processes, or more unreadable ones than allowed.
+        UserError: there are more unreadable images than allowed.
     """
-    processes = jax.process_count()
-    if len(source) < processes:
-        raise UserError("name", source.name, f"its {len(source)} items are fewer than processes")
+    size = batch_size // jax.process_count()
+    part = slice(size * jax.process_index(), size * (jax.process_index() + 1))
     order = (
         grain.MapDataset.range(len(source))
-        .seed(seed)[jax.process_index() :: processes]
+        .seed(seed)[:]  # [:] is nothing but a link in Grain's chain of seeds: old runs go on by it
         .shuffle()
         .repeat(None)
-        .batch(batch_size // processes, drop_remainder=True)
+        .batch(batch_size, drop_remainder=True)
+        .map(lambda indices: indices[part])
     )[start:]
     read = _Read(None if indices_only else source.x, source.label)
     ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
