@@ -4,13 +4,15 @@
     python main.py --mode=report --runs=runs/a,runs/b
     python main.py --mode=compare --data=digits --seeds=0,1,2
 
-Exit codes: 0 done; 2 a mistake in the flags or the config, told in one line; 1 anything else.
+Exit codes: 0 done; 2 a mistake in the flags or the config, told in one line; 1 anything else, also
+when a signal or a full disk ends it, told in one line too.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,15 +23,16 @@ import jax
 from absl import app, flags
 from ml_collections import FrozenConfigDict
 
+from flowmatch_jax import processes
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.command_line import load_config, split_overrides
-from flowmatch_jax.errors import UserError, one_of
+from flowmatch_jax.errors import RunStopped, UserError, one_of
 from flowmatch_jax.evaluation.evaluate import evaluate, is_evaluated
 from flowmatch_jax.evaluation.figures import are_drawn, draw_figures
 from flowmatch_jax.evaluation.report import write_report
 from flowmatch_jax.evaluation.samples import draw, make_sampler
 from flowmatch_jax.experiment import Experiment, build
-from flowmatch_jax.mesh import make_mesh, with_shardings
+from flowmatch_jax.mesh import with_shardings
 from flowmatch_jax.training import checkpoints
 from flowmatch_jax.training.loop import train
 from flowmatch_jax.workdir import has_checkpoint, open_workdir, user_cache
@@ -66,6 +69,14 @@ _METHODS = flags.DEFINE_list(
     "methods", ["ot", "vp", "ddpm", "score", "scoreflow"], "Of configs/<data>_<method>.py."
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds that each method of a comparison is run with.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "host:port of process 0, for a run of several processes, with the two flags below. On TPU pods, "
+    "under SLURM and Open MPI they find each other.",
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the run has.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this one is, from 0.")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -96,9 +107,9 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def stop(error: Exception) -> NoReturn:
-    """Tell the user's mistake in one line and exit with code 2."""
+    """Tell in one line why the run ends; exit with code 2 at a mistake of the user's, else 1."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
+    processes.leave(1 if isinstance(error, RunStopped) else 2)
 
 
 def use_compilation_cache() -> None:
@@ -110,16 +121,27 @@ def use_compilation_cache() -> None:
 def load_weights(
     experiment: Experiment, workdir: Path, kinds: Sequence[str], every_step: bool = False
 ) -> dict[int, dict[str, Params]]:
-    """Weights of the workdir's newest checkpoint, or of all: step -> kind -> parameters."""
-    shapes = jax.eval_shape(experiment.init_params, jax.random.key(0))
+    """Weights of the workdir's newest checkpoint, or of all: step -> kind -> parameters.
+
+    Checkpoints that cannot be read are left out.
+    """
     if not has_checkpoint(workdir):
         raise UserError("--workdir", str(workdir), "no checkpoint there yet; train first")
+    shapes = jax.eval_shape(experiment.init_params, jax.random.key(0))
+    layout = with_shardings(shapes, experiment.mesh)
+    found: dict[int, dict[str, Params]] = {}
     with checkpoints.open_checkpoints(workdir, read_only=True) as saved:
-        steps = sorted(saved.all_steps()) if every_step else [saved.latest_step()]
-        checkpoints.check_network(saved, shapes)
-        layout = with_shardings(shapes, make_mesh())
-        restore = partial(checkpoints.restore_weights, saved, params=layout)
-        return {step: {kind: restore(step, kind) for kind in kinds} for step in steps}
+        for step in sorted(saved.all_steps(), reverse=True):
+            restore = partial(checkpoints.restore_weights, saved, step, layout=layout)
+            try:
+                found[step] = {kind: restore(kind) for kind in kinds}
+            except checkpoints.DamagedCheckpoint as damage:
+                logger.warning("Checkpoint %d cannot be used: %s", step, damage)
+            if found and not every_step:
+                return found
+    if not found:
+        raise UserError("--workdir", str(workdir), "none of its checkpoints can be read")
+    return dict(sorted(found.items()))
 
 
 def run(mode: str, config: FrozenConfigDict, workdir: Path) -> None:
@@ -185,25 +207,36 @@ def compare(
 
 
 def main(overrides: list[str]) -> None:
-    """Run the mode asked for."""
-    use_compilation_cache()
+    """Run the mode asked for, alone or as one of several processes."""
     # This package's own messages; of the libraries', only warnings.
     absl.logging.set_verbosity(absl.logging.WARNING)
-    if jax.process_index() == 0:
-        logger.setLevel(logging.INFO)
-    mode, config_file = _MODE.value, _CONFIG.value
+    try:
+        processes.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        use_compilation_cache()
+        if jax.process_index() == 0:
+            logger.setLevel(logging.INFO)
+        run_mode(_MODE.value, overrides)
+    except (UserError, RunStopped) as error:
+        stop(error)
+    except KeyboardInterrupt:
+        stop(RunStopped("SIGINT: the same command goes on from what is saved"))
+    except Exception:
+        traceback.print_exc()
+        processes.leave(1)
+
+
+def run_mode(mode: str, overrides: list[str]) -> None:
+    """What the flags ask for."""
+    config_file = _CONFIG.value
     name = Path(config_file.partition(":")[0]).stem if config_file else mode
     workdir = Path(_WORKDIR.value or Path("runs") / name)
-    try:
-        if mode == "report":
-            write_report([Path(run) for run in _RUNS.value], workdir)
-        elif mode == "compare":
-            seeds = [_seed(text) for text in _SEEDS.value]
-            compare(_DATA.value, _METHODS.value, seeds, overrides, workdir)
-        else:
-            run(mode, load_config(config_file, overrides), workdir)
-    except UserError as error:
-        stop(error)
+    if mode == "report":
+        write_report([Path(run) for run in _RUNS.value], workdir)
+    elif mode == "compare":
+        seeds = [_seed(text) for text in _SEEDS.value]
+        compare(_DATA.value, _METHODS.value, seeds, overrides, workdir)
+    else:
+        run(mode, load_config(config_file, overrides), workdir)
 
 
 def _seed(text: str) -> int:

@@ -92,6 +92,11 @@ def get_config() -> ConfigDict:
     config.train = ConfigDict()
     config.train.steps = 100_000
     config.train.batch_size = 256  # over all devices
+    config.train.accumulate = 1  # parts of the batch that are gone through one after another
+    config.train.steps_per_dispatch = 1  # steps that the device takes without Python
+    # Updates in a row that were not finite, and not made, before the run goes back to a checkpoint;
+    # when it comes to that again, it ends
+    config.train.max_skipped = 10
     config.train.log_every = 100
     config.train.sample_every = 5_000
     config.train.checkpoint_every = 5_000

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from flowmatch_jax import likelihood, predictions, solvers
@@ -19,12 +20,13 @@ from flowmatch_jax.couplings import COUPLINGS
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.sources import Source
 from flowmatch_jax.errors import UserError, at_least, one_of, section
+from flowmatch_jax.mesh import make_mesh
 from flowmatch_jax.metrics.extractor import Extractor
 from flowmatch_jax.metrics.extractors import EXTRACTORS, load_extractor
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.networks.unet import UNet
-from flowmatch_jax.objectives import OBJECTIVES, Objective, maximum_likelihood
+from flowmatch_jax.objectives import OBJECTIVES, Objective, Time, maximum_likelihood
 from flowmatch_jax.paths import PATHS, GaussianPath
 from flowmatch_jax.predictions import vector_field
 from flowmatch_jax.times import GRIDS, TIMES
@@ -49,6 +51,7 @@ class Experiment:
         train_apply: the network as a function, in the computing dtype of training.
         apply: the same in float32, for evaluation.
         extractor: of the features that samples are judged by, or None.
+        mesh: the devices of training and evaluation.
     """
 
     config: ConfigDict
@@ -60,6 +63,7 @@ class Experiment:
     train_apply: Apply
     apply: Apply
     extractor: Extractor | None
+    mesh: Mesh
 
     def field(self, params: Params) -> Field:
         """The vector field of these parameters."""
@@ -70,6 +74,12 @@ class Experiment:
         options = dict(self.config.solver)
         grid, steps = GRIDS[options.pop("grid")], options.pop("steps")
         return options if steps is None else options | {"grid": self.path.t_end * grid(steps)}
+
+    def objective_at(self, t: Array) -> Objective | None:
+        """The objective with all times t []; None where it has no times, as maximum likelihood."""
+        if self.config.objective.name not in OBJECTIVES:
+            return None
+        return _regression(self.config.objective, self.path, lambda key, n, t_end: jnp.full(n, t))
 
     def init_params(self, key: Array) -> Params:
         """Fresh parameters, float32."""
@@ -84,6 +94,8 @@ def build(config: ConfigDict) -> Experiment:
         UserError: a field whose value cannot be, named by its full path.
     """
     _check_numbers(config)
+    with section("config.mesh"):
+        mesh = make_mesh(config.mesh.fsdp)
     train_source = open_source(config.data, "train")
     if config.data.flip and not train_source.is_image:
         allowed = f"{train_source.name} is a set of points: leave it off"
@@ -100,6 +112,7 @@ def build(config: ConfigDict) -> Experiment:
         train_apply=pure_apply(network.clone(dtype=DTYPES[config.network.dtype])),
         apply=pure_apply(network),
         extractor=_extractor(config.evaluate, train_source),
+        mesh=mesh,
     )
 
 
@@ -144,8 +157,11 @@ def _objective(config: ConfigDict, path: GaussianPath) -> Objective:
             raise UserError("config.network.unet.dropout", config.network.unet.dropout, allowed)
         return maximum_likelihood(path, fields.predicts, **config.maximum_likelihood)
     with section("config.objective"):
-        coupling, time = COUPLINGS[fields.coupling], TIMES[fields.time]
-        return OBJECTIVES[fields.name](path, fields.predicts, coupling, time)
+        return _regression(fields, path, TIMES[fields.time])
+
+
+def _regression(fields: ConfigDict, path: GaussianPath, time: Time) -> Objective:
+    return OBJECTIVES[fields.name](path, fields.predicts, COUPLINGS[fields.coupling], time)
 
 
 def _network(config: ConfigDict, source: Source) -> nn.Module:
@@ -179,11 +195,16 @@ def _check_numbers(config: ConfigDict) -> None:
             allowed = "only records are worth processes of their own: leave it 0"
             raise UserError("workers", config.data.workers, allowed)
     with section("config.train"):
-        for name in ("steps", "batch_size", "log_every", "sample_every", "checkpoint_every"):
+        intervals = ("log_every", "sample_every", "checkpoint_every")
+        counts = ("steps", "batch_size", "accumulate", "steps_per_dispatch", "max_skipped")
+        for name in (*counts, *intervals, "keep_last"):
             at_least(name, config.train[name], 1)
-        at_least("keep_last", config.train.keep_last, 1)
         if config.train.keep_every is not None:
             at_least("keep_every", config.train.keep_every, 1)
+        for name in intervals:
+            if config.train[name] % config.train.steps_per_dispatch:
+                allowed = f"steps_per_dispatch = {config.train.steps_per_dispatch} must divide it"
+                raise UserError(name, config.train[name], allowed)
     with section("config.solver"):
         fields = dict(config.solver)
         grid = fields.pop("grid")

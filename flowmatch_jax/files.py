@@ -1,13 +1,16 @@
-"""Files that are there whole or not at all, whatever is killed or crashes; and locks."""
+"""Files that are there whole or not at all, whatever is killed or crashes; locks; full disks."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from flowmatch_jax.errors import RunStopped
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
@@ -37,6 +40,34 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def full_disk_stops(folder: Path) -> Iterator[None]:
+    """Turn any error in this block that comes of a full disk into RunStopped.
+
+    Args:
+        folder: on the disk that is written to, as it is told.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_of_full_disk(error):
+            raise
+        raise RunStopped(
+            f"the disk of {folder} is full; free some of it, and the same command goes on from the "
+            "newest checkpoint, which is whole"
+        ) from error
+
+
+def _is_of_full_disk(error: BaseException | None) -> bool:
+    """Whether it, or what caused it, says so: libraries in C++ tell it by their message alone."""
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or any(os.strerror(n) in str(error) for n in (errno.ENOSPC, errno.EDQUOT)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _to_disk(path: Path) -> None:

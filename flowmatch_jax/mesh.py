@@ -6,6 +6,7 @@ over "fsdp"; with one device there, each device has them whole.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -30,10 +31,12 @@ def make_mesh(fsdp: int = 1) -> Mesh:
     return jax.make_mesh((devices // fsdp, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raise UserError unless the devices of the mesh divide the batch evenly."""
-    if batch_size % mesh.size:
+def check_batch(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
+    """Raise UserError unless the devices of the mesh divide each microbatch evenly."""
+    if batch_size % (mesh.size * microbatches):
         allowed = f"it must be a multiple of the number of devices, {mesh.size}"
+        if microbatches > 1:
+            allowed += f", times accumulate, {microbatches}"
         raise UserError("batch_size", batch_size, allowed)
 
 
@@ -88,12 +91,14 @@ def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's part of a batch, as part of the global arrays that the step takes."""
-    sharding = batch_sharding(mesh)
+def put_batches(batches: Sequence[dict[str, np.ndarray]], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's part of n batches, as part of the global arrays [n, B, ...] for n steps."""
+    sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
     return {
-        name: jax.make_array_from_process_local_data(sharding, value)
-        for name, value in batch.items()
+        name: jax.make_array_from_process_local_data(
+            sharding, np.stack([batch[name] for batch in batches])
+        )
+        for name in batches[0]
     }
 
 

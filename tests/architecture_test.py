@@ -8,11 +8,22 @@ from absl.testing import absltest
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors", "arrays"},
-    {"paths", "couplings", "times", "networks", "solvers", "pixels", "mesh", "progress", "files"},
+    {
+        "paths",
+        "couplings",
+        "times",
+        "networks",
+        "solvers",
+        "pixels",
+        "mesh",
+        "progress",
+        "files",
+        "processes",
+    },
     {"predictions", "marginals", "likelihood", "sampling", "pictures"},
     {"objectives"},  # the upper half of WORKSPACE.md's floor 3
     {"data", "metrics", "plots"},
-    {"command_line", "experiment", "workdir"},
+    {"command_line", "experiment", "launch", "workdir"},
     {"training", "evaluation"},
 ]
 # Tests of the whole, or of what is outside the package.

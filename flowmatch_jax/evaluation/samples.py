@@ -12,7 +12,7 @@ import numpy as np
 
 from flowmatch_jax.arrays import Array, Params
 from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.mesh import make_mesh, split_if_even, to_host
+from flowmatch_jax.mesh import split_if_even, to_host
 from flowmatch_jax.pictures import save_images, save_points
 from flowmatch_jax.sampling import draw_source
 from flowmatch_jax.solvers import Solution, integrate
@@ -32,7 +32,7 @@ def make_sampler(experiment: Experiment, size: int, **solver: Any) -> Sampler:
     path = experiment.path
     shape = (size, *experiment.train_source.shape)
     options = solver or experiment.solver()
-    mesh = make_mesh()
+    mesh = experiment.mesh
 
     def sampler(params: Params, key: Array) -> Solution:
         x0 = split_if_even(draw_source(key, shape, path.source_std), mesh)

@@ -18,7 +18,7 @@ from flowmatch_jax.likelihood import (
     importance_bound,
     log_prob,
 )
-from flowmatch_jax.mesh import make_mesh, split_if_even, to_host
+from flowmatch_jax.mesh import split_if_even, to_host
 from flowmatch_jax.progress import progress_bar
 
 # (params, x, key) -> (scores {name: [B]}, nfe [], converged [])
@@ -39,8 +39,7 @@ def make_scorer(experiment: Experiment) -> Scorer:
         **experiment.solver(),
     )
     source = experiment.test_source
-
-    mesh = make_mesh()
+    mesh = experiment.mesh
 
     def score(params: Params, x: Array, key: Array) -> tuple[dict[str, Array], Array, Array]:
         x = split_if_even(x, mesh)

@@ -13,6 +13,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from flowmatch_jax.files import write_atomically
+from flowmatch_jax.processes import largest
 from flowmatch_jax.progress import progress_bar
 
 
@@ -34,22 +35,24 @@ class RunLog:
             self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
         self._bar = progress_bar(total=steps, initial=start, unit="step")
 
-    def advance(self) -> None:
-        """One step done."""
-        self._bar.update()
+    def advance(self, steps: int) -> None:
+        """So many steps done."""
+        self._bar.update(steps)
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Record what was measured at a step."""
+    def write(self, step: int, metrics: dict[str, float | None]) -> None:
+        """Record what was measured at a step; None where there was nothing to measure."""
         if not self._writes:
             return
         line = {"step": step, "time": round(time.time(), 3), **metrics}
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        for name, value in metrics.items():
+        measured = {name: value for name, value in metrics.items() if value is not None}
+        for name, value in measured.items():
             self._events.add_scalar(name, value, step)
         shown = {"loss": "{:.4f}", "images_per_second": "{:.0f}"}
         self._bar.set_postfix(
-            {name: form.format(metrics[name]) for name, form in shown.items()}, refresh=False
+            {name: form.format(measured[name]) for name, form in shown.items() if name in measured},
+            refresh=False,
         )
 
     def close(self) -> None:
@@ -59,16 +62,17 @@ class RunLog:
 
 
 class Meter:
-    """Means of the step's metrics and the rates of the loop, between two reads.
+    """Means of the steps' metrics and the rates of the loop, between two reads.
 
-    Steps are dispatched ahead of the device, at most two, so that it never waits for Python and
-    batches do not pile up in its memory.
+    Steps are dispatched ahead of the device, at most two dispatches, so that it never waits for
+    Python and batches do not pile up in its memory.
     """
 
     AHEAD = 2
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
+        self._skipped = 0
         self._start()
 
     def _start(self) -> None:
@@ -93,19 +97,39 @@ class Meter:
         self._paused += time.perf_counter() - begin
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
-        """Take the metrics of the step just dispatched."""
+        """Take the metrics, [n] each, of the n steps just dispatched."""
         self._pending.append(metrics)
         if len(self._pending) > self.AHEAD:
             jax.block_until_ready(self._pending[-1 - self.AHEAD])
 
-    def read(self) -> dict[str, float]:
-        """Means since the last read, images_per_second and input_wait (a fraction of the time)."""
-        steps = jax.device_get(self._pending)
+    def skipped(self, all_steps: bool) -> int:
+        """Updates in a row that were not made, up to the last step.
+
+        Args:
+            all_steps: wait for all; otherwise the last steps are left out, which the device may
+                still have to do.
+        """
+        known = self._pending if all_steps else self._pending[: -self.AHEAD]
+        return int(known[-1]["skipped"][-1]) if known else self._skipped
+
+    def read(self) -> dict[str, float | None]:
+        """What happened since the last read.
+
+        Returns:
+            Means over the steps whose update was made, None where there was none;
+            "updates_skipped"; "images_per_second"; and "input_wait", the fraction of the time,
+            in the process that waited longest.
+        """
+        parts = jax.device_get(self._pending)
         elapsed = time.perf_counter() - self._begin - self._paused
-        means = {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
+        steps = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        self._skipped = int(steps["skipped"][-1])
+        made = steps.pop("skipped") == 0
+        means = {name: float(np.mean(m[made])) if made.any() else None for name, m in steps.items()}
         rates = {
-            "images_per_second": len(steps) * self._batch_size / elapsed,
-            "input_wait": self._waited / elapsed,
+            "updates_skipped": int((~made).sum()),
+            "images_per_second": len(made) * self._batch_size / elapsed,
+            "input_wait": largest("input_wait", self._waited / elapsed),
         }
         self._start()
         return means | rates

@@ -1,77 +1,133 @@
-"""One training step: batch in, new state and metrics out."""
+"""Training steps: batches in, new state and metrics out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from flowmatch_jax.arrays import Apply, Array
-from flowmatch_jax.mesh import batch_sharding, replicated, state_shardings
+from flowmatch_jax.arrays import Apply, Array, Params
+from flowmatch_jax.mesh import replicated, state_shardings
 from flowmatch_jax.objectives import Batch, Objective
 from flowmatch_jax.pixels import dequantise, random_flip
 from flowmatch_jax.training.state import TrainState, ema_update
 
 Metrics = dict[str, Array]
+# (params, batch, key) -> (gradients, metrics)
+Gradient = Callable[[Params, Batch, Array], tuple[Params, Metrics]]
+# jitted (state, batches, images) -> (state, metrics)
+TrainStep = jax.stages.Wrapped
+
+
+def make_gradient(
+    objective: Objective,
+    apply: Apply,
+    levels: int | None,
+    flip: bool = False,
+    microbatches: int = 1,
+) -> Gradient:
+    """The gradient of an objective over a batch of the data as it is stored.
+
+    Args:
+        objective: (apply, params, batch, key) -> (loss, metrics).
+        apply: the network.
+        levels: grey levels of the batch's images, which are dequantised; None for points.
+        flip: half of the images from left to right.
+        microbatches: equal parts of the batch that are gone through one after another, for less
+            memory; gradients and metrics are their means.
+    """
+
+    def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+        data_key, objective_key = jax.random.split(key)
+        x = batch["x"]
+        if flip:
+            x = random_flip(jax.random.fold_in(data_key, 1), x)
+        if levels is not None:
+            x = dequantise(data_key, x, levels)
+        return objective(apply, params, {"x": x}, objective_key)
+
+    gradient = jax.grad(loss, has_aux=True)
+    return gradient if microbatches == 1 else _accumulated(gradient, microbatches)
+
+
+def _accumulated(gradient: Gradient, n: int) -> Gradient:
+    def part(x: Array) -> Array:
+        # Each device's items are dealt out in turn, so that none has to move to another device.
+        return jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0)
+
+    def accumulated(params: Params, batch: Batch, key: Array) -> tuple[Params, Metrics]:
+        def add(total: Params, inputs: tuple[Batch, Array]) -> tuple[Params, Metrics]:
+            gradients, metrics = gradient(params, *inputs)
+            return jax.tree.map(jnp.add, total, gradients), metrics
+
+        zero = jax.tree.map(jnp.zeros_like, params)
+        parts = (jax.tree.map(part, batch), jax.random.split(key, n))
+        # XLA on CPU is slow at gradients of convolutions inside a loop.
+        unroll = n if jax.default_backend() == "cpu" else 1
+        total, metrics = jax.lax.scan(add, zero, parts, unroll=unroll)
+        return jax.tree.map(lambda g: g / n, total), jax.tree.map(jnp.mean, metrics)
+
+    return accumulated
 
 
 def make_train_step(
     state: TrainState,
     mesh: Mesh,
-    objective: Objective,
-    apply: Apply,
+    gradient: Gradient,
     optimizer: optax.GradientTransformation,
     ema_decay: float,
-    levels: int | None,
-    flip: bool = False,
-    images: Array | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Compile (state, batch) -> (state, metrics) over a mesh; the state given is donated.
+) -> TrainStep:
+    """Compile (state, batches, images=None) -> (state, metrics) over a mesh.
+
+    An update whose loss or gradient is not finite is not made; state.skipped counts them.
 
     Args:
         state: its shapes; the values are not used.
-        objective: (apply, params, batch, key) -> (loss, metrics).
-        apply: the network.
+        gradient: of `make_gradient`.
         ema_decay: of the average of the parameters.
-        levels: grey levels of the batch's images, which are dequantised; None for points.
-        flip: half of the images from left to right.
-        images: the whole data set on each device, [N, ...]; batch["index"] then picks from it
-            in place of batch["x"].
 
     Returns:
-        A jitted function. Metrics are float32 scalars: the objective's, and "gradient_norm".
+        A jitted function, one step for each of the n batches {name: [n, B, ...]}; the state given
+        is donated. With ``images``, the whole data set on each device, batches["index"] picks from
+        it in place of batches["x"]. Metrics are [n]: the objective's, "gradient_norm" and
+        "skipped" (updates in a row that were not made, up to this one).
     """
 
     def train_step(
-        images: Array | None, state: TrainState, batch: Batch
+        state: TrainState, batch: Batch, images: Array | None
     ) -> tuple[TrainState, Metrics]:
-        data_key, objective_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        x = batch["x"] if images is None else images[batch["index"]]
-        if flip:
-            x = random_flip(jax.random.fold_in(data_key, 1), x)
-        if levels is not None:
-            x = dequantise(data_key, x, levels)
-        loss = lambda params: objective(apply, params, {"x": x}, objective_key)  # noqa: E731
-        gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
+        batch = batch if images is None else {"x": images[batch["index"]]}
+        key = jax.random.fold_in(state.key, state.step)
+        gradients, metrics = gradient(state.params, batch, key)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        new_state = TrainState(
-            step=state.step + 1,
-            params=params,
-            ema=ema_update(state.ema, params, state.step, ema_decay),
-            opt_state=opt_state,
-            key=state.key,
-        )
-        return new_state, metrics | {"gradient_norm": optax.global_norm(gradients)}
+        ema = ema_update(state.ema, params, state.step, ema_decay)
+        norm = optax.global_norm(gradients)
 
-    shardings = state_shardings(state, mesh)
-    compiled = jax.jit(
-        train_step,
-        donate_argnums=1,
-        in_shardings=(replicated(mesh), shardings, batch_sharding(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
+        made = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        skipped = jnp.where(made, 0, state.skipped + 1)
+        changed, unchanged = (params, ema, opt_state), (state.params, state.ema, state.opt_state)
+        params, ema, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(made, new, old), changed, unchanged
+        )
+        state = state.replace(
+            step=state.step + 1, params=params, ema=ema, opt_state=opt_state, skipped=skipped
+        )
+        return state, metrics | {"gradient_norm": norm, "skipped": skipped}
+
+    def train_steps(
+        state: TrainState, batches: Batch, images: Array | None = None
+    ) -> tuple[TrainState, Metrics]:
+        if len(jax.tree.leaves(batches)[0]) == 1:  # without a loop, which costs on CPU
+            state, metrics = train_step(state, jax.tree.map(lambda x: x[0], batches), images)
+            return state, jax.tree.map(lambda m: m[None], metrics)
+        return jax.lax.scan(lambda state, batch: train_step(state, batch, images), state, batches)
+
+    return jax.jit(
+        train_steps,
+        donate_argnums=0,
+        out_shardings=(state_shardings(state, mesh), replicated(mesh)),
     )
-    return partial(compiled, images)

@@ -1,0 +1,105 @@
+"""Where a step's loss or gradient is not finite: the report that a run ends with."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowmatch_jax.arrays import Array, Params
+from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.objectives import Batch
+from flowmatch_jax.training.state import TrainState
+from flowmatch_jax.training.step import Gradient, make_gradient
+from flowmatch_jax.workdir import write_json
+
+logger = logging.getLogger(__name__)
+
+TIMES = 11  # at which the loss is told, from 0 to the path's end
+SHOWN = 5  # layers in the log
+
+
+def diagnose(experiment: Experiment, state: TrainState, batch: Batch) -> dict[str, Any]:
+    """Look at the last step again, whose update was not made.
+
+    Args:
+        state: after it.
+        batch: what it was made of, {name: [B, ...]}; images, not their indices.
+
+    Returns:
+        {"step", "loss": of that step, "loss_by_t": [{"t", "loss"}], empty where the objective has
+        no times, "gradients": [{"layer", "norm", "largest", "not_finite": numbers}], those that are
+        not finite first, then by their norm}. Losses and norms that are not finite are text.
+    """
+    key = jax.random.fold_in(state.key, state.step - 1)
+    gradients, metrics = jax.jit(_gradient(experiment, experiment.objective))(
+        state.params, batch, key
+    )
+    layers = [
+        {"layer": jax.tree_util.keystr(path, simple=True, separator="/")} | summary
+        for path, summary in jax.tree_util.tree_leaves_with_path(
+            jax.device_get(jax.jit(_summaries)(gradients)), is_leaf=lambda x: "not_finite" in x
+        )
+    ]
+    layers.sort(key=lambda layer: (-layer["not_finite"], -layer["norm"]))
+
+    @jax.jit
+    def loss(t: Array, params: Params, batch: Batch, key: Array) -> Array:
+        return _gradient(experiment, experiment.objective_at(t))(params, batch, key)[1]["loss"]
+
+    has_times = experiment.objective_at(jnp.zeros(())) is not None
+    times = np.linspace(0, experiment.path.t_end, TIMES) if has_times else ()
+    return {
+        "step": int(state.step),
+        "loss": _number(metrics["loss"]),
+        "loss_by_t": [
+            {"t": round(float(t), 6), "loss": _number(loss(t, state.params, batch, key))}
+            for t in times
+        ],
+        "gradients": [
+            {name: x if name == "layer" else _number(x) for name, x in layer.items()}
+            for layer in layers
+        ],
+    }
+
+
+def write_diagnosis(experiment: Experiment, state: TrainState, batch: Batch, workdir: Path) -> None:
+    """Write `diagnose` as nonfinite.json, and what matters of it to the log."""
+    found = diagnose(experiment, state, batch)
+    if jax.process_index() == 0:
+        write_json(workdir / "nonfinite.json", found)
+    logger.error("Step %d once more: its loss is %s", found["step"], found["loss"])
+    for point in found["loss_by_t"]:
+        logger.error("  loss at t = %.3f: %s", point["t"], point["loss"])
+    for layer in found["gradients"][:SHOWN]:
+        logger.error("  gradient of %(layer)s: norm %(norm)s, not finite %(not_finite)d", layer)
+    logger.error("All layers: %s", workdir / "nonfinite.json")
+
+
+def _gradient(experiment: Experiment, objective: Any) -> Gradient:
+    source, flip = experiment.train_source, experiment.config.data.flip
+    accumulate = experiment.config.train.accumulate
+    return make_gradient(objective, experiment.train_apply, source.levels, flip, accumulate)
+
+
+def _summaries(gradients: Params) -> Any:
+    def summary(g: Array) -> dict[str, Array]:
+        finite = jnp.isfinite(g)
+        return {
+            "norm": jnp.linalg.norm(jnp.where(finite, g, 0).ravel()),
+            "largest": jnp.abs(jnp.where(finite, g, 0)).max(),
+            "not_finite": (~finite).sum(),
+        }
+
+    return jax.tree.map(summary, gradients)
+
+
+def _number(value: Any) -> float | int | str:
+    """As JSON can hold it."""
+    value = np.asarray(value).item()
+    return value if math.isfinite(value) else str(value)
