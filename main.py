@@ -72,8 +72,8 @@ _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds that each method of a comparis
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
-    "host:port of process 0, for a run of several processes, with the two flags below. On TPU pods, "
-    "under SLURM and Open MPI they find each other.",
+    "host:port of process 0, for a run of several processes, with the two flags below. On TPU "
+    "pods, under SLURM and Open MPI they find each other.",
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the run has.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this one is, from 0.")
@@ -146,6 +146,8 @@ def load_weights(
 
 def run(mode: str, config: FrozenConfigDict, workdir: Path) -> None:
     """Train, evaluate, sample or draw figures of one run."""
+    processes.same_everywhere("--workdir", str(workdir))
+    processes.same_everywhere("--config", config.to_json())
     experiment = build(config)
     open_workdir(workdir, config)
     kinds = config.evaluate.weights
@@ -195,15 +197,16 @@ def compare(
                 continue
             workdir = folder / f"{name}_{method}_seed{seed}"
             workdirs.append(workdir)
-            if is_evaluated(build(config), workdir):
+            if processes.everywhere(is_evaluated(build(config), workdir)):
                 logger.info("Done before: %s", workdir)
             else:
                 logger.info("Training %s", workdir)
                 run("train", config, workdir)
-            if seed == seeds[0] and not are_drawn(build(config), workdir):
+            if seed == seeds[0] and not processes.everywhere(are_drawn(build(config), workdir)):
                 run("figures", config, workdir)
             jax.clear_caches()  # one method's programs are of no use to the next
-        write_report(workdirs, folder / f"report_{name}")
+        if jax.process_index() == 0:
+            write_report(workdirs, folder / f"report_{name}")
 
 
 def main(overrides: list[str]) -> None:

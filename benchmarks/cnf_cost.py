@@ -21,10 +21,10 @@ from configs import checkerboard_cnf, checkerboard_ot
 from flowmatch_jax.data.pipeline import train_batches
 from flowmatch_jax.evaluation.scores import make_scorer, score_split
 from flowmatch_jax.experiment import build
-from flowmatch_jax.mesh import make_mesh, put_batch
+from flowmatch_jax.mesh import put_batches
 from flowmatch_jax.training.optimizer import adam
 from flowmatch_jax.training.state import init_state
-from flowmatch_jax.training.step import make_train_step
+from flowmatch_jax.training.step import make_gradient, make_train_step
 
 
 class Trainer:
@@ -37,16 +37,14 @@ class Trainer:
         optimizer = adam(config.optimizer.learning_rate)
         init = lambda: init_state(self.experiment.init_params, optimizer, config.seed)  # noqa: E731
         self.state = jax.jit(init)()
-        self.mesh = make_mesh()
         self.batches = train_batches(self.experiment.train_source, config.train.batch_size, 0)
+        objective, apply = self.experiment.objective, self.experiment.train_apply
         self.train_step = make_train_step(
             self.state,
-            self.mesh,
-            self.experiment.objective,
-            self.experiment.train_apply,
+            self.experiment.mesh,
+            make_gradient(objective, apply, levels=None),
             optimizer,
             config.optimizer.ema_decay,
-            None,
         )
         self.step()  # compiles
         self.times: list[float] = []
@@ -57,7 +55,7 @@ class Trainer:
         return sum(self.times)
 
     def step(self) -> tuple[float, dict[str, jax.Array]]:
-        batch = put_batch(next(self.batches), self.mesh)
+        batch = put_batches([next(self.batches)], self.experiment.mesh)
         begin = time.perf_counter()
         self.state, metrics = jax.block_until_ready(self.train_step(self.state, batch))
         return time.perf_counter() - begin, metrics
@@ -66,7 +64,7 @@ class Trainer:
         while self.seconds < seconds:
             elapsed, metrics = self.step()
             self.times.append(elapsed)
-            self.nfe.append(float(metrics.get("nfe", 1)))
+            self.nfe.append(float(metrics["nfe"][0]) if "nfe" in metrics else 1.0)
 
     def result(self) -> dict[str, float]:
         scores = score_split(self.experiment, make_scorer(self.experiment), self.state.ema)

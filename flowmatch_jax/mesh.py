@@ -84,6 +84,14 @@ def split_if_even(batch: jax.Array, mesh: Mesh) -> jax.Array:
     return jax.lax.with_sharding_constraint(batch, sharding)
 
 
+def gather(tree: Any, mesh: Mesh) -> Any:
+    """Inside a jitted function: whole copies on each device of arrays that may be split.
+
+    A solve calls its network many times: what is gathered before is not gathered at each call.
+    """
+    return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+
 def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
     """The whole of an array that may be spread over devices and processes."""
     if isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated:

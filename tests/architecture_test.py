@@ -19,6 +19,7 @@ FLOORS = [
         "progress",
         "files",
         "processes",
+        "hardware",
     },
     {"predictions", "marginals", "likelihood", "sampling", "pictures"},
     {"objectives"},  # the upper half of WORKSPACE.md's floor 3

@@ -1,3 +1,4 @@
+import errno
 import os
 import threading
 import time
@@ -6,7 +7,8 @@ from unittest import mock
 
 from absl.testing import absltest
 
-from flowmatch_jax.files import locked, move_folder, write_atomically
+from flowmatch_jax.errors import RunStopped
+from flowmatch_jax.files import full_disk_stops, locked, move_folder, write_atomically
 
 
 class FilesTest(absltest.TestCase):
@@ -73,6 +75,33 @@ class FilesTest(absltest.TestCase):
         for thread in threads:
             thread.join()
         self.assertEqual(most, [1] * 5)
+
+    def test_full_disk_ends_a_run_in_one_line(self):
+        """As Python tells it, as libraries in C++ do, and as what another error came of."""
+
+        def wrapped():
+            try:
+                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+            except OSError:
+                raise ValueError("the save failed")  # noqa: B904
+
+        def raises(error):
+            raise error
+
+        for write in (
+            lambda: raises(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
+            lambda: raises(ValueError("RESOURCE_EXHAUSTED: write: No space left on device [x]")),
+            wrapped,
+        ):
+            with self.assertRaises(RunStopped) as caught, full_disk_stops(self.folder):
+                write()
+            self.assertIn(f"the disk of {self.folder} is full", str(caught.exception))
+
+    def test_other_errors_pass(self):
+        with self.assertRaises(PermissionError), full_disk_stops(self.folder):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        with self.assertRaises(KeyboardInterrupt), full_disk_stops(self.folder):
+            raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ class MistakesTest(parameterized.TestCase):
             (DIGITS, "--config.train.stepz=5"),
             "--config.train.stepz",
             "'5'",
-            "no such field; there are: batch_size, ",
+            "no such field; there are: accumulate, batch_size, ",
         ),
         (
             "no_such_section",
@@ -119,6 +119,27 @@ class MistakesTest(parameterized.TestCase):
             (DIGITS, "--mode=evaluate"),
             "--workdir",
             "no checkpoint there yet",
+        ),
+        (
+            "accumulation_that_does_not_divide_the_batch",
+            (DIGITS, "--config.train.accumulate=3"),
+            "config.train.batch_size: got 128",
+            "times accumulate, 3",
+        ),
+        (
+            "dispatches_that_intervals_are_no_multiples_of",
+            (DIGITS, "--config.train.steps_per_dispatch=40"),
+            "config.train.log_every: got 50",
+            "steps_per_dispatch = 40 must divide it",
+        ),
+        ("no_skipping", (DIGITS, "--config.train.max_skipped=0"), "config.train.max_skipped"),
+        ("fsdp_beyond_the_devices", (DIGITS, "--config.mesh.fsdp=2"), "config.mesh.fsdp: got 2"),
+        ("one_flag_of_three", (DIGITS, "--process=1"), "--coordinator", "--processes"),
+        (
+            "process_beyond_their_number",
+            (DIGITS, "--coordinator=127.0.0.1:1", "--processes=2", "--process=2"),
+            "--process: got 2",
+            "from 0 to 1",
         ),
     )
     def test_mistake(self, flags, *said):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from configs import checkerboard_ot
+from configs import checkerboard_ot, digits_ot
 from flowmatch_jax import mesh as mesh_lib
 from flowmatch_jax import objectives, paths
 from flowmatch_jax.errors import UserError
@@ -20,34 +20,67 @@ from flowmatch_jax.metrics.extractors import pixels
 from flowmatch_jax.metrics.frechet import Moments
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.mlp import MLP
+from flowmatch_jax.networks.unet import UNet
 from flowmatch_jax.pixels import quantise
 from flowmatch_jax.sampling import draw_source
 from flowmatch_jax.solvers import integrate
+from flowmatch_jax.training.cost import bytes_a_device
 from flowmatch_jax.training.optimizer import adam
 from flowmatch_jax.training.state import init_state
-from flowmatch_jax.training.step import make_train_step
+from flowmatch_jax.training.step import make_gradient, make_train_step
 from tests.evaluation.experiments import images
 
 DEVICES = 8
+STEPS = 20
 
 
-def train(mesh, steps=10):
-    """Losses and final parameters of a small run over a mesh."""
-    module = MLP(width=64, depth=2)
-    optimizer = adam(1e-2)
-    init = lambda: init_state(  # noqa: E731
-        lambda key: module.init(key, jnp.zeros(1), jnp.zeros((1, 2)))["params"], optimizer, 0
+class Training:
+    """A small network's steps over a mesh, from one start and on the same batches.
+
+    Adam's eps is large, since with a small one the update of a parameter is the sign of its
+    gradient, whatever the size: where that is 0 but for rounding, layouts would differ.
+    """
+
+    def __init__(self, module, shape, levels, microbatches=1):
+        x = jnp.zeros((1, *shape))
+        init = lambda key: module.init(key, jnp.zeros(1), x)["params"]  # noqa: E731
+        self.optimizer = adam(1e-2, eps=1e-3)
+        self.init = lambda: init_state(init, self.optimizer, 0)
+        objective = objectives.flow_matching(paths.optimal_transport())
+        self.gradient = make_gradient(objective, pure_apply(module), levels, False, microbatches)
+        values = np.random.RandomState(0).randint(0, 17, (STEPS, 16, *shape))
+        self.batches = values.astype(np.uint8 if levels else np.float32)
+
+    @classmethod
+    def of_images(cls):
+        return cls(
+            UNet(1, channels=8, multipliers=(1,), depth=1, attention_sides=(8,)), (8, 8, 1), 17
+        )
+
+    @classmethod
+    def of_points(cls, **options):
+        return cls(MLP(width=64, depth=2), (2,), None, **options)
+
+    def run(self, mesh, at_once=1):
+        """Losses and the final state."""
+        shapes = jax.eval_shape(self.init)
+        step = make_train_step(shapes, mesh, self.gradient, self.optimizer, 0.9)
+        state = jax.jit(self.init, out_shardings=mesh_lib.state_shardings(shapes, mesh))()
+        losses = []
+        for i in range(0, STEPS, at_once):
+            batches = [{"x": x} for x in self.batches[i : i + at_once]]
+            state, metrics = step(state, mesh_lib.put_batches(batches, mesh))
+            losses += metrics["loss"].tolist()
+        return losses, state
+
+
+def one_device():
+    return jax.make_mesh(
+        (1, 1),
+        mesh_lib.BATCH_AXES,
+        axis_types=(jax.sharding.AxisType.Auto,) * 2,
+        devices=jax.devices()[:1],
     )
-    shapes = jax.eval_shape(init)
-    objective = objectives.flow_matching(paths.optimal_transport())
-    step = make_train_step(shapes, mesh, objective, pure_apply(module), optimizer, 0.9, None)
-    state = jax.jit(init, out_shardings=mesh_lib.state_shardings(shapes, mesh))()
-    data = np.random.RandomState(0).randn(steps, 64, 2).astype(np.float32)
-    losses = []
-    for x in data:
-        state, metrics = step(state, mesh_lib.put_batch({"x": x}, mesh))
-        losses.append(float(metrics["loss"]))
-    return losses, state
 
 
 class MeshTest(absltest.TestCase):
@@ -59,13 +92,20 @@ class MeshTest(absltest.TestCase):
         with self.assertRaisesRegex(UserError, "batch_size: got 12; .*number of devices, 8"):
             mesh_lib.check_batch(12, jax.sharding.AbstractMesh((4, 2), ("data", "fsdp")))
 
+    def test_microbatches_must_be_divided_by_the_devices(self):
+        mesh = jax.sharding.AbstractMesh((4, 2), ("data", "fsdp"))
+        mesh_lib.check_batch(32, mesh, microbatches=4)
+        with self.assertRaisesRegex(UserError, "batch_size: got 32; .*8, times accumulate, 8"):
+            mesh_lib.check_batch(32, mesh, microbatches=8)
+
     def test_fsdp_must_divide_the_devices(self):
         with self.assertRaisesRegex(UserError, "fsdp: got 3"):
             mesh_lib.make_mesh(3)
 
     def test_eight_devices(self):
         if jax.device_count() == DEVICES:
-            self.check_eight_devices()
+            self.check_training()
+            self.check_split_state()
             self.check_evaluation()
             return
         flags = f"--xla_force_host_platform_device_count={DEVICES}"
@@ -110,26 +150,43 @@ class MeshTest(absltest.TestCase):
         judged = judge_samples(zero, sampler, jnp.ones(()), 24, Reference(reference), silent=True)
         self.assertAlmostEqual(judged["fd_pixels"], 0, places=9)
 
-    def check_eight_devices(self):
+    def check_training(self):
         """Losses and parameters do not depend on the layout, to the order of float32 sums."""
-        alone = jax.make_mesh(
-            (1, 1),
-            mesh_lib.BATCH_AXES,
-            axis_types=(jax.sharding.AxisType.Auto,) * 2,
-            devices=jax.devices()[:1],
-        )
-        expected, reference = train(alone)
-        for fsdp in (1, 2, 8):
-            mesh = mesh_lib.make_mesh(fsdp)
-            losses, state = train(mesh)
-            np.testing.assert_allclose(losses, expected, rtol=1e-4)
+        for training in (Training.of_images(), Training.of_points()):
+            expected, reference = training.run(one_device())
+            for data, fsdp in ((8, 1), (4, 2), (1, 8)):
+                mesh = mesh_lib.make_mesh(fsdp)
+                self.assertEqual(tuple(mesh.shape.values()), (data, fsdp))
+                self.check_same(training.run(mesh), expected, reference)
+        self.check_same(training.run(mesh_lib.make_mesh(2), at_once=5), expected, reference)
+        # The parts of a batch are the same ones, with the same noise, wherever they lie.
+        accumulating = Training.of_points(microbatches=2)
+        expected, reference = accumulating.run(one_device())
+        self.check_same(accumulating.run(mesh_lib.make_mesh(2)), expected, reference)
+
+    def check_same(self, got, expected, reference):
+        losses, state = got
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+        for name in ("params", "ema"):
             jax.tree.map(
-                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4),
-                state.params,
-                reference.params,
+                lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+                jax.device_get(getattr(state, name)),
+                jax.device_get(getattr(reference, name)),
             )
-            kernel = state.params["hidden_1"]["kernel"]
-            self.assertEqual(kernel.addressable_shards[0].data.size, kernel.size // fsdp)
+
+    def check_split_state(self):
+        """With fsdp = 8 a device has an eighth of parameters, average and moments, within 5%."""
+        config = digits_ot.get_config()
+        config.mesh.fsdp = DEVICES
+        experiment = build(config)
+        init = lambda: init_state(experiment.init_params, adam(1e-3), 0)  # noqa: E731
+        layout = mesh_lib.with_shardings(jax.eval_shape(init), experiment.mesh)
+        state = jax.jit(init, out_shardings=jax.tree.map(lambda a: a.sharding, layout))()
+        for part in (state.params, state.ema, state.opt_state):
+            whole = sum(array.nbytes for array in jax.tree.leaves(part))
+            held = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(part))
+            self.assertEqual(held, bytes_a_device(part))
+            self.assertBetween(held / whole * DEVICES, 1.0, 1.05)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 
 from flowmatch_jax.arrays import Array, Params
 from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.mesh import split_if_even, to_host
+from flowmatch_jax.mesh import gather, split_if_even, to_host
 from flowmatch_jax.pictures import save_images, save_points
 from flowmatch_jax.sampling import draw_source
 from flowmatch_jax.solvers import Solution, integrate
@@ -36,7 +36,8 @@ def make_sampler(experiment: Experiment, size: int, **solver: Any) -> Sampler:
 
     def sampler(params: Params, key: Array) -> Solution:
         x0 = split_if_even(draw_source(key, shape, path.source_std), mesh)
-        return integrate(experiment.field(params), x0, 0.0, path.t_end, **options)
+        field = experiment.field(gather(params, mesh))
+        return integrate(field, x0, 0.0, path.t_end, **options)
 
     return jax.jit(sampler)
 

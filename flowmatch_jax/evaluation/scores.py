@@ -18,7 +18,7 @@ from flowmatch_jax.likelihood import (
     importance_bound,
     log_prob,
 )
-from flowmatch_jax.mesh import split_if_even, to_host
+from flowmatch_jax.mesh import gather, split_if_even, to_host
 from flowmatch_jax.progress import progress_bar
 
 # (params, x, key) -> (scores {name: [B]}, nfe [], converged [])
@@ -43,7 +43,7 @@ def make_scorer(experiment: Experiment) -> Scorer:
 
     def score(params: Params, x: Array, key: Array) -> tuple[dict[str, Array], Array, Array]:
         x = split_if_even(x, mesh)
-        field = experiment.field(params)
+        field = experiment.field(gather(params, mesh))
         if not source.is_image:
             result = log_prob(field, x, key, **solve)
             return {"log_likelihood": result.log_prob}, result.nfe, result.converged

@@ -186,13 +186,15 @@ def time_left(steps: int, steps_per_second: float) -> str:
 
 
 def layout_table(layout: TrainState) -> str:
-    """Every array of the state, where it lies and its bytes on a device; totals a part and of all.
+    """Every parameter, where it lies and its bytes on a device; totals of each part and of all.
+
+    Average and optimiser's moments lie as their parameters do.
 
     Args:
         layout: arrays, or their shapes with shardings.
     """
-    header = ("array", "shape", "dtype", "lies", "bytes a device")
-    leaves, _ = jax.tree_util.tree_flatten_with_path(layout)
+    header = ("parameter", "shape", "dtype", "lies", "bytes a device")
+    leaves, _ = jax.tree_util.tree_flatten_with_path(layout.params)
     arrays = [
         (
             jax.tree_util.keystr(path, simple=True, separator="/"),

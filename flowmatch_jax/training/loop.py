@@ -17,16 +17,11 @@ from flowmatch_jax.data.pipeline import train_batches
 from flowmatch_jax.errors import RunStopped, fraction, section
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.files import full_disk_stops
-from flowmatch_jax.mesh import (
-    check_batch,
-    describe,
-    put_batches,
-    put_whole,
-    with_shardings,
-)
+from flowmatch_jax.mesh import check_batch, describe, put_batches, put_whole, with_shardings
 from flowmatch_jax.objectives import Batch
 from flowmatch_jax.processes import StopNotice
 from flowmatch_jax.training import checkpoints as ckpt
+from flowmatch_jax.training import cost
 from flowmatch_jax.training.diagnosis import write_diagnosis
 from flowmatch_jax.training.log import Meter, RunLog
 from flowmatch_jax.training.optimizer import adam, learning_rate_schedule
@@ -84,8 +79,7 @@ def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples) -> N
         if state.step >= config.steps:
             logger.info("Already trained to step %d", int(state.step))
             return
-        size = sum(p.size for p in jax.tree.leaves(state.params))
-        logger.info("Training %s parameters on %s", f"{size:,}", describe(run.experiment.mesh))
+        logger.info("Training on %s", describe(experiment.mesh))
         with StopNotice() as notice:
             while state.step < config.steps:
                 try:
@@ -104,6 +98,7 @@ class _Run:
         layout: its shapes and shardings.
         train_step: see `make_train_step`.
         images: the whole data set on each device, for config.data.storage "device".
+        flops: of a step, by `cost.model_flops`.
         programs: train_step compiled, by the number of steps that it makes.
     """
 
@@ -114,6 +109,7 @@ class _Run:
     layout: TrainState
     train_step: TrainStep
     images: jax.Array | None
+    flops: float | None
     programs: dict[int, jax.stages.Compiled] = field(default_factory=dict)
 
     @classmethod
@@ -153,13 +149,36 @@ class _Run:
             layout=layout,
             train_step=make_train_step(layout, mesh, gradient, optimizer, ema_decay),
             images=put_whole(source.x, mesh) if config.data.storage == "device" else None,
+            flops=cost.model_flops(experiment),
         )
 
-    def program(self, n: int, state: TrainState, batch: Batch) -> jax.stages.Compiled:
-        """n steps, compiled when they are first asked for."""
-        if n not in self.programs:
-            self.programs[n] = self.train_step.lower(state, batch, self.images).compile()
-        return self.programs[n]
+    def compile(self, n: int, state: TrainState, batch: Batch) -> None:
+        """Compile n steps; of the first program, tell what it costs."""
+        self.programs[n] = self.train_step.lower(state, batch, self.images).compile()
+        if len(self.programs) == 1:
+            self._tell_cost(self.programs[n])
+
+    def _tell_cost(self, program: jax.stages.Compiled) -> None:
+        memory = cost.step_memory(self.layout, program)
+        limit = cost.memory_limit(jax.local_devices()[0])
+        parameters = sum(p.size for p in jax.tree.leaves(self.layout.params))
+        batch_size = self.experiment.config.train.batch_size
+        for line in cost.describe(parameters, memory, limit, self.flops, batch_size):
+            logger.info("%s", line)
+        if self.experiment.mesh.size > 1:
+            logger.info("What lies where:\n%s", cost.layout_table(self.layout))
+        if warning := cost.shortage(memory, limit):
+            logger.warning("%s", warning)
+
+    def rates(self, step: int, images_per_second: float) -> dict[str, float]:
+        """Learning rate of a step, and how well the devices are used where that is known."""
+        config = self.experiment.config
+        rates = {"learning_rate": float(self.schedule(step - 1))}
+        steps_per_second = images_per_second / config.train.batch_size
+        utilisation = self.flops and cost.utilisation(
+            self.flops, steps_per_second, self.experiment.mesh, config.network.dtype
+        )
+        return rates | ({"flop_utilisation": utilisation} if utilisation else {})
 
 
 def _advance(
@@ -171,7 +190,8 @@ def _advance(
 ) -> TrainState:
     """Take the steps that are left; raises NotFinite, or RunStopped after a signal."""
     config, data = run.experiment.config.train, run.experiment.config.data
-    step, at_once = int(state.step), config.steps_per_dispatch
+    start, at_once = int(state.step), config.steps_per_dispatch
+    step = start
     batches = train_batches(
         run.experiment.train_source,
         config.batch_size,
@@ -180,18 +200,18 @@ def _advance(
         workers=data.workers,
         max_corrupt=data.max_corrupt,
         indices_only=run.images is not None,
-        start=step,
+        start=start,
     )
     meter = Meter(config.batch_size)
-    with closing(RunLog(run.workdir, step, config.steps)) as log:
+    with closing(RunLog(run.workdir, start, config.steps)) as log:
         while step < config.steps:
             n = min(at_once - step % at_once, config.steps - step)
             with meter.waiting(), section("config.data"):
                 batch = put_batches([next(batches) for _ in range(n)], run.experiment.mesh)
             if n not in run.programs:
                 with meter.paused():
-                    run.program(n, state, batch)
-            state, metrics = run.program(n, state, batch)(state, batch, run.images)
+                    run.compile(n, state, batch)
+            state, metrics = run.programs[n](state, batch, run.images)
             step += n
             meter.add(metrics)
             log.advance(n)
@@ -199,8 +219,11 @@ def _advance(
             last, stop = step == config.steps, notice.reached(step)
             saved = step % config.checkpoint_every == 0 or last or stop
             if step % config.log_every == 0 or last:
-                rates = {"learning_rate": float(run.schedule(step - 1))}
-                log.write(step, meter.read() | rates)
+                measured = meter.read()
+                log.write(step, measured | run.rates(step, measured["images_per_second"]))
+                if step <= start + config.log_every:
+                    rate = measured["images_per_second"] / config.batch_size
+                    logger.info("%s left", cost.time_left(config.steps - step, rate))
             # Before it is saved, a state is known to be one to go on from.
             if meter.skipped(all_steps=saved) >= config.max_skipped:
                 raise NotFinite(state, batch)

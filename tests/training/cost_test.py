@@ -98,11 +98,11 @@ class LayoutTest(absltest.TestCase):
         lines = cost.layout_table(self.layout).splitlines()
         self.assertLen({len(line) for line in lines}, 1)
         rows = {line.split("  ")[0]: " ".join(line.split()[1:]) for line in lines}
-        self.assertEqual(rows["params/dense/kernel"], "7 x 64 float32 fsdp on axis 1 448")
-        self.assertEqual(rows["ema/dense/bias"], "3 float32 replicated 12")
+        self.assertEqual(rows["dense/kernel"], "7 x 64 float32 fsdp on axis 1 448")
+        self.assertEqual(rows["dense/bias"], "3 float32 replicated 12")
         self.assertEqual(rows["total: parameters"], "parameters 460")
         self.assertEqual(rows["total: all"], f"all {cost.bytes_a_device(self.layout):,}")
-        self.assertLen(lines, 1 + len(jax.tree.leaves(self.layout)) + 4)
+        self.assertLen(lines, 1 + len(jax.tree.leaves(self.layout.params)) + 4)
 
     def test_axes_of_one_dimension(self):
         mesh = AbstractMesh((2, 4), ("data", "fsdp"))

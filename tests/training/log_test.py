@@ -48,21 +48,46 @@ class RunLogTest(absltest.TestCase):
         self.assertEqual(tags, [(10, "loss"), (10, "images_per_second")])
 
 
+def of_steps(loss, skipped):
+    """Metrics as the training step returns them: [n] of n steps."""
+    return {"loss": jnp.float32(loss), "skipped": jnp.int32(skipped)}
+
+
 class MeterTest(absltest.TestCase):
     def test_means_and_rates(self):
         meter = Meter(batch_size=10)
         for loss in (1.0, 2.0, 6.0):
             with meter.waiting():
                 time.sleep(0.02)
-            meter.add({"loss": jnp.float32(loss)})
+            meter.add(of_steps([loss], [0]))
         with meter.paused():
             time.sleep(0.5)
         metrics = meter.read()
         self.assertEqual(metrics["loss"], 3.0)
         self.assertGreater(metrics["images_per_second"], 30 / 0.5)  # the pause does not count
         self.assertBetween(metrics["input_wait"], 0.1, 1.0)
-        meter.add({"loss": jnp.float32(5.0)})
+        meter.add(of_steps([5.0], [0]))
         self.assertEqual(meter.read()["loss"], 5.0)
+
+    def test_means_leave_out_updates_that_were_not_made(self):
+        meter = Meter(batch_size=10)
+        meter.add(of_steps([1.0, float("nan"), 3.0], [0, 1, 0]))
+        metrics = meter.read()
+        self.assertEqual((metrics["loss"], metrics["updates_skipped"]), (2.0, 1))
+        meter.add(of_steps([float("nan")], [1]))
+        metrics = meter.read()
+        self.assertEqual((metrics["loss"], metrics["updates_skipped"]), (None, 1))
+
+    def test_updates_skipped_in_a_row(self):
+        """The last dispatches are known only if they are waited for; a reading forgets nothing."""
+        meter = Meter(batch_size=1)
+        self.assertEqual(meter.skipped(all_steps=True), 0)
+        for n in (1, 2, 3, 4):
+            meter.add(of_steps([0.0], [n]))
+        self.assertEqual(meter.skipped(all_steps=False), 4 - Meter.AHEAD)
+        self.assertEqual(meter.skipped(all_steps=True), 4)
+        meter.read()
+        self.assertEqual(meter.skipped(all_steps=False), 4)
 
 
 if __name__ == "__main__":

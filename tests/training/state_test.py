@@ -4,7 +4,7 @@ import numpy as np
 import optax
 from absl.testing import absltest
 
-from flowmatch_jax.training.state import ema_update, init_state
+from flowmatch_jax.training.state import data_seed, ema_update, init_state, roll_back
 
 
 def init_params(key):
@@ -24,6 +24,21 @@ class StateTest(absltest.TestCase):
         self.assertFalse(
             np.array_equal(jax.random.key_data(one.key), jax.random.key_data(other.key))
         )
+
+    def test_a_roll_back_goes_on_along_another_way(self):
+        before = init_state(init_params, optax.adam(1e-3), seed=0).replace(skipped=jnp.int32(3))
+        once = roll_back(before)
+        twice = roll_back(once)
+        self.assertEqual((once.rollbacks, once.skipped, twice.rollbacks), (1, 0, 2))
+        np.testing.assert_array_equal(once.params["w"], before.params["w"])
+        keys = {jax.random.key_data(state.key).tobytes() for state in (before, once, twice)}
+        self.assertLen(keys, 3)
+
+    def test_order_of_the_data_changes_with_a_roll_back(self):
+        self.assertEqual(data_seed(5, 0), 5)
+        seeds = {data_seed(seed, n) for seed in range(20) for n in range(3)}
+        self.assertLen(seeds, 60)
+        self.assertEqual(data_seed(5, 1), data_seed(5, 1))
 
 
 class AverageTest(absltest.TestCase):
