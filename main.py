@@ -32,6 +32,7 @@ from flowmatch_jax.evaluation.figures import are_drawn, draw_figures
 from flowmatch_jax.evaluation.report import write_report
 from flowmatch_jax.evaluation.samples import draw, make_sampler
 from flowmatch_jax.experiment import Experiment, build
+from flowmatch_jax.files import full_disk_stops
 from flowmatch_jax.mesh import with_shardings
 from flowmatch_jax.training import checkpoints
 from flowmatch_jax.training.loop import train
@@ -233,13 +234,14 @@ def run_mode(mode: str, overrides: list[str]) -> None:
     config_file = _CONFIG.value
     name = Path(config_file.partition(":")[0]).stem if config_file else mode
     workdir = Path(_WORKDIR.value or Path("runs") / name)
-    if mode == "report":
-        write_report([Path(run) for run in _RUNS.value], workdir)
-    elif mode == "compare":
-        seeds = [_seed(text) for text in _SEEDS.value]
-        compare(_DATA.value, _METHODS.value, seeds, overrides, workdir)
-    else:
-        run(mode, load_config(config_file, overrides), workdir)
+    with full_disk_stops(workdir):
+        if mode == "report":
+            write_report([Path(run) for run in _RUNS.value], workdir)
+        elif mode == "compare":
+            seeds = [_seed(text) for text in _SEEDS.value]
+            compare(_DATA.value, _METHODS.value, seeds, overrides, workdir)
+        else:
+            run(mode, load_config(config_file, overrides), workdir)
 
 
 def _seed(text: str) -> int:

@@ -55,8 +55,8 @@ def full_disk_stops(folder: Path) -> Iterator[None]:
         if not _is_of_full_disk(error):
             raise
         raise RunStopped(
-            f"the disk of {folder} is full; free some of it, and the same command goes on from the "
-            "newest checkpoint, which is whole"
+            f"the disk of {folder} is full; free some of it, and the same command goes on from "
+            "what is there, which is whole"
         ) from error
 
 

@@ -16,7 +16,6 @@ from flowmatch_jax.arrays import Params
 from flowmatch_jax.data.pipeline import train_batches
 from flowmatch_jax.errors import RunStopped, fraction, section
 from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.files import full_disk_stops
 from flowmatch_jax.mesh import check_batch, describe, put_batches, put_whole, with_shardings
 from flowmatch_jax.objectives import Batch
 from flowmatch_jax.processes import StopNotice
@@ -58,15 +57,11 @@ def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples) -> N
 
     Raises:
         UserError: a field of the config that does not fit the devices or the checkpoint.
-        RunStopped: by a signal, a full disk, or updates that are not finite; what was saved is
-            whole.
+        RunStopped: by a signal, or updates that are not finite.
     """
     run = _Run.of(experiment, workdir)
     config = experiment.config.train
-    with (
-        full_disk_stops(workdir),
-        ckpt.open_checkpoints(workdir, config.keep_last, config.keep_every) as checkpoints,
-    ):
+    with ckpt.open_checkpoints(workdir, config.keep_last, config.keep_every) as checkpoints:
         state = ckpt.restore_newest(checkpoints, run.layout)
         check_data(workdir, experiment.train_source)
         if jax.process_index() == 0:
@@ -217,20 +212,21 @@ def _advance(
             log.advance(n)
 
             last, stop = step == config.steps, notice.reached(step)
-            saved = step % config.checkpoint_every == 0 or last or stop
+            due = step % config.checkpoint_every == 0
             if step % config.log_every == 0 or last:
                 measured = meter.read()
                 log.write(step, measured | run.rates(step, measured["images_per_second"]))
                 if step <= start + config.log_every:
                     rate = measured["images_per_second"] / config.batch_size
                     logger.info("%s left", cost.time_left(config.steps - step, rate))
-            # Before it is saved, a state is known to be one to go on from.
-            if meter.skipped(all_steps=saved) >= config.max_skipped:
+            skipped = meter.skipped(all_steps=due or last or stop)
+            if skipped >= config.max_skipped:
                 raise NotFinite(state, batch)
             if step % config.sample_every == 0 and not last:  # evaluation follows the last
                 with meter.paused():
                     draw_samples(state.ema, step)
-            if saved:
+            # A state that gives no finite update may be one that no other follows from.
+            if last or stop or (due and not skipped):
                 ckpt.save(checkpoints, step, state)
             checkpoints.check_for_errors()
             if stop:

@@ -14,35 +14,18 @@ import numpy as np
 from absl.testing import absltest
 from PIL import Image
 
-from flowmatch_jax.training.checkpoints import open_checkpoints
-from tests.end_to_end.runs import DIGITS, TINY, TINY_POINTS, command, environment, metrics, run
-
-
-def saved_state(workdir):
-    """The step of the last checkpoint, and all its arrays by name."""
-    import orbax.checkpoint as ocp
-
-    with open_checkpoints(Path(workdir)) as checkpoints:
-        step = checkpoints.latest_step()
-        parts = ("params", "ema", "progress")
-        restored = checkpoints.restore(
-            step, args=ocp.args.Composite(**{part: ocp.args.StandardRestore() for part in parts})
-        )
-    return step, {part: restored[part] for part in parts}
-
-
-def bits(tree):
-    """Arrays of the tree as NumPy's; random keys as their data."""
-
-    def array(a):
-        is_key = jax.numpy.issubdtype(a.dtype, jax.dtypes.prng_key)
-        return np.asarray(jax.random.key_data(a) if is_key else a)
-
-    return jax.tree.map(array, tree)
-
-
-def evaluations(workdir, step):
-    return json.loads((workdir / "evaluation" / f"{step}.json").read_text())["evaluations"]
+from tests.end_to_end.runs import (
+    DIGITS,
+    TINY,
+    TINY_POINTS,
+    bits,
+    command,
+    environment,
+    evaluations,
+    metrics,
+    run,
+    saved_state,
+)
 
 
 class RunTest(absltest.TestCase):

@@ -6,6 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from flowmatch_jax.training.checkpoints import PARTS, open_checkpoints
+
 ROOT = Path(__file__).parents[2]
 DIGITS = "--config=configs/digits_ot.py"
 # A whole run in seconds: the same code on a network of a few thousand parameters.
@@ -81,3 +87,27 @@ def metrics(workdir):
     path = Path(workdir) / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def evaluations(workdir, step):
+    return json.loads((Path(workdir) / "evaluation" / f"{step}.json").read_text())["evaluations"]
+
+
+def saved_state(workdir):
+    """The step of the last checkpoint, and all its arrays by name."""
+    with open_checkpoints(Path(workdir)) as checkpoints:
+        step = checkpoints.latest_step()
+        restored = checkpoints.restore(
+            step, args=ocp.args.Composite(**{part: ocp.args.StandardRestore() for part in PARTS})
+        )
+    return step, {part: restored[part] for part in PARTS}
+
+
+def bits(tree):
+    """Arrays of the tree as NumPy's; random keys as their data."""
+
+    def array(a):
+        is_key = jax.numpy.issubdtype(a.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(a) if is_key else a)
+
+    return jax.tree.map(array, tree)

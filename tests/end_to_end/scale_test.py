@@ -1,0 +1,186 @@
+"""Several processes and devices make the run that one makes, and go on with each other's."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl.testing import absltest
+
+from tests.end_to_end.runs import (
+    DIGITS,
+    ROOT,
+    TINY,
+    TINY_POINTS,
+    bits,
+    command,
+    environment,
+    evaluations,
+    metrics,
+    run,
+    saved_state,
+)
+
+STEPS = 20
+# With Adam's own eps the update of a parameter whose gradient is 0 but for rounding is the sign of
+# that rounding.
+SAME = (
+    f"--config.train.steps={STEPS}",
+    "--config.train.log_every=1",
+    "--config.optimizer.eps=1e-3",
+)
+POINTS = (
+    "--config=configs/checkerboard_ot.py",
+    *TINY_POINTS,
+    *SAME,
+    "--config.evaluate.images=24",
+)
+PICTURES = (DIGITS, *TINY, *SAME, "--config.evaluate.images=16")
+
+
+def launched(*flags, processes=2, devices=1):
+    """The command of a run in several processes."""
+    launcher = ("-m", "flowmatch_jax.launch", f"--processes={processes}", f"--devices={devices}")
+    return [sys.executable, *launcher, *command(*flags)[1:]]
+
+
+class SeveralProcessesTest(absltest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = Path(folder.name)
+        cls.cache = {"JAX_COMPILATION_CACHE_DIR": str(cls.folder / "cache")}
+        cls.points = cls.folder / "points"
+        child = run(*POINTS, f"--workdir={cls.points}", **cls.cache)
+        if child.returncode:
+            raise AssertionError(child.stderr)
+
+    def launch(self, *flags, **layout):
+        child = subprocess.run(
+            launched(*flags, **layout),
+            cwd=ROOT,
+            env=environment(**self.cache),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        self.assertEqual(child.returncode, 0, child.stderr)
+        return child
+
+    def check_same(self, workdir, wanted):
+        """Losses, parameters and scores, to the order of float32 sums."""
+        lines, wanted_lines = metrics(workdir), metrics(wanted)
+        self.assertEqual([line["step"] for line in lines], list(range(1, STEPS + 1)))
+        for name in ("loss", "gradient_norm"):
+            got, expected = ([line[name] for line in each] for each in (lines, wanted_lines))
+            np.testing.assert_allclose(got, expected, rtol=2e-5)
+        (step, state), (_, expected) = map(saved_state, (workdir, wanted))
+        self.assertEqual(step, STEPS)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+            *(bits({part: s[part] for part in ("params", "ema")}) for s in (state, expected)),
+        )
+        ((got,), (expected,)) = (evaluations(w, STEPS) for w in (workdir, wanted))
+        results, expected = (e["results"]["ema"] for e in (got, expected))
+        self.assertEqual(results.keys(), expected.keys())
+        for name, value in expected.items():
+            if not isinstance(value, list):
+                np.testing.assert_allclose(results[name], value, rtol=1e-4, err_msg=name)
+
+    def test_eight_devices_of_two_processes(self):
+        for data, fsdp in ((8, 1), (4, 2), (1, 8)):
+            workdir = self.folder / f"points_{data}_{fsdp}"
+            flags = (*POINTS, f"--config.mesh.fsdp={fsdp}", f"--workdir={workdir}")
+            child = self.launch(*flags, devices=4)
+            self.assertIn(f"8 x cpu (data={data} x fsdp={fsdp}), 2 process(es)", child.stderr)
+            self.assertIn("total: optimiser", child.stderr)  # the table of what lies where
+            self.check_same(workdir, self.points)
+
+    def test_pictures(self):
+        """Features and moments too, and parameters of convolutions split over both processes."""
+        alone, together = self.folder / "alone", self.folder / "together"
+        child = run(*PICTURES, f"--workdir={alone}", **self.cache)
+        self.assertEqual(child.returncode, 0, child.stderr)
+        self.launch(*PICTURES, "--config.mesh.fsdp=2", f"--workdir={together}")
+        self.check_same(together, alone)
+        self.assertTrue((together / "samples" / f"{STEPS}_ema.png").exists())
+
+    def test_a_run_goes_on_with_other_devices(self):
+        """10 steps split over eight devices of two processes, then 10 whole on one; and back."""
+        halves = (
+            lambda *flags: self.launch(*flags, "--config.mesh.fsdp=8", devices=4),
+            lambda *flags: run(*flags, **self.cache),
+        )
+        for name, (first, second) in (("fewer", halves), ("more", halves[::-1])):
+            workdir = self.folder / name
+            flags = (*POINTS, f"--workdir={workdir}")
+            first(*flags, "--config.train.steps=10", "--config.optimizer.schedule=constant")
+            child = second(*flags, "--config.optimizer.schedule=constant")
+            self.assertIn("at step 10", child.stderr)
+        steady = self.folder / "steady"
+        run(*POINTS, "--config.optimizer.schedule=constant", f"--workdir={steady}", **self.cache)
+        self.check_same(self.folder / "fewer", steady)
+        self.check_same(self.folder / "more", steady)
+
+    def test_a_signal_stops_all_and_the_run_goes_on(self):
+        workdir = self.folder / "stopped"
+        flags = (*POINTS, "--config.train.steps=100000", f"--workdir={workdir}")
+        with subprocess.Popen(
+            launched(*flags),
+            cwd=ROOT,
+            env=environment(**self.cache),
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as child:
+            deadline = time.monotonic() + 300
+            while not metrics(workdir):
+                self.assertIsNone(child.poll(), "it ended before it could be stopped")
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.05)
+            child.send_signal(signal.SIGTERM)
+            _, stderr = child.communicate(timeout=120)
+        self.assertEqual(child.returncode, 1, stderr)
+        self.assertEqual(stderr.count("error: SIGTERM: training stopped at step"), 2, stderr)
+        step, _ = saved_state(workdir)
+        self.assertEqual(metrics(workdir)[-1]["step"], step)
+        child = self.launch(*flags, f"--config.train.steps={step + 1}")
+        self.assertIn(f"at step {step}", child.stderr)
+
+    def test_processes_of_different_commands_are_told_so(self):
+        script = self.folder / "differ.py"
+        script.write_text(
+            "import runpy, sys\n"
+            f"sys.path.insert(0, {str(ROOT)!r})\n"
+            "me = sys.argv[-1].partition('=')[2]\n"
+            "sys.argv = ['main.py', *sys.argv[1:], f'--config.seed={me}']\n"
+            f"runpy.run_path({str(ROOT / 'main.py')!r}, run_name='__main__')\n"
+        )
+        flags = (*POINTS, f"--workdir={self.folder / 'differ'}")
+        child = subprocess.run(
+            [sys.executable, "-m", "flowmatch_jax.launch", "--processes=2", str(script), *flags],
+            cwd=ROOT,
+            env=environment(**self.cache, JAX_PLATFORMS="cpu"),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        self.assertEqual(child.returncode, 2, child.stderr)
+        self.assertIn("error: --config of process 1 of 2: got", child.stderr)
+        self.assertNotIn("Traceback", child.stderr)
+        self.assertFalse((self.folder / "differ" / "checkpoints").exists())
+
+    def tearDown(self):
+        super().tearDown()
+        for workdir in self.folder.glob("points_*"):
+            shutil.rmtree(workdir)
+
+
+if __name__ == "__main__":
+    absltest.main()

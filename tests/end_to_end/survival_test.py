@@ -1,0 +1,190 @@
+"""What a run survives: kills at any moment, signals, a full disk, updates that are not finite."""
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from tests.end_to_end.runs import (
+    DIGITS,
+    ROOT,
+    TINY,
+    bits,
+    command,
+    environment,
+    metrics,
+    run,
+    saved_state,
+)
+
+LIMIT = 300  # seconds after which a run hangs
+RUN = (
+    DIGITS,
+    *TINY,
+    "--config.train.keep_every=None",
+    "--config.train.sample_every=100000",
+    "--config.evaluate.extractor=None",
+)
+
+
+class SurvivalTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = Path(folder.name)
+        cls.cache = {"JAX_COMPILATION_CACHE_DIR": str(cls.folder / "cache")}
+
+    def start(self, *flags):
+        return subprocess.Popen(
+            command(*flags),
+            cwd=ROOT,
+            env=environment(**self.cache),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_for(self, child, condition):
+        deadline = time.monotonic() + LIMIT
+        while not condition() and child.poll() is None:
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.005)
+
+    def check_same_end(self, workdir, wanted):
+        """The same bits, and each step once in the record."""
+        (step, state), (last, expected) = map(saved_state, (workdir, wanted))
+        self.assertEqual(step, last)
+        jax.tree.map(np.testing.assert_array_equal, bits(state), bits(expected))
+        losses, expected = (
+            {line["step"]: line["loss"] for line in metrics(w)} for w in (workdir, wanted)
+        )
+        self.assertLen(metrics(workdir), len(losses))
+        self.assertEqual(list(losses), list(expected))
+        self.assertEqual(losses[last], expected[last])
+
+    def check_kills(self, kills, steps):
+        """Every other one at any moment of the start, the others in the midst of training."""
+        flags = (*RUN, f"--config.train.steps={steps}")
+        wanted, workdir = (self.folder / f"{name}_{kills}" for name in ("whole", "killed"))
+        begin = time.monotonic()
+        child = run(*flags, f"--workdir={wanted}", **self.cache)
+        self.assertEqual(child.returncode, 0, child.stderr)
+        seconds = time.monotonic() - begin
+        rng = np.random.RandomState(kills)
+        for kill in range(kills):
+            before = len(metrics(workdir))
+            child = self.start(*flags, f"--workdir={workdir}")
+            if kill % 2:
+                self.wait_for(child, lambda before=before: len(metrics(workdir)) != before)
+                time.sleep(rng.uniform(0, 0.5))
+            else:
+                time.sleep(rng.uniform(0, seconds))
+            child.send_signal(signal.SIGKILL)
+            child.communicate()
+        child = run(*flags, f"--workdir={workdir}", **self.cache)
+        self.assertEqual(child.returncode, 0, child.stderr)
+        self.check_same_end(workdir, wanted)
+
+    def test_a_few_kills(self):
+        self.check_kills(kills=4, steps=300)
+
+    @pytest.mark.slow
+    def test_many_kills(self):
+        self.check_kills(kills=25, steps=2000)
+
+    @parameterized.parameters(signal.SIGTERM, signal.SIGINT)
+    def test_signal_saves_the_step_it_stops_at(self, number):
+        wanted, workdir = (self.folder / f"{name}_{number.name}" for name in ("steady", "stopped"))
+        endless = (*RUN, "--config.optimizer.schedule=constant", "--config.train.steps=1000000")
+        with self.start(*endless, f"--workdir={workdir}") as child:
+            self.wait_for(child, lambda: metrics(workdir))
+            child.send_signal(number)
+            _, stderr = child.communicate(timeout=LIMIT)
+        step, _ = saved_state(workdir)
+        self.assertEqual(child.returncode, 1, stderr)
+        self.assertIn(f"error: {number.name}: training stopped at step {step}", stderr)
+        self.assertNotIn("Traceback", stderr)
+        # To the same bits as a run that never stopped.
+        some_more = (*endless, f"--config.train.steps={step + 7}")
+        for folder in (workdir, wanted):
+            child = run(*some_more, f"--workdir={folder}", **self.cache)
+            self.assertEqual(child.returncode, 0, child.stderr)
+        (_, state), (_, expected) = map(saved_state, (workdir, wanted))
+        jax.tree.map(np.testing.assert_array_equal, bits(state), bits(expected))
+
+    def test_damaged_newest_checkpoint(self):
+        workdir, wanted = self.folder / "damaged_run", self.folder / "sound_run"
+        for folder in (workdir, wanted):
+            child = run(*RUN, f"--workdir={folder}", **self.cache)
+            self.assertEqual(child.returncode, 0, child.stderr)
+        for path in (workdir / "checkpoints" / "60").rglob("d/*"):
+            os.truncate(path, 10)
+        child = run(*RUN, f"--workdir={workdir}", **self.cache)
+        self.assertEqual(child.returncode, 0, child.stderr)
+        self.assertIn("Checkpoint 60 cannot be used, and is kept as", child.stderr)
+        self.assertIn("at step 50", child.stderr)
+        self.check_same_end(workdir, wanted)
+        self.assertTrue((workdir / "damaged" / "60").is_dir())
+
+    def test_full_disk(self):
+        disk = self.folder / "disk"
+        disk.mkdir()
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)],
+            capture_output=True,
+            check=False,
+        )
+        if mounted.returncode:
+            self.skipTest(f"a small disk cannot be mounted here: {mounted.stderr.decode()}")
+        self.addCleanup(subprocess.run, ["umount", str(disk)], check=True)
+        workdir = disk / "run"
+        endless = (*RUN, "--config.optimizer.schedule=constant", "--config.train.steps=1000000")
+        with self.start(*endless, f"--workdir={workdir}") as child:
+            self.wait_for(child, lambda: (workdir / "checkpoints" / "20").exists())
+            with (disk / "filler").open("wb") as filler, self.assertRaises(OSError):
+                while True:
+                    filler.write(bytes(4096))
+                    filler.flush()
+            _, stderr = child.communicate(timeout=LIMIT)
+        self.assertEqual(child.returncode, 1, stderr)
+        self.assertIn(f"error: the disk of {workdir} is full", stderr)
+        (disk / "filler").unlink()
+        newest = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+        child = run(*endless, f"--config.train.steps={newest + 5}", f"--workdir={workdir}")
+        self.assertEqual(child.returncode, 0, child.stderr)
+        self.assertIn(f"at step {newest}", child.stderr)
+        self.assertNotIn("cannot be used, and is kept as", child.stderr.replace("half-written", ""))
+
+    def test_updates_that_are_never_finite(self):
+        workdir = self.folder / "diverged"
+        child = run(
+            *RUN,
+            "--config.optimizer.learning_rate=1e30",
+            "--config.optimizer.warmup_steps=0",
+            "--config.train.max_skipped=7",
+            f"--workdir={workdir}",
+            **self.cache,
+        )
+        self.assertEqual(child.returncode, 1, child.stderr)
+        self.assertIn("7 updates in a row were not finite", child.stderr)
+        self.assertIn("going back to step 0, on with other data", child.stderr)
+        self.assertIn("also after going back", child.stderr)
+        self.assertNotIn("Traceback", child.stderr)
+        found = json.loads((workdir / "nonfinite.json").read_text())
+        self.assertIn(found["loss"], ("nan", "inf"))
+        self.assertEqual([point["t"] for point in found["loss_by_t"]], [i / 10 for i in range(11)])
+        self.assertGreater(found["gradients"][0]["not_finite"], 0)
+        self.assertEmpty([p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()])
+
+
+if __name__ == "__main__":
+    absltest.main()

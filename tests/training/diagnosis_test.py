@@ -1,0 +1,73 @@
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+
+from configs import checkerboard_cnf, checkerboard_ot
+from flowmatch_jax.experiment import build
+from flowmatch_jax.training.diagnosis import TIMES, diagnose, write_diagnosis
+from flowmatch_jax.training.optimizer import adam
+from flowmatch_jax.training.state import init_state
+
+
+def small(module):
+    config = module.get_config()
+    config.network.mlp.update(width=8, depth=2)
+    return build(config)
+
+
+def after_one_step(experiment, damage=lambda params: params):
+    state = init_state(experiment.init_params, adam(1e-3), 0)
+    return state.replace(params=damage(state.params), step=jnp.int32(1))
+
+
+class DiagnosisTest(absltest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.experiment = small(checkerboard_ot)
+        cls.batch = {"x": np.random.RandomState(0).randn(16, 2).astype(np.float32)}
+
+    def test_loss_by_t_of_a_network_that_is_zero(self):
+        """E (x_1 - (1 - sigma_min) x_0)^2, the same at all times: 1 + the data's second moment."""
+        batch = {"x": np.full((4096, 2), 2, np.float32)}
+        found = diagnose(self.experiment, after_one_step(self.experiment), batch)
+        self.assertLen(found["loss_by_t"], TIMES)
+        # (2 - x_0)^2 has mean 5 and variance 4 * 4 + 2, so the mean of 8192 has 0.047.
+        for point in found["loss_by_t"]:
+            self.assertAlmostEqual(point["loss"], 5.0, delta=5 * 0.047)
+        self.assertAlmostEqual(found["loss"], 5.0, delta=5 * 0.047)
+        self.assertTrue(all(layer["not_finite"] == 0 for layer in found["gradients"]))
+        norms = [layer["norm"] for layer in found["gradients"]]
+        self.assertEqual(norms, sorted(norms, reverse=True))
+
+    def test_layers_that_are_not_finite_come_first(self):
+        def damage(params):
+            leaves, tree = jax.tree.flatten(params)
+            return jax.tree.unflatten(tree, [*leaves[:-1], leaves[-1].at[0].set(jnp.inf)])
+
+        state = after_one_step(self.experiment, damage)
+        workdir = Path(self.create_tempdir().full_path)
+        with self.assertLogs("flowmatch_jax.training.diagnosis", "ERROR") as logs:
+            write_diagnosis(self.experiment, state, self.batch, workdir)
+        found = json.loads((workdir / "nonfinite.json").read_text())
+        self.assertEqual(found["step"], 1)
+        self.assertIn(found["loss"], ("nan", "inf"))
+        counts = [layer["not_finite"] for layer in found["gradients"]]
+        self.assertGreater(counts[0], 0)
+        self.assertEqual(counts, sorted(counts, reverse=True))
+        self.assertLen(found["gradients"], len(jax.tree.leaves(state.params)))
+        self.assertIn(f"gradient of {found['gradients'][0]['layer']}", "\n".join(logs.output))
+
+    def test_maximum_likelihood_has_no_times(self):
+        experiment = small(checkerboard_cnf)
+        found = diagnose(experiment, after_one_step(experiment), self.batch)
+        self.assertEqual(found["loss_by_t"], [])
+        self.assertIsInstance(found["loss"], float)
+
+
+if __name__ == "__main__":
+    absltest.main()
