@@ -95,11 +95,18 @@ def evaluations(workdir, step):
 
 def saved_state(workdir):
     """The step of the last checkpoint, and all its arrays by name."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with open_checkpoints(Path(workdir)) as checkpoints:
         step = checkpoints.latest_step()
-        restored = checkpoints.restore(
-            step, args=ocp.args.Composite(**{part: ocp.args.StandardRestore() for part in PARTS})
-        )
+        metadata = checkpoints.item_metadata(step)
+        layout = {
+            part: jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), metadata[part].tree
+            )
+            for part in PARTS
+        }
+        args = {part: ocp.args.StandardRestore(tree) for part, tree in layout.items()}
+        restored = checkpoints.restore(step, args=ocp.args.Composite(**args))
     return step, {part: restored[part] for part in PARTS}
 
 
