@@ -34,6 +34,14 @@ def get_config() -> ConfigDict:
     config.data.folder.test_fraction = 0.1  # of the images, by their content's hash
     config.data.folder.exclude = ()  # patterns of file names to leave out, such as "*-thumb.*"
 
+    # What the network is given besides t and x_t.
+    config.condition = ConfigDict()
+    config.condition.labels = False  # the class
+    config.condition.label_dropout = 0.1  # of the labels in training, for guidance
+    config.condition.low_resolution = placeholder(int)  # the image in so many pixels a side
+    config.condition.filter = "bicubic"  # it is made by: bicubic | bilinear | box
+    config.condition.noise = 0.0  # added to it in training, standard deviation in model space
+
     # The conditional path p_t(x | x_1); the section of its name holds its parameters.
     config.path = ConfigDict()
     config.path.name = "ot"  # ot | vp | ve

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 
 from flowmatch_jax import likelihood, predictions, solvers
 from flowmatch_jax.arrays import Apply, Array, Field, Params
+from flowmatch_jax.conditioning import Conditioning
 from flowmatch_jax.couplings import COUPLINGS
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.sources import Source
@@ -52,6 +54,7 @@ class Experiment:
         apply: the same in float32, for evaluation.
         extractor: of the features that samples are judged by, or None.
         mesh: the devices of training and evaluation.
+        conditioning: what the network is given besides t and x_t.
     """
 
     config: ConfigDict
@@ -64,10 +67,12 @@ class Experiment:
     apply: Apply
     extractor: Extractor | None
     mesh: Mesh
+    conditioning: Conditioning
 
-    def field(self, params: Params) -> Field:
-        """The vector field of these parameters."""
-        return vector_field(self.apply, params, self.path, self.config.objective.predicts)
+    def field(self, params: Params, **inputs: Array) -> Field:
+        """The vector field of these parameters, given inputs (see `conditioning`)."""
+        predicts = self.config.objective.predicts
+        return vector_field(self.apply, params, self.path, predicts, **inputs)
 
     def solver(self) -> dict[str, Any]:
         """The solver's options, as `solvers.integrate` takes them from 0 to the path's end."""
@@ -83,8 +88,10 @@ class Experiment:
 
     def init_params(self, key: Array) -> Params:
         """Fresh parameters, float32."""
-        x = jnp.zeros((1, *self.train_source.shape))
-        return self.network.init(key, jnp.zeros(1), x)["params"]
+        batch = jax.tree.map(jnp.asarray, self.train_source.zeros(1))
+        x = batch["x"].astype(jnp.float32)
+        inputs = self.conditioning.inputs(batch)
+        return self.network.init(key, jnp.zeros(1), x, **inputs)["params"]
 
 
 def build(config: ConfigDict) -> Experiment:
@@ -101,7 +108,8 @@ def build(config: ConfigDict) -> Experiment:
         allowed = f"{train_source.name} is a set of points: leave it off"
         raise UserError("config.data.flip", True, allowed)
     path = _path(config.path)
-    network = _network(config.network, train_source)
+    conditioning = _conditioning(config.condition, train_source)
+    network = _network(config.network, train_source, conditioning)
     return Experiment(
         config=config,
         train_source=train_source,
@@ -113,6 +121,7 @@ def build(config: ConfigDict) -> Experiment:
         apply=pure_apply(network),
         extractor=_extractor(config.evaluate, train_source),
         mesh=mesh,
+        conditioning=conditioning,
     )
 
 
@@ -135,6 +144,15 @@ def _extractor(config: ConfigDict, source: Source) -> Extractor | None:
             allowed = f"{source.name} is a set of points: leave it unset"
             raise UserError("extractor", config.extractor, allowed)
         return load_extractor(config.extractor, source.shape, source.levels, config.weights_file)
+
+
+def _conditioning(config: ConfigDict, source: Source) -> Conditioning:
+    conditioning = Conditioning(**config, levels=source.levels)
+    with section("config.condition"):
+        conditioning.validate(source.shape, source.num_classes)
+        if conditioning.labels and not source.is_image:
+            raise UserError("labels", True, f"{source.name} is a set of points: leave it off")
+    return conditioning
 
 
 def _path(config: ConfigDict) -> GaussianPath:
@@ -164,7 +182,7 @@ def _regression(fields: ConfigDict, path: GaussianPath, time: Time) -> Objective
     return OBJECTIVES[fields.name](path, fields.predicts, COUPLINGS[fields.coupling], time)
 
 
-def _network(config: ConfigDict, source: Source) -> nn.Module:
+def _network(config: ConfigDict, source: Source, conditioning: Conditioning) -> nn.Module:
     with section("config.network"):
         one_of("dtype", config.dtype, DTYPES)
         kind = "unet" if source.is_image else "mlp"
@@ -177,7 +195,13 @@ def _network(config: ConfigDict, source: Source) -> nn.Module:
                 at_least("depth", config.mlp.depth, 1)
                 at_least("frequencies", config.mlp.frequencies, 0)
                 return MLP(**config.mlp)
-            network = UNet(out_channels=source.shape[-1], **config.unet)
+            channels = source.shape[-1]
+            network = UNet(
+                out_channels=channels,
+                num_classes=source.num_classes if conditioning.labels else None,
+                condition_channels=channels if conditioning.low_resolution else 0,
+                **config.unet,
+            )
             network.validate(source.shape[:2])
             return network
 

@@ -36,6 +36,11 @@ def dequantise(key: Array, image: Array, levels: int) -> Array:
     return 2 * (image + u) / levels - 1
 
 
+def centres(image: Array, levels: int) -> Array:
+    """The middle of each level's bin in model space, (2 image + 1) / levels - 1; float32."""
+    return (2 * image.astype(jnp.float32) + 1) / levels - 1
+
+
 def quantise(x: Array, levels: int) -> Array:
     """The level whose bin holds x: floor((x + 1) levels / 2), clipped to [0, levels); int32."""
     return jnp.clip(jnp.floor((x + 1) * (levels / 2)), 0, levels - 1).astype(jnp.int32)

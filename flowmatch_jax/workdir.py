@@ -128,6 +128,7 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
     data = config["data"]
     sections = {
         "data": {name: data[name] for name in WHICH_DATA if name in data},
+        "condition": config.get("condition", {}),
         "objective": config["objective"],
         f"path.{path}": config["path"][path],
         f"network.{network}": config["network"][network],

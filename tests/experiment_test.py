@@ -40,6 +40,30 @@ class BuildTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, "config.data.flip: got True; checkerboard is"):
             build(config)
 
+    def test_points_are_not_conditioned_on(self):
+        config = checkerboard_ot.get_config()
+        config.condition.labels = True
+        with self.assertRaisesRegex(UserError, "config.condition.labels: got True"):
+            build(config)
+        config.condition.update(labels=False, low_resolution=1)
+        with self.assertRaisesRegex(UserError, "config.condition.low_resolution: .*points"):
+            build(config)
+
+    def test_what_it_is_conditioned_on_reaches_network_and_field(self):
+        config = digits_ot.get_config()
+        config.network.unet.update(channels=8, multipliers=(1,), attention_sides=())
+        config.condition.update(labels=True, low_resolution=4)
+        experiment = build(config)
+        batch = jax.tree.map(lambda x: x[:3], experiment.test_source[:3])
+        params = experiment.init_params(jax.random.key(0))
+        params = jax.tree.map(lambda p: p + 0.1, params)
+        x, inputs = jnp.zeros((3, 8, 8, 1)), experiment.conditioning.inputs(batch)
+        given = experiment.field(params, **inputs)(0.5, x)
+        for name in inputs:
+            other = inputs | {name: inputs[name][::-1]}
+            changed = experiment.field(params, **other)(0.5, x)
+            self.assertGreater(float(jnp.abs(changed - given).max()), 1e-3, name)
+
     def test_an_objective_on_a_path_it_is_not_defined_for(self):
         config = digits_ot.get_config()
         config.objective.name = "scoreflow"
@@ -108,6 +132,11 @@ class BuildTest(parameterized.TestCase):
         ("evaluate.images", 1),
         ("evaluate.divergence", "trace"),
         ("mesh.fsdp", 0),
+        ("condition.label_dropout", 1.0),
+        ("condition.low_resolution", 8),
+        ("condition.low_resolution", 3),
+        ("condition.filter", "sinc"),
+        ("condition.noise", -0.1),
     )
     def test_every_wrong_value_is_named_by_its_field(self, field, value):
         config = digits_ot.get_config()

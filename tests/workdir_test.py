@@ -48,6 +48,8 @@ class WorkdirTest(parameterized.TestCase):
         ("path.ot.sigma_min", 0.1),
         ("seed", 1),
         ("train.batch_size", 64),
+        ("condition.labels", True),
+        ("condition.low_resolution", 4),
     )
     def test_another_experiment_is_refused(self, field, value):
         self.start_run()

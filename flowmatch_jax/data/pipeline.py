@@ -6,7 +6,7 @@ what is in it, whatever number of threads or processes reads ahead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import grain
@@ -68,26 +68,33 @@ def train_batches(
 
 def ordered_batches(
     source: Source, batch_size: int, limit: int | None = None, max_corrupt: int = 0
-) -> Iterator[np.ndarray]:
-    """x of a split in order, [batch_size, ...] each; the last one is shorter, or all there is.
+) -> Iterator[Batch]:
+    """A split in order, {"x": [batch_size, ...], "label"}; the last batch is shorter, or all.
 
     Unreadable images are left out, and counted as in `train_batches`.
     """
     count, end = CorruptCount(max_corrupt), min(len(source), limit or len(source))
     for start in range(0, end, batch_size):
-        x = read_items(source.x, np.arange(start, min(start + batch_size, end)), count)
-        if len(x):
-            yield x
+        batch = read_items(source, np.arange(start, min(start + batch_size, end)), count)
+        if len(batch["x"]):
+            yield batch
 
 
-def read_items(x: np.ndarray | Images, indices: np.ndarray, count: CorruptCount) -> np.ndarray:
+def read_items(source: Source, indices: np.ndarray, count: CorruptCount) -> Batch:
     """The items of these indices, without images that cannot be read, which are counted."""
-    if isinstance(x, np.ndarray):
-        return x[indices]
-    images = [_read_or_error(x, i) for i in indices]
+    if isinstance(source.x, np.ndarray):
+        return _with_labels({"x": source.x[indices]}, source.label, indices)
+    images = [_read_or_error(source.x, i) for i in indices]
     count.add({i.name: i.reason for i in images if isinstance(i, CorruptImage)})
-    readable = [image for image in images if not isinstance(image, CorruptImage)]
-    return np.stack(readable) if readable else np.zeros((0, *x.shape[1:]), np.uint8)
+    readable = [not isinstance(image, CorruptImage) for image in images]
+    x = [image for image, ok in zip(images, readable, strict=True) if ok]
+    x = np.stack(x) if x else np.zeros((0, *source.shape), np.uint8)
+    return _with_labels({"x": x}, source.label, indices[readable])
+
+
+def items_at(source: Source, indices: np.ndarray, max_corrupt: int = 0) -> Batch:
+    """One item for each index, as in `train_batches`: a readable one for each that is not."""
+    return _CountCorrupt(max_corrupt).map(_Read(source.x, source.label).map(indices))
 
 
 @dataclass(frozen=True)
@@ -106,9 +113,7 @@ class _Read(grain.transforms.Map):
         else:
             indices, images = zip(*(self._first_readable(i, corrupt) for i in indices), strict=True)
             batch = {"x": np.stack(images)}
-        if self.label is not None:
-            batch["label"] = self.label[list(indices)]
-        return batch | {"corrupt": corrupt}
+        return _with_labels(batch, self.label, list(indices)) | {"corrupt": corrupt}
 
     def _first_readable(self, i: int, corrupt: dict[str, str]) -> tuple[int, np.ndarray]:
         for j in range(i, i + len(self.x)):
@@ -128,6 +133,10 @@ class _CountCorrupt(grain.transforms.Map):
     def map(self, batch: Batch) -> Batch:
         self._count.add(batch.pop("corrupt"))
         return batch
+
+
+def _with_labels(batch: Batch, label: np.ndarray | None, indices: Sequence[int]) -> Batch:
+    return batch if label is None else batch | {"label": label[indices]}
 
 
 def _read_or_error(x: Images, i: int) -> np.ndarray | CorruptImage:

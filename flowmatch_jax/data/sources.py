@@ -64,6 +64,11 @@ class Source:
         """sha256 of the content: equal for equal data."""
         return self.sha256 or hashlib.sha256(np.ascontiguousarray(self.x)).hexdigest()
 
+    def zeros(self, n: int) -> dict[str, np.ndarray]:
+        """A batch of n items that are zero: its shapes and dtypes."""
+        x = np.zeros((n, *self.shape), np.uint8 if self.is_image else np.float32)
+        return {"x": x} if self.label is None else {"x": x, "label": np.zeros(n, np.int32)}
+
     def __len__(self) -> int:
         return len(self.x)
 

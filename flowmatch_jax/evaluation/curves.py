@@ -12,7 +12,7 @@ import numpy as np
 
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.evaluation.quality import judge_samples, make_reference
-from flowmatch_jax.evaluation.samples import Sampler, make_sampler, sample_key
+from flowmatch_jax.evaluation.samples import Sampler, make_sampler
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.metrics.extractors import score_name
 from flowmatch_jax.progress import progress_bar
@@ -37,10 +37,9 @@ def batch_size(experiment: Experiment) -> int:
 
 def solve_batches(experiment: Experiment, sampler: Sampler, params: Params) -> np.ndarray:
     """config.figures.seeds samples from the same noise for any sampler, [N, ...]."""
-    config, size = experiment.config, batch_size(experiment)
-    batches = range(-(-config.figures.seeds // size))
-    x = [sampler(params, sample_key(config.evaluate.seed, batch)).x for batch in batches]
-    return np.concatenate(x)[: config.figures.seeds]
+    seeds = experiment.config.figures.seeds
+    batches = range(-(-seeds // batch_size(experiment)))
+    return np.concatenate([sampler(params, batch).x for batch in batches])[:seeds]
 
 
 def over_nfe(experiment: Experiment, params: Params) -> Rows:
@@ -88,7 +87,7 @@ def over_training(experiment: Experiment, weights: Iterable[tuple[int, Params]])
     rows = []
     for step, params in progress_bar(weights, desc="over training"):
         if reference is None:
-            nfe = float(sampler(params, sample_key(config.evaluate.seed)).nfe)
+            nfe = float(sampler(params).nfe)
             rows.append({"step": step, "nfe": nfe})
             continue
         count, distance = config.figures.generated, score_name("fd", experiment.extractor.name)
@@ -103,7 +102,7 @@ def paths_of_samples(
     """Figure 6: (t [T], states [T, size, ...]) of samples on their way, by the config's solver."""
     t = np.linspace(0, experiment.path.t_end, times)
     sampler = make_sampler(experiment, size, save_at=t, **experiment.solver())
-    return t, np.asarray(sampler(params, sample_key(experiment.config.evaluate.seed)).trajectory)
+    return t, np.asarray(sampler(params).trajectory)
 
 
 def samples_at(experiment: Experiment, params: Params, size: int, nfe: Sequence[int]) -> np.ndarray:
@@ -113,5 +112,5 @@ def samples_at(experiment: Experiment, params: Params, size: int, nfe: Sequence[
         sampler = make_sampler(
             experiment, size, method="midpoint", steps=steps_for("midpoint", calls)
         )
-        x.append(sampler(params, sample_key(experiment.config.evaluate.seed)).x)
+        x.append(sampler(params).x)
     return np.asarray(x)

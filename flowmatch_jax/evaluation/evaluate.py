@@ -113,7 +113,8 @@ def settings(experiment: Experiment, step: int, reference: Reference | None) -> 
         reference: what samples are held against, if anything.
     """
     config, source = experiment.config, experiment.test_source
-    return {
+    given = {"condition": dict(config.condition)} if experiment.conditioning else {}
+    return given | {
         "step": step,
         "seed": config.seed,
         "evaluation_seed": config.evaluate.seed,

@@ -19,7 +19,7 @@ from flowmatch_jax.arrays import Params
 from flowmatch_jax.data.encoded import CorruptCount
 from flowmatch_jax.data.pipeline import ordered_batches, read_items
 from flowmatch_jax.errors import UserError, section
-from flowmatch_jax.evaluation.samples import Sampler, sample_key
+from flowmatch_jax.evaluation.samples import Sampler
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.files import write_atomically
 from flowmatch_jax.mesh import to_host
@@ -98,8 +98,8 @@ def _training_moments(experiment: Experiment) -> Moments:
     moments = Moments.empty(net.dims)
     batches = ordered_batches(source, BATCH, max_corrupt=experiment.config.data.max_corrupt)
     total = math.ceil(len(source) / BATCH)
-    for images in progress_bar(batches, total=total, desc="reference"):
-        moments = moments.add(features_of(net, images)[0])
+    for batch in progress_bar(batches, total=total, desc="reference"):
+        moments = moments.add(features_of(net, batch["x"])[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(
         path, _npz(mu=moments.mean, sigma=moments.cov, count=moments.count, shape=source.shape)
@@ -113,7 +113,7 @@ def _training_features(experiment: Experiment) -> np.ndarray:
     chosen = np.random.RandomState(0).permutation(len(source))[: config.evaluate.generated]
     corrupt = CorruptCount(config.data.max_corrupt)
     parts = (chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH))
-    images = (read_items(source.x, part, corrupt) for part in parts)
+    images = (read_items(source, part, corrupt)["x"] for part in parts)
     return np.concatenate([features_of(experiment.extractor, x)[0] for x in images])
 
 
@@ -187,8 +187,7 @@ def judge_samples(
     counted.
 
     Args:
-        sampler: its batches start from the noise of `sample_key`; what goes beyond ``count`` in
-            the last one is left out.
+        sampler: of `make_sampler`; what goes beyond ``count`` in its last batch is left out.
         silent: no progress bar.
         partial: (file, settings) of what is known, saved every minute and removed at the end, so
             that a killed evaluation goes on and ends with the same numbers.
@@ -236,7 +235,7 @@ def _draw(
     saved_at = time.monotonic()
     with progress_bar(total=count, initial=tally.drawn, desc="samples", hidden=silent) as bar:
         while tally.drawn < count:
-            solution = sampler(params, sample_key(config.seed, len(tally.nfe)))
+            solution = sampler(params, len(tally.nfe))
             wanted = min(len(solution.x), count - tally.drawn)
             finite = to_host(jnp.isfinite(solution.x).all(axis=(1, 2, 3)))[:wanted]
             features, logits = features_of(net, quantise(solution.x, levels))

@@ -87,6 +87,7 @@ def conditions(record: dict[str, Any]) -> dict[str, Any]:
     likelihood = {k: v for k, v in record["likelihood"].items() if k != "dequantisations"}
     parts = {
         "data": record["data"],
+        "condition": record.get("condition", {}),
         "solver": record["solver"],
         "likelihood": likelihood,
         "samples": record["samples"],

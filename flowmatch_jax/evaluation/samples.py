@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from flowmatch_jax.arrays import Array, Params
+from flowmatch_jax.arrays import Array, Inputs, Params
+from flowmatch_jax.conditioning import Batch
+from flowmatch_jax.data.pipeline import items_at
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.mesh import gather, split_if_even, to_host
 from flowmatch_jax.pictures import save_images, save_points
@@ -19,27 +21,64 @@ from flowmatch_jax.solvers import Solution, integrate
 
 logger = logging.getLogger(__name__)
 
-Sampler = Callable[[Params, Array], Solution]
+# (params, batch=0) -> Solution, the batch being a number
+Sampler = Callable[..., Solution]
+# jitted (params, key, inputs) -> Solution
+GivenSampler = jax.stages.Wrapped
 
 
 def make_sampler(experiment: Experiment, size: int, **solver: Any) -> Sampler:
-    """Compile (params, key) -> Solution with x [size, ...] in model space.
+    """An evaluation's samples, batch by batch: (params, batch=0) -> Solution, x in model space.
+
+    A batch starts from the noise of `sample_key` and is given the `sample_inputs` of its number:
+    the same for all weights, methods and solvers.
 
     Args:
         size: samples in a batch, split over all devices where these divide it.
         **solver: in place of the config's: method, rtol, atol, steps, save_at.
+    """
+    draw_given = make_given_sampler(experiment, size, **solver)
+    seed = experiment.config.evaluate.seed
+
+    def sampler(params: Params, batch: int = 0) -> Solution:
+        inputs = sample_inputs(experiment, size, batch)
+        return draw_given(params, sample_key(seed, batch), inputs)
+
+    return sampler
+
+
+def make_given_sampler(experiment: Experiment, size: int, **solver: Any) -> GivenSampler:
+    """Compile (params, key, inputs) -> Solution with x [size, ...] in model space.
+
+    Args:
+        size, solver: as of `make_sampler`.
     """
     path = experiment.path
     shape = (size, *experiment.train_source.shape)
     options = solver or experiment.solver()
     mesh = experiment.mesh
 
-    def sampler(params: Params, key: Array) -> Solution:
+    def sampler(params: Params, key: Array, inputs: Inputs) -> Solution:
         x0 = split_if_even(draw_source(key, shape, path.source_std), mesh)
-        field = experiment.field(gather(params, mesh))
+        inputs = jax.tree.map(lambda x: split_if_even(x, mesh), inputs)
+        field = experiment.field(gather(params, mesh), **inputs)
         return integrate(field, x0, 0.0, path.t_end, **options)
 
     return jax.jit(sampler)
+
+
+def items_of_batch(experiment: Experiment, size: int, batch: int = 0) -> Batch:
+    """The test images that a batch of samples belongs to: in order, and again from the first."""
+    source = experiment.test_source
+    indices = np.arange(batch * size, (batch + 1) * size) % len(source)
+    return items_at(source, indices, experiment.config.data.max_corrupt)
+
+
+def sample_inputs(experiment: Experiment, size: int, batch: int = 0) -> Inputs:
+    """What a batch of samples is given: labels and low resolution of its test images."""
+    if not experiment.conditioning:
+        return {}
+    return experiment.conditioning.inputs(items_of_batch(experiment, size, batch))
 
 
 def sample_key(seed: int, batch: int = 0) -> Array:
@@ -67,7 +106,7 @@ def draw(
             "x" in model space, float32.
     """
     source = experiment.train_source
-    solution = sampler(params, sample_key(experiment.config.evaluate.seed))
+    solution = sampler(params)
     if not solution.converged:
         logger.warning("The solver gave up on samples at step %d: the field is not finite", step)
     x = to_host(solution.x)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from flowmatch_jax.arrays import Array, Params
+from flowmatch_jax.conditioning import Batch
 from flowmatch_jax.data.pipeline import ordered_batches
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.likelihood import (
@@ -21,13 +22,14 @@ from flowmatch_jax.likelihood import (
 from flowmatch_jax.mesh import gather, split_if_even, to_host
 from flowmatch_jax.progress import progress_bar
 
-# (params, x, key) -> (scores {name: [B]}, nfe [], converged [])
-Scorer = Callable[[Params, Array, Array], tuple[dict[str, Array], Array, Array]]
+# (params, batch, key) -> (scores {name: [B]}, nfe [], converged [])
+Scorer = Callable[[Params, Batch, Array], tuple[dict[str, Array], Array, Array]]
 
 
 def make_scorer(experiment: Experiment) -> Scorer:
-    """Compile the scores of a batch: bits/dim of images by each K, nats of points.
+    """Compile the scores of a batch of the data: bits/dim of images by each K, nats of points.
 
+    Those of a conditional model are of x given the label or the low resolution of the same item.
     Bits/dim are named by `bits_name`.
     """
     config = experiment.config.evaluate
@@ -41,9 +43,10 @@ def make_scorer(experiment: Experiment) -> Scorer:
     source = experiment.test_source
     mesh = experiment.mesh
 
-    def score(params: Params, x: Array, key: Array) -> tuple[dict[str, Array], Array, Array]:
-        x = split_if_even(x, mesh)
-        field = experiment.field(gather(params, mesh))
+    def score(params: Params, batch: Batch, key: Array) -> tuple[dict[str, Array], Array, Array]:
+        batch = jax.tree.map(lambda x: split_if_even(x, mesh), batch)
+        inputs = experiment.conditioning.inputs(batch)
+        x, field = batch["x"], experiment.field(gather(params, mesh), **inputs)
         if not source.is_image:
             result = log_prob(field, x, key, **solve)
             return {"log_likelihood": result.log_prob}, result.nfe, result.converged
@@ -89,11 +92,10 @@ def score_split(experiment: Experiment, scorer: Scorer, params: Params) -> dict[
     batches = ordered_batches(source, size, config.images, corrupt)
     total = math.ceil(min(config.images or math.inf, len(source)) / size)
     parts, costs, converged = [], [], True
-    for i, x in enumerate(progress_bar(batches, total=total, desc="likelihood")):
-        # A short last batch is filled up with its first item: one shape, compiled once.
-        filled = np.concatenate([x, np.repeat(x[:1], size - len(x), axis=0)])
-        scores, nfe, ok = scorer(params, filled, jax.random.fold_in(key, i))
-        parts.append({name: to_host(s).astype(np.float64)[: len(x)] for name, s in scores.items()})
+    for i, batch in enumerate(progress_bar(batches, total=total, desc="likelihood")):
+        n = len(batch["x"])
+        scores, nfe, ok = scorer(params, _filled(batch, size), jax.random.fold_in(key, i))
+        parts.append({name: to_host(s).astype(np.float64)[:n] for name, s in scores.items()})
         costs.append(float(nfe))
         converged = converged and bool(ok)
     results = {}
@@ -105,4 +107,12 @@ def score_split(experiment: Experiment, scorer: Scorer, params: Params) -> dict[
         "images": len(scores),
         "likelihood_nfe": float(np.mean(costs)),
         "converged": converged,
+    }
+
+
+def _filled(batch: Batch, size: int) -> Batch:
+    """A short last batch filled up with its first item: one shape, compiled once."""
+    return {
+        name: np.concatenate([x, np.repeat(x[:1], size - len(x), axis=0)])
+        for name, x in batch.items()
     }

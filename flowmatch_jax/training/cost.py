@@ -40,10 +40,13 @@ def model_flops(experiment: Experiment, batch_size: int | None = None) -> float 
     if hasattr(network, "remat"):
         network = network.clone(remat=False)
     gradient = make_gradient(
-        experiment.objective, pure_apply(network), source.levels, config.data.flip
+        experiment.objective,
+        pure_apply(network),
+        source.levels,
+        config.data.flip,
+        training_inputs=experiment.conditioning.training_inputs,
     )
-    shape = (batch_size or config.train.batch_size, *source.shape)
-    batch = {"x": jax.ShapeDtypeStruct(shape, np.uint8 if source.is_image else np.float32)}
+    batch = jax.eval_shape(lambda: source.zeros(batch_size or config.train.batch_size))
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(experiment.init_params, key)
     return traced_flops(gradient, params, batch, key)

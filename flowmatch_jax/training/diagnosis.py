@@ -82,9 +82,14 @@ def write_diagnosis(experiment: Experiment, state: TrainState, batch: Batch, wor
 
 
 def _gradient(experiment: Experiment, objective: Any) -> Gradient:
-    source, flip = experiment.train_source, experiment.config.data.flip
-    accumulate = experiment.config.train.accumulate
-    return make_gradient(objective, experiment.train_apply, source.levels, flip, accumulate)
+    return make_gradient(
+        objective,
+        experiment.train_apply,
+        experiment.train_source.levels,
+        experiment.config.data.flip,
+        experiment.config.train.accumulate,
+        experiment.conditioning.training_inputs,
+    )
 
 
 def _summaries(gradients: Params) -> Any:

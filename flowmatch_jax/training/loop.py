@@ -135,6 +135,7 @@ class _Run:
             source.levels,
             config.data.flip,
             config.train.accumulate,
+            experiment.conditioning.training_inputs,
         )
         return cls(
             experiment=experiment,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from flowmatch_jax.arrays import Apply, Array, Params
+from flowmatch_jax.arrays import Apply, Array, Inputs, Params
 from flowmatch_jax.mesh import replicated, state_shardings
 from flowmatch_jax.objectives import Batch, Objective
 from flowmatch_jax.pixels import dequantise, random_flip
@@ -18,6 +18,8 @@ from flowmatch_jax.training.state import TrainState, ema_update
 Metrics = dict[str, Array]
 # (params, batch, key) -> (gradients, metrics)
 Gradient = Callable[[Params, Batch, Array], tuple[Params, Metrics]]
+# (batch, key) -> inputs
+TrainingInputs = Callable[[Batch, Array], Inputs]
 # jitted (state, batches, images) -> (state, metrics)
 TrainStep = jax.stages.Wrapped
 
@@ -28,6 +30,7 @@ def make_gradient(
     levels: int | None,
     flip: bool = False,
     microbatches: int = 1,
+    training_inputs: TrainingInputs | None = None,
 ) -> Gradient:
     """The gradient of an objective over a batch of the data as it is stored.
 
@@ -38,6 +41,8 @@ def make_gradient(
         flip: half of the images from left to right.
         microbatches: equal parts of the batch that are gone through one after another, for less
             memory; gradients and metrics are their means.
+        training_inputs: what the network is given of a batch besides t and x_t, made of it as it is
+            stored, after flips; None: nothing.
     """
 
     def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
@@ -45,9 +50,12 @@ def make_gradient(
         x = batch["x"]
         if flip:
             x = random_flip(jax.random.fold_in(data_key, 1), x)
+        inputs = {}
+        if training_inputs is not None:
+            inputs = training_inputs(batch | {"x": x}, jax.random.fold_in(data_key, 2))
         if levels is not None:
             x = dequantise(data_key, x, levels)
-        return objective(apply, params, {"x": x}, objective_key)
+        return objective(apply, params, {"x": x, **inputs}, objective_key)
 
     gradient = jax.grad(loss, has_aux=True)
     return gradient if microbatches == 1 else _accumulated(gradient, microbatches)
@@ -99,7 +107,8 @@ def make_train_step(
     def train_step(
         state: TrainState, batch: Batch, images: Array | None
     ) -> tuple[TrainState, Metrics]:
-        batch = batch if images is None else {"x": images[batch["index"]]}
+        if images is not None:
+            batch = batch | {"x": images[batch["index"]]}
         key = jax.random.fold_in(state.key, state.step)
         gradients, metrics = gradient(state.params, batch, key)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)

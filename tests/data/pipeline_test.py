@@ -119,20 +119,33 @@ class PipelineTest(parameterized.TestCase):
 
     def test_ordered_batches_cover_a_split_once(self):
         batches = list(pipeline.ordered_batches(numbers(25), 10))
-        self.assertEqual([len(batch) for batch in batches], [10, 10, 5])
-        np.testing.assert_array_equal(np.concatenate(batches)[:, 0], range(25))
-        self.assertEqual([len(b) for b in pipeline.ordered_batches(numbers(25), 10, 12)], [10, 2])
+        self.assertEqual([len(batch["x"]) for batch in batches], [10, 10, 5])
+        np.testing.assert_array_equal(np.concatenate([b["x"] for b in batches])[:, 0], range(25))
+        np.testing.assert_array_equal(np.concatenate([b["label"] for b in batches]), range(25))
+        some = pipeline.ordered_batches(numbers(25), 10, 12)
+        self.assertEqual([len(batch["x"]) for batch in some], [10, 2])
 
     def test_ordered_batches_leave_unreadable_images_out(self):
         source = pictures(25, broken=(3, 24))
         with self.assertLogs("flowmatch_jax", "WARNING"):
             batches = list(pipeline.ordered_batches(source, 12, max_corrupt=2))
-        self.assertEqual([len(batch) for batch in batches], [11, 12])
+        for batch, n in zip(batches, (11, 12), strict=False):
+            self.assertLen(batch["x"], n)
+            np.testing.assert_array_equal(batch["x"][:, 0, 0, 0], batch["label"])
         with (
             self.assertLogs("flowmatch_jax", "WARNING"),
             self.assertRaisesRegex(UserError, "max_corrupt: got 1"),
         ):
             list(pipeline.ordered_batches(source, 12, max_corrupt=1))
+
+    def test_items_at_indices(self):
+        items = pipeline.items_at(numbers(25), np.array([24, 0, 3]))
+        np.testing.assert_array_equal(items["x"][:, 0], [24, 0, 3])
+        np.testing.assert_array_equal(items["label"], [24, 0, 3])
+        with self.assertLogs("flowmatch_jax", "WARNING"):
+            items = pipeline.items_at(pictures(25, broken=(3,)), np.array([3, 5]), max_corrupt=1)
+        np.testing.assert_array_equal(items["x"][:, 0, 0, 0], [4, 5])  # the next stands in
+        np.testing.assert_array_equal(items["label"], [4, 5])
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class CurvesTest(parameterized.TestCase):
     def test_over_training(self):
         rows = curves.over_training(images(20.0), [(10, ONE), (20, ONE / 10)])
         self.assertEqual([row["step"] for row in rows], [10, 20])
-        nfe = make_sampler(images(20.0), 8)(ONE, sample_key(1)).nfe
+        nfe = make_sampler(images(20.0), 8)(ONE).nfe
         self.assertGreater(nfe, rows[1]["nfe"])
         self.assertAlmostEqual(rows[0]["nfe"], float(nfe), delta=6)  # a mean over batches
         self.assertGreater(rows[0]["fd_pixels"], rows[1]["fd_pixels"])  # further off
@@ -62,7 +62,7 @@ class CurvesTest(parameterized.TestCase):
 
     def test_samples_at_few_calls_start_from_the_same_noise(self):
         x = curves.samples_at(points(), ONE, 6, (2, 4, 8))
-        end = make_sampler(points(), 6)(ONE, sample_key(1)).x
+        end = make_sampler(points(), 6)(ONE).x
         errors = np.abs(x - np.asarray(end)).max(axis=(1, 2))
         self.assertTrue((np.diff(errors) < 0).all())
         self.assertLess(errors[-1], 0.01)

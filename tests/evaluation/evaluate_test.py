@@ -27,10 +27,10 @@ class GridTest(absltest.TestCase):
         """dx/dt = x / 2 on a path that ends a little before 1, there and back."""
         experiment = points(**EDM, path__name="vp", path__vp__eps=0.01)
         grow = np.exp(0.5 * 0.99)
-        solution = make_sampler(experiment, 8)(ONE, sample_key(1))
+        solution = make_sampler(experiment, 8)(ONE)
         noise = draw_source(sample_key(1), (8, 2))
         np.testing.assert_allclose(solution.x, grow * noise, rtol=1e-4)
-        scores, nfe, _ = make_scorer(experiment)(ONE, solution.x, score_key(1))
+        scores, nfe, _ = make_scorer(experiment)(ONE, {"x": solution.x}, score_key(1))
         expected = norm(scale=grow).logpdf(solution.x).sum(axis=1)
         np.testing.assert_allclose(scores["log_likelihood"], expected, rtol=1e-3)
         self.assertEqual((solution.nfe, nfe), (100, 100))

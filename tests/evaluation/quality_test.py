@@ -91,11 +91,11 @@ class QualityTest(absltest.TestCase):
         drawn = []
 
         def killed_at(batches):
-            def sample(params, key):
+            def sample(params, batch):
                 if len(drawn) == batches:
                     raise KeyboardInterrupt
-                drawn.append(key)
-                return sampler(params, key)
+                drawn.append(batch)
+                return sampler(params, batch)
 
             return sample
 
@@ -121,8 +121,8 @@ class QualityTest(absltest.TestCase):
     def test_samples_that_are_not_finite_are_counted_and_left_out(self):
         held, sampler = reference(self.noise(2)), make_sampler(images(), 8)
 
-        def broken(params, key):
-            solution = sampler(params, key)
+        def broken(params, batch):
+            solution = sampler(params, batch)
             return solution._replace(x=solution.x.at[3, 0, 0, 0].set(np.nan))
 
         judged = self.judge(16, held, sampler=broken)

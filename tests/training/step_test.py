@@ -130,6 +130,43 @@ class TrainStepTest(absltest.TestCase):
         given, _ = self.step(self.init(), stack({"x": images[index]}))
         jax.tree.map(np.testing.assert_array_equal, picked.params, given.params)
 
+    def test_labels_go_with_images_on_the_device(self):
+        objective = lambda apply, params, batch, key: (  # noqa: E731
+            0.0 * params["w"],
+            {"loss": jnp.zeros(()), "apart": jnp.abs(batch["x"][:, 0] - batch["label"]).max()},
+        )
+        init = lambda: init_state(lambda key: {"w": jnp.zeros(())}, self.optimizer, 0)  # noqa: E731
+        labels = lambda batch, key: {"label": batch["label"]}  # noqa: E731
+        gradient = make_gradient(objective, None, None, training_inputs=labels)
+        step = make_train_step(jax.eval_shape(init), make_mesh(), gradient, self.optimizer, 0.5)
+        x, index = np.arange(50, dtype=np.float32)[:, None], np.array([7, 3, 3, 49])
+        _, metrics = step(
+            init(), stack({"index": index, "label": index}), put_whole(x, make_mesh())
+        )
+        self.assertEqual(metrics["apart"], 0)
+
+    def test_inputs_are_of_the_images_as_the_objective_sees_them(self):
+        """Whole levels, after flips; with a key of their own, one for each part of the batch."""
+
+        def objective(apply, params, batch, key):
+            same = (quantise(batch["x"], 256) == batch["condition"]).all()
+            return 0.0 * params["w"], {"same": same, "label": batch["label"].sum()}
+
+        def training_inputs(batch, key):
+            label = jnp.where(jax.random.bernoulli(key, 0.5, batch["label"].shape), 0, 1)
+            return {"condition": batch["x"], "label": label}
+
+        images = {
+            "x": np.random.RandomState(0).randint(0, 256, (64, 4, 4, 1)).astype(np.uint8),
+            "label": np.zeros(64, np.int32),
+        }
+        for parts in (1, 2):
+            gradient = make_gradient(objective, None, 256, True, parts, training_inputs)
+            params = {"w": jnp.zeros(())}
+            (_, first), (_, second) = (gradient(params, images, jax.random.key(i)) for i in (0, 1))
+            self.assertEqual((first["same"], second["same"]), (1, 1))
+            self.assertNotEqual(first["label"], second["label"])
+
     def test_flips_change_with_the_key(self):
         def objective(apply, params, batch, key):
             mirrored = quantise(batch["x"], 256)[:, 0, 0, 0] == 1
