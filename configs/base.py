@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
 
     config.objective = ConfigDict()
     # flow_matching | ddpm | score_matching | scoreflow | maximum_likelihood
+    # for super-resolution, without a vector field: regression | sr3
     config.objective.name = "flow_matching"
     config.objective.predicts = "velocity"  # the network's output: velocity | noise | score | data
     config.objective.coupling = "independent"  # how noise and data of a batch are paired
@@ -66,6 +67,11 @@ def get_config() -> ConfigDict:
     config.maximum_likelihood.adjoint = "checkpointed"  # checkpointed | backsolve
     config.maximum_likelihood.divergence = "hutchinson"  # hutchinson | exact
     config.maximum_likelihood.probes = 1
+
+    # Noise levels of the objective sr3, on the VP path.
+    config.sr3 = ConfigDict()
+    config.sr3.levels = 2000  # between whose neighbours training draws
+    config.sr3.steps = 100  # of ancestral sampling, each a call of the network
 
     config.network = ConfigDict()
     config.network.name = "unet"  # unet (images) | mlp (points)

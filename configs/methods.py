@@ -45,3 +45,17 @@ def ve(config: ConfigDict) -> ConfigDict:
     config.path.name = "ve"
     config.objective.predicts = "data"
     return config
+
+
+def regression(config: ConfigDict) -> ConfigDict:
+    """The network's mean prediction in one call, for super-resolution alone; it has no path."""
+    config.objective.name = "regression"
+    config.objective.predicts = "data"
+    return config
+
+
+def sr3(config: ConfigDict) -> ConfigDict:
+    """SR3: noise matching at noise levels of the VP path, ancestral sampling."""
+    config.objective.name = "sr3"
+    config.objective.predicts = "noise"
+    return vp(config)

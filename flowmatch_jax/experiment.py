@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from flowmatch_jax import likelihood, predictions, solvers
-from flowmatch_jax.arrays import Apply, Array, Field, Params
+from flowmatch_jax import ancestral, likelihood, objectives, predictions, solvers
+from flowmatch_jax.arrays import Apply, Array, Field, Inputs, Params
 from flowmatch_jax.conditioning import Conditioning
 from flowmatch_jax.couplings import COUPLINGS
 from flowmatch_jax.data import sets
@@ -28,13 +28,16 @@ from flowmatch_jax.metrics.extractors import EXTRACTORS, load_extractor
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.networks.unet import UNet
-from flowmatch_jax.objectives import OBJECTIVES, Objective, Time, maximum_likelihood
+from flowmatch_jax.objectives import OBJECTIVES, Objective, Time
 from flowmatch_jax.paths import PATHS, GaussianPath
 from flowmatch_jax.predictions import vector_field
 from flowmatch_jax.times import GRIDS, TIMES
 
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 WEIGHTS = ("ema", "raw")
+# Objectives that do not regress on a point of the path.
+OTHER_OBJECTIVES = ("maximum_likelihood", "regression", "sr3")
+WITHOUT_FIELD = {"regression": "data", "sr3": "noise"}  # and what their network predicts
 SCORES = ("inception_score", "kernel_distance", "precision_recall")
 # Of config.data: what says which set, and how it is kept.
 FIELDS_OF_SET = ("name", "version", "data_dir", "size", "storage", "max_corrupt")
@@ -73,6 +76,32 @@ class Experiment:
         """The vector field of these parameters, given inputs (see `conditioning`)."""
         predicts = self.config.objective.predicts
         return vector_field(self.apply, params, self.path, predicts, **inputs)
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether it has a vector field, and so likelihoods and solvers to choose from."""
+        return self.config.objective.name not in WITHOUT_FIELD
+
+    def generate(
+        self, params: Params, x0: Array, key: Array, inputs: Inputs, **solver: Any
+    ) -> solvers.Solution:
+        """x0 [B, ...] of the source made into samples, in the way of the method.
+
+        Args:
+            key: of the noise on the way, for SR3 alone.
+            inputs: what the samples are given.
+            **solver: in place of the config's, for flows alone.
+        """
+        name = self.config.objective.name
+        if name == "regression":
+            x = predictions.point_estimate(self.apply, params, x0.shape, **inputs)
+            return solvers.counted(x, 1)
+        if name == "sr3":
+            predict = lambda a, x: self.apply(params, a, x, **inputs)  # noqa: E731
+            levels = ancestral.noise_levels(self.path, self.config.sr3.steps)
+            return ancestral.sample(predict, key, x0, levels)
+        field, options = self.field(params, **inputs), solver or self.solver()
+        return solvers.integrate(field, x0, 0.0, self.path.t_end, **options)
 
     def solver(self) -> dict[str, Any]:
         """The solver's options, as `solvers.integrate` takes them from 0 to the path's end."""
@@ -165,17 +194,32 @@ def _path(config: ConfigDict) -> GaussianPath:
 def _objective(config: ConfigDict, path: GaussianPath) -> Objective:
     fields = config.objective
     with section("config.objective"):
-        one_of("name", fields.name, (*OBJECTIVES, "maximum_likelihood"))
-        predictions.validate(fields.predicts, path)
+        one_of("name", fields.name, (*OBJECTIVES, *OTHER_OBJECTIVES))
         one_of("coupling", fields.coupling, COUPLINGS)
         one_of("time", fields.time, TIMES)
+        if fields.name in WITHOUT_FIELD:
+            return _without_field(config, path)
+        predictions.validate(fields.predicts, path)
     if fields.name == "maximum_likelihood":
         if config.network.name == "unet" and config.network.unet.dropout > 0:
             allowed = "maximum likelihood solves through one field, without dropout: set it to 0"
             raise UserError("config.network.unet.dropout", config.network.unet.dropout, allowed)
-        return maximum_likelihood(path, fields.predicts, **config.maximum_likelihood)
+        return objectives.maximum_likelihood(path, fields.predicts, **config.maximum_likelihood)
     with section("config.objective"):
         return _regression(fields, path, TIMES[fields.time])
+
+
+def _without_field(config: ConfigDict, path: GaussianPath) -> Objective:
+    name = config.objective.name
+    one_of("predicts", config.objective.predicts, [WITHOUT_FIELD[name]])
+    if name == "sr3":
+        if config.path.name != "vp":
+            raise UserError("name", name, "its noise levels are those of path vp: use that")
+        return objectives.sr3(ancestral.noise_levels(path, config.sr3.levels))
+    if config.condition.low_resolution is None:
+        allowed = "it is a function of the low resolution: set config.condition.low_resolution"
+        raise UserError("name", name, allowed)
+    return objectives.regression
 
 
 def _regression(fields: ConfigDict, path: GaussianPath, time: Time) -> Objective:
@@ -245,6 +289,9 @@ def _check_numbers(config: ConfigDict) -> None:
         at_least("probes", fields.pop("probes"), 1)
         at_least("max_steps", fields.pop("max_steps"), 1)
         solvers.validate(**fields)
+    with section("config.sr3"):
+        for name in ("levels", "steps"):
+            at_least(name, config.sr3[name], 1)
     with section("config.evaluate"):
         one_of("divergence", config.evaluate.divergence, likelihood.DIVERGENCES)
         at_least("seed", config.evaluate.seed, 0)

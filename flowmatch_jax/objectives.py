@@ -7,7 +7,8 @@ a dict of scalars to log. ``batch["x"]`` is x_1 [B, ...] in model space; "label"
 Those of OBJECTIVES regress on a point of the path, x_t = sigma_t x_0 + mu_t, and differ in the
 residual they square; it is averaged over dimensions, so that losses compare across image sizes.
 `maximum_likelihood`, what continuous normalizing flows were trained by before, solves the flow
-itself in each step instead. Each regression takes
+itself in each step instead. `sr3` and `regression` are what super-resolution is compared with.
+Each regression on the path takes
 
     path: the conditional path;
     predicts: what the network's output means (see `predictions`);
@@ -24,8 +25,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flowmatch_jax import couplings, predictions, times
-from flowmatch_jax.arrays import Apply, Array, Params
+from flowmatch_jax import ancestral, couplings, predictions, times
+from flowmatch_jax.arrays import Apply, Array, Inputs, Params, expand_time
 from flowmatch_jax.errors import UserError
 from flowmatch_jax.likelihood import log_prob
 from flowmatch_jax.paths import GaussianPath, coefficients, flow_and_velocity, starts_without_data
@@ -129,14 +130,51 @@ def maximum_likelihood(path: GaussianPath, predicts: str = "velocity", **solve: 
         apply: Apply, params: Params, batch: Batch, key: Array
     ) -> tuple[Array, dict[str, Array]]:
         x1 = batch["x"]
-        inputs = {name: batch.get(name) for name in ("label", "condition")}
-        field = predictions.vector_field(apply, params, path, predicts, **inputs)
+        field = predictions.vector_field(apply, params, path, predicts, **_inputs(batch))
         result = log_prob(field, x1, key, source_std=path.source_std, t1=path.t_end, **solve)
         loss = -jnp.mean(result.log_prob) / math.prod(x1.shape[1:])
         cost = {"nfe": result.nfe, "converged": result.converged}
         return loss, {"loss": loss} | {name: n.astype(x1.dtype) for name, n in cost.items()}
 
     return objective
+
+
+def sr3(levels: Array) -> Objective:
+    """SR3's, E ||eps(x_a, a) - x_0||^2 of x_a = a x_1 + sqrt(1 - a^2) x_0.
+
+    The network is told the noise level a in the place of t (Saharia et al. 2021, Eq. 6, squared).
+
+    Args:
+        levels: the schedule between whose neighbours a is drawn, see `ancestral`.
+    """
+
+    def objective(
+        apply: Apply, params: Params, batch: Batch, key: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        noise_key, level_key, dropout_key = jax.random.split(key, 3)
+        x1 = batch["x"]
+        x0 = jax.random.normal(noise_key, x1.shape, x1.dtype)
+        a = ancestral.draw_levels(level_key, x1.shape[0], levels)
+        signal, noise = (expand_time(c, x1) for c in (a, jnp.sqrt(1 - a**2)))
+        output = apply(params, a, signal * x1 + noise * x0, **_inputs(batch), key=dropout_key)
+        loss = jnp.mean((output - x0) ** 2)
+        return loss, {"loss": loss}
+
+    return objective
+
+
+def regression(
+    apply: Apply, params: Params, batch: Batch, key: Array
+) -> tuple[Array, dict[str, Array]]:
+    """E ||f(condition) - x_1||^2, an objective as it is: f learns the mean of all x_1 that fit."""
+    x1 = batch["x"]
+    output = predictions.point_estimate(apply, params, x1.shape, key, **_inputs(batch))
+    loss = jnp.mean((output - x1) ** 2)
+    return loss, {"loss": loss}
+
+
+def _inputs(batch: Batch) -> Inputs:
+    return {name: batch.get(name) for name in ("label", "condition")}
 
 
 def _score_error(
@@ -158,16 +196,15 @@ def _regression(
         x0 = coupling(noise_key, x1)
         t = time(time_key, x1.shape[0], path.t_end)
         x_t, u_t = flow_and_velocity(path, t, x0, x1)
-        inputs = {name: batch.get(name) for name in ("label", "condition")}
         x_in = predictions.network_input(path, t, x_t)
-        output = apply(params, t, x_in, **inputs, key=dropout_key)
+        output = apply(params, t, x_in, **_inputs(batch), key=dropout_key)
         loss = jnp.mean(residual(t, x_t, x0, u_t, output) ** 2)
         return loss, {"loss": loss}
 
     return objective
 
 
-# The regressions, name -> function (path, predicts, coupling, time).
+# The regressions on the path, name -> function (path, predicts, coupling, time).
 OBJECTIVES = {
     "flow_matching": flow_matching,
     "ddpm": noise_matching,

@@ -129,3 +129,18 @@ def vector_field(
         return convert(path, t, x, output, predicts, "velocity")
 
     return field
+
+
+def point_estimate(
+    apply: Apply, params: Params, shape: tuple[int, ...], key: Array | None = None, **inputs: Array
+) -> Array:
+    """What a network that was trained as a regression makes of its inputs alone: [B, ...].
+
+    It is the network of the other methods, at t = 0 and with an x that is zero.
+
+    Args:
+        shape: of the result.
+        key: of dropout, in training.
+        **inputs: label and condition, as `vector_field` takes them.
+    """
+    return apply(params, jnp.zeros(shape[0]), jnp.zeros(shape), **inputs, key=key)

@@ -22,7 +22,7 @@ FLOORS = [
         "processes",
         "hardware",
     },
-    {"predictions", "marginals", "likelihood", "sampling", "pictures", "conditioning"},
+    {"ancestral", "predictions", "marginals", "likelihood", "sampling", "pictures", "conditioning"},
     {"objectives"},  # the upper half of WORKSPACE.md's floor 3
     {"data", "metrics", "plots"},
     {"command_line", "experiment", "launch", "workdir"},

@@ -1,7 +1,9 @@
+import dataclasses
 import importlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from configs import checkerboard_ot, digits_ot
@@ -73,6 +75,41 @@ class BuildTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, "config.objective.predicts: got 'noise'"):
             build(config)
 
+    def test_methods_without_a_field(self):
+        config = digits_ot.get_config()
+        config.objective.update(name="regression", predicts="data")
+        with self.assertRaisesRegex(UserError, "config.objective.name.*low_resolution"):
+            build(config)
+        config.condition.low_resolution = 4
+        self.assertFalse(build(config).is_flow)
+        config.objective.name = "sr3"
+        with self.assertRaisesRegex(UserError, "config.objective.predicts: got 'data'; .*noise"):
+            build(config)
+        config.objective.predicts = "noise"
+        with self.assertRaisesRegex(UserError, "config.objective.name: got 'sr3'; .*path vp"):
+            build(config)
+        config.path.name = "vp"
+        self.assertFalse(build(config).is_flow)
+
+    @parameterized.parameters(("regression", "data", "ot", 1), ("sr3", "noise", "vp", 7))
+    def test_samples_of_methods_without_a_field(self, name, predicts, path, calls):
+        """Of a network that repeats its condition, or finds the noise that leads to it."""
+        config = digits_ot.get_config()
+        config.objective.update(name=name, predicts=predicts)
+        config.path.name, config.condition.low_resolution, config.sr3.steps = path, 4, 7
+
+        def apply(params, t, x, condition, key=None):
+            if name == "regression":
+                return condition + x + t[:, None, None, None]
+            return (x - t * condition) / jnp.sqrt(1 - t**2)
+
+        experiment = dataclasses.replace(build(config), apply=apply)
+        inputs = experiment.conditioning.inputs(experiment.test_source[:3])
+        x0 = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
+        solution = experiment.generate(None, x0, jax.random.key(1), inputs)
+        np.testing.assert_allclose(solution.x, inputs["condition"], atol=5e-3)
+        self.assertEqual(solution.nfe, calls)
+
     def test_low_precision_is_for_training_only(self):
         config = digits_ot.get_config()
         config.network.dtype = "bfloat16"
@@ -132,6 +169,8 @@ class BuildTest(parameterized.TestCase):
         ("evaluate.images", 1),
         ("evaluate.divergence", "trace"),
         ("mesh.fsdp", 0),
+        ("sr3.levels", 0),
+        ("sr3.steps", 0),
         ("condition.label_dropout", 1.0),
         ("condition.low_resolution", 8),
         ("condition.low_resolution", 3),

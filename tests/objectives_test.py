@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
+from scipy.stats import kstest
 
 from flowmatch_jax import objectives, paths, predictions
 from flowmatch_jax.errors import UserError
@@ -120,6 +121,41 @@ class DiffusionTest(parameterized.TestCase):
     def test_scoreflow_needs_a_diffusion(self):
         with self.assertRaisesRegex(UserError, "no diffusion"):
             objectives.scoreflow(PATHS["ot"])
+
+
+class NoiseLevelTest(absltest.TestCase):
+    def test_what_the_network_gets(self):
+        """A level for each sample, in the place of t, of a point that has it."""
+        seen = {}
+
+        def apply(params, a, x, **inputs):
+            seen.update(a=a, x=x, **inputs)
+            return jnp.zeros_like(x)
+
+        levels = jnp.array([0.2, 0.5, 1.0])
+        batch = {"x": jnp.full((5000, 2, 2, 1), 3.0), "condition": jnp.ones((5000, 2, 2, 1))}
+        loss, _ = objectives.sr3(levels)(apply, None, batch, jax.random.key(0))
+        self.assertLess(abs(float(loss) - 1), 4 * np.sqrt(2 / 20_000))  # E x_0^2
+        self.assertIsNotNone(seen["key"])
+        np.testing.assert_array_equal(seen["condition"], batch["condition"])
+        a = np.asarray(seen["a"])
+        self.assertBetween(a.min(), 0.2, 0.21)
+        self.assertAlmostEqual(np.mean(a < 0.5), 0.5, delta=4 * 0.5 / np.sqrt(5000))
+        # x_a = 3 a + sqrt(1 - a^2) x_0
+        x0 = (np.asarray(seen["x"])[:, 0, 0, 0] - 3 * a) / np.sqrt(1 - a**2)
+        self.assertGreater(kstest(x0, "norm").pvalue, 1e-3)
+
+
+class RegressionTest(absltest.TestCase):
+    def test_squared_error_of_what_the_condition_tells(self):
+        def apply(params, t, x, condition=None, **_):
+            return condition + params + t[:, None] + x
+
+        x = jnp.arange(6.0).reshape(3, 2)
+        loss, _ = objectives.regression(
+            apply, 0.5, {"x": x, "condition": x[::-1]}, jax.random.key(0)
+        )
+        self.assertAlmostEqual(float(loss), float(jnp.mean((x[::-1] + 0.5 - x) ** 2)), places=5)
 
 
 class MaximumLikelihoodTest(Float64TestCase):

@@ -19,7 +19,9 @@ METHODS = {
     ("flow_matching", "vp"): "FM w/ Diffusion",
     ("flow_matching", "ot"): "FM w/ OT",
     ("flow_matching", "ve"): "FM w/ VE",
+    ("sr3", "vp"): "SR3",
 }
+WITHOUT_PATH = {"maximum_likelihood": "CNF, maximum likelihood", "regression": "Regression"}
 # Sections of a config that do not change what is trained.
 EVALUATION = ("solver", "evaluate", "figures", "mesh")
 
@@ -42,11 +44,8 @@ class Run:
 
     @property
     def method(self) -> str:
-        """The paper's name of the method, or objective and path."""
-        objective, path = self.config["objective"]["name"], self.config["path"]["name"]
-        if objective == "maximum_likelihood":
-            return "CNF, maximum likelihood"
-        return METHODS.get((objective, path), f"{objective}, {path}")
+        """See `method_name`."""
+        return method_name(self.config["objective"]["name"], self.config["path"]["name"])
 
     def milliseconds_a_step(self) -> float | None:
         """Median over the measurements of training; None where there are none."""
@@ -57,6 +56,13 @@ class Run:
         # The first interval compiles.
         rates = rates[1:] or rates
         return 1000 * self.config["train"]["batch_size"] / median(rates) if rates else None
+
+
+def method_name(objective: str, path: str) -> str:
+    """The paper's name of the method, or objective and path."""
+    if objective in WITHOUT_PATH:
+        return WITHOUT_PATH[objective]
+    return METHODS.get((objective, path), f"{objective}, {path}")
 
 
 def load_run(workdir: Path) -> Run:

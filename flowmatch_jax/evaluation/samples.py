@@ -17,7 +17,7 @@ from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.mesh import gather, split_if_even, to_host
 from flowmatch_jax.pictures import save_images, save_points
 from flowmatch_jax.sampling import draw_source
-from flowmatch_jax.solvers import Solution, integrate
+from flowmatch_jax.solvers import Solution
 
 logger = logging.getLogger(__name__)
 
@@ -55,14 +55,13 @@ def make_given_sampler(experiment: Experiment, size: int, **solver: Any) -> Give
     """
     path = experiment.path
     shape = (size, *experiment.train_source.shape)
-    options = solver or experiment.solver()
     mesh = experiment.mesh
 
     def sampler(params: Params, key: Array, inputs: Inputs) -> Solution:
         x0 = split_if_even(draw_source(key, shape, path.source_std), mesh)
         inputs = jax.tree.map(lambda x: split_if_even(x, mesh), inputs)
-        field = experiment.field(gather(params, mesh), **inputs)
-        return integrate(field, x0, 0.0, path.t_end, **options)
+        noise_key = jax.random.fold_in(key, 0)
+        return experiment.generate(gather(params, mesh), x0, noise_key, inputs, **solver)
 
     return jax.jit(sampler)
 

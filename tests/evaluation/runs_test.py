@@ -23,6 +23,8 @@ class RunsTest(parameterized.TestCase):
         ("flow_matching", "vp", "FM w/ Diffusion"),
         ("ddpm", "vp", "DDPM"),
         ("maximum_likelihood", "ot", "CNF, maximum likelihood"),
+        ("regression", "ot", "Regression"),
+        ("sr3", "vp", "SR3"),
         ("ddpm", "ve", "ddpm, ve"),
     )
     def test_names_of_the_paper(self, objective, path, name):
