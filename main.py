@@ -50,6 +50,10 @@ MODES = {
     "compare": ("data", "methods", "seeds"),
 }
 
+# What is compared where --methods does not say, in the order of the paper's tables.
+METHODS = ("ot", "vp", "ddpm", "score", "scoreflow")
+SUPER_RESOLUTION_METHODS = ("regression", "sr3", "ot")
+
 _CONFIG = flags.DEFINE_string(
     "config", None, "A file of configs/; override a field with --config.section.field=value."
 )
@@ -67,7 +71,10 @@ _MODE = flags.DEFINE_string(
 _RUNS = flags.DEFINE_list("runs", [], "Folders of the runs to report.")
 _DATA = flags.DEFINE_list("data", ["checkerboard", "digits"], "Data sets to compare methods on.")
 _METHODS = flags.DEFINE_list(
-    "methods", ["ot", "vp", "ddpm", "score", "scoreflow"], "Of configs/<data>_<method>.py."
+    "methods",
+    None,
+    f"Of configs/<data>_<method>.py. Default: {','.join(METHODS)}; of super-resolution "
+    f"{','.join(SUPER_RESOLUTION_METHODS)}.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds that each method of a comparison is run with.")
 _COORDINATOR = flags.DEFINE_string(
@@ -169,9 +176,20 @@ def run(mode: str, config: FrozenConfigDict, workdir: Path) -> None:
         evaluate(experiment, sampler, weights, step, workdir)
 
 
+def compared(data: str, methods: Sequence[str] | None) -> dict[str, str]:
+    """Method -> config file, of the methods that are compared on a data set.
+
+    A file configs/<data>.py is super-resolution's, by flow matching with the OT path.
+    """
+    own = Path(f"configs/{data}.py")
+    names = methods or (SUPER_RESOLUTION_METHODS if own.exists() else METHODS)
+    files = {name: f"configs/{data}_{name}.py" for name in names}
+    return files | ({"ot": str(own)} if own.exists() and "ot" in names else {})
+
+
 def compare(
     data: Sequence[str],
-    methods: Sequence[str],
+    methods: Sequence[str] | None,
     seeds: Sequence[int],
     overrides: list[str],
     folder: Path,
@@ -182,11 +200,9 @@ def compare(
     drawn of the first seed's runs.
     """
     configs = {
-        (name, method, seed): load_config(
-            f"configs/{name}_{method}.py", [*overrides, f"--config.seed={seed}"]
-        )
+        (name, method, seed): load_config(file, [*overrides, f"--config.seed={seed}"])
         for name in data
-        for method in methods
+        for method, file in compared(name, methods).items()
         for seed in seeds
     }
     for config in configs.values():  # a mistake shows before any training

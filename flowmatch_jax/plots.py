@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 
 from flowmatch_jax.pictures import image_grid, to_uint8
 
+DPI = 110
+
 # {label: (x, y)}, the numbers in the order in which they are joined
 Curves = dict[str, tuple[Sequence[float], Sequence[float]]]
 
@@ -21,7 +23,7 @@ Curves = dict[str, tuple[Sequence[float], Sequence[float]]]
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG, its folder where that is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    figure.savefig(path, dpi=DPI, bbox_inches="tight")
 
 
 def save_curves(
@@ -97,9 +99,11 @@ def save_point_rows(
 
 
 def save_image_rows(path: Path, rows: dict[str, np.ndarray], levels: int) -> None:
-    """Images in model space, a row [N, H, W, 1 or 3] for each label."""
+    """Images in model space, a row [N, H, W, 1 or 3] for each label; no pixel is lost."""
     images = {label: to_uint8(x, levels) for label, x in rows.items()}
-    figure = Figure(figsize=(6, 0.6 * len(rows)))
+    n, height, width, _ = next(iter(images.values())).shape
+    across = max(6, n * (width + 1) / DPI)
+    figure = Figure(figsize=(across, max(0.6, across * height / (n * width)) * len(rows)))
     for axes, (label, row) in zip(
         figure.subplots(len(rows), 1, squeeze=False)[:, 0], images.items(), strict=True
     ):

@@ -24,6 +24,7 @@ ITEMS = {
     "imagenet32": ((32, 32, 3), 256),
     "imagenet64": ((64, 64, 3), 256),
     "imagenet128": ((128, 128, 3), 256),
+    "imagenet256": ((256, 256, 3), 256),
 }
 # method -> (path, objective, what the network predicts)
 METHODS = {
@@ -133,6 +134,29 @@ TUNED = {
     "solver.steps": 50,
     "solver.grid": "edm",
 }
+# data set, sides in pixels
+SUPER_RESOLUTION = {
+    "digits_sr4_8": ("digits", 4, 8),
+    "emoji_sr16_64": ("folder", 16, 64),
+    "emoji_sr64_256": ("folder", 64, 256),
+    "imagenet_sr64_256": ("imagenet256", 64, 256),
+}
+SR3_S_PROTOCOL = {
+    "network.dtype": "bfloat16",
+    "network.unet.channels": 192,
+    "network.unet.depth": 2,
+    "network.unet.multipliers": (1, 1, 2, 2, 4, 4),
+    "network.unet.attention_sides": (32, 16, 8),
+    "network.unet.scale_shift_norm": True,
+    "network.unet.residual_resampling": True,
+    "network.unet.remat": True,
+    "optimizer.learning_rate": 1e-4,
+    "optimizer.warmup_steps": 10_000,
+    "optimizer.schedule": "constant",
+    "train.batch_size": 256,
+    "train.steps": 1_000_000,
+    "condition.filter": "bicubic",
+}
 PARAMETERS = {
     "fashion_mnist_ot": 1_191_233,
     "folder_ot": 23_034_307,
@@ -188,7 +212,9 @@ class EveryConfigTest(ConfigTestCase):
     @parameterized.parameters(*NAMES)
     def test_builds(self, name):
         config = load(name)
-        self.assertTrue(name.startswith(config.data.name))
+        of_sr = [data for sr, (data, *_) in SUPER_RESOLUTION.items() if name.startswith(sr)]
+        named = [data for data in (*ITEMS, "folder") if name.startswith(data)]
+        self.assertIn(config.data.name, of_sr or named)
         build(config)
         schedule(config)
         fields = config.optimizer
@@ -209,7 +235,7 @@ class EveryConfigTest(ConfigTestCase):
             (built.t_end, built.source_std), (1, 50) if path == "ve" else (1 - 1e-5, 1)
         )
 
-    @parameterized.parameters(*ITEMS, "folder")
+    @parameterized.parameters(*[name for name in ITEMS if name != "imagenet256"], "folder")
     def test_each_data_set_has_the_paper_s_methods(self, data):
         self.assertContainsSubset({f"{data}_{method}" for method in ("ot", *OF_THE_PAPER)}, NAMES)
 
@@ -242,6 +268,34 @@ class PaperTest(ConfigTestCase):
             ends = (1e-8, peak, 1e-8)
         steps = (0, config.optimizer.warmup_steps, config.train.steps)
         np.testing.assert_allclose([float(rate(step)) for step in steps], ends, 1e-3, 1e-10)
+
+
+class SuperResolutionTest(ConfigTestCase):
+    @parameterized.parameters(*SUPER_RESOLUTION)
+    def test_data_and_methods(self, name):
+        data, low, high = SUPER_RESOLUTION[name]
+        config = load(name)
+        self.check(config, {"data.name": data, "condition.low_resolution": low, "path.name": "ot"})
+        built = build(load(name))
+        self.assertEqual(built.train_source.shape[0], high)
+        self.assertEqual(built.network.condition_channels, built.train_source.shape[-1])
+        for method, (path, predicts) in {
+            "regression": ("ot", "data"),
+            "sr3": ("vp", "noise"),
+        }.items():
+            expected = load(name)
+            expected.path.name = path
+            expected.objective.update(name=method, predicts=predicts)
+            if (name, method) == ("imagenet_sr64_256", "regression"):
+                expected.optimizer.learning_rate = 1e-5  # SR3's
+            self.assertEqual(load(f"{name}_{method}").to_dict(), expected.to_dict())
+
+    def test_imagenet(self):
+        self.check(load("imagenet_sr64_256"), SR3_S_PROTOCOL)
+        # ADM's upsampler has 1,000 classes of 768 numbers more, and three outputs (variances).
+        count = count_parameters("imagenet_sr64_256")
+        of_classes, of_variances = 1000 * 768, 3 * (9 * 192 + 1)
+        self.assertAlmostEqual((count + of_classes + of_variances) / 1e6, 312, delta=0.5)
 
 
 class OtherRecipesTest(ConfigTestCase):

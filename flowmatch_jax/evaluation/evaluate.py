@@ -12,11 +12,13 @@ from typing import Any
 import jax
 
 from flowmatch_jax.arrays import Params
+from flowmatch_jax.evaluation.baselines import judge_baselines
 from flowmatch_jax.evaluation.quality import (
     Reference,
     judge_samples,
     make_reference,
     moments_hash,
+    number_judged,
 )
 from flowmatch_jax.evaluation.samples import Sampler, draw
 from flowmatch_jax.evaluation.scores import batch_size, make_scorer, score_split
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 # Settings that say where an evaluation was made, not what it is of.
 MACHINE = ("device", "devices", "python", "packages")
+MEASURED = ("results", "baselines")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy")
 
 
@@ -37,7 +40,7 @@ def evaluate(
     step: int,
     workdir: Path,
 ) -> dict[str, Any]:
-    """Score the test split and draw samples, for each kind of weights.
+    """Score the test split, where there is a field, and draw samples, for each kind of weights.
 
     Writes samples/<step>_<weights>.png and adds to evaluation/<step>.json under the workdir.
 
@@ -47,16 +50,18 @@ def evaluate(
         step: at which they were saved.
 
     Returns:
-        What is added: the settings, and "results" by kind of weights.
+        What is added: the settings, "results" by kind of weights, and of super-resolution the
+        "baselines".
     """
-    scorer = make_scorer(experiment)
+    scorer = make_scorer(experiment) if experiment.is_flow else None
     config = experiment.config.evaluate
     reference = make_reference(experiment) if experiment.extractor else None
     conditions = settings(experiment, step, reference)
     results = {}
     for name, params in weights.items():
         samples = draw(experiment, sampler, workdir, name, params, step)
-        results[name] = score_split(experiment, scorer, params) | {
+        likelihood = {} if scorer is None else score_split(experiment, scorer, params)
+        results[name] = likelihood | {
             "sample_nfe": float(samples.nfe),
             "samples_converged": bool(samples.converged),
         }
@@ -72,6 +77,8 @@ def evaluate(
             )
         logger.info("%s weights at step %d: %s", name, step, json.dumps(results[name]))
     record = conditions | {"results": results}
+    if reference is not None and experiment.conditioning.low_resolution is not None:
+        record["baselines"] = judge_baselines(experiment, reference)
     if jax.process_index() == 0:
         add_record(workdir / "evaluation" / f"{step}.json", record)
     return record
@@ -99,7 +106,7 @@ def add_record(path: Path, record: dict[str, Any]) -> None:
     records = json.loads(path.read_text())["evaluations"] if path.exists() else []
     results = {}
     for other in list(records):
-        if all(other.get(name) == record[name] for name in record if name != "results"):
+        if all(other.get(name) == record[name] for name in record if name not in MEASURED):
             records.remove(other)
             results = other["results"]
     records.append(record | {"results": results | record["results"]})
@@ -113,8 +120,12 @@ def settings(experiment: Experiment, step: int, reference: Reference | None) -> 
         reference: what samples are held against, if anything.
     """
     config, source = experiment.config, experiment.test_source
-    given = {"condition": dict(config.condition)} if experiment.conditioning else {}
-    return given | {
+    more = {}
+    if experiment.conditioning:
+        more["condition"] = dict(config.condition)
+    if config.objective.name == "sr3":
+        more["sr3"] = dict(config.sr3)
+    return more | {
         "step": step,
         "seed": config.seed,
         "evaluation_seed": config.evaluate.seed,
@@ -142,7 +153,7 @@ def settings(experiment: Experiment, step: int, reference: Reference | None) -> 
             "extractor": experiment.extractor.name,
             "side": experiment.extractor.side,
             "weights_sha256": experiment.extractor.sha256,
-            "generated": config.evaluate.generated,
+            "generated": number_judged(experiment, config.evaluate.generated),
             "scores": list(config.evaluate.scores),
             "reference": {
                 "split": experiment.train_source.split,

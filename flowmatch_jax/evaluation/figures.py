@@ -17,8 +17,12 @@ import numpy as np
 from flowmatch_jax import paths, plots
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.evaluation import curves
+from flowmatch_jax.evaluation.runs import method_name
+from flowmatch_jax.evaluation.samples import items_of_batch, make_sampler
+from flowmatch_jax.evaluation.super_resolution import side_by_side
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.likelihood import log_prob
+from flowmatch_jax.mesh import to_host
 from flowmatch_jax.metrics.extractors import score_name
 from flowmatch_jax.paths import PATHS, GaussianPath
 from flowmatch_jax.workdir import write_csv, write_json
@@ -48,12 +52,15 @@ def draw_figures(
     # Each process computes; what the others draw goes where nobody looks.
     others = tempfile.TemporaryDirectory()
     folder = workdir / "figures" if jax.process_index() == 0 else Path(others.name)
-    draw_conditional(experiment, folder)
-    draw_paths(experiment, params, folder)
-    draw_few_calls(experiment, params, folder)
+    if experiment.is_flow:
+        draw_conditional(experiment, folder)
+        draw_paths(experiment, params, folder)
+        draw_few_calls(experiment, params, folder)
+        draw_over_nfe(experiment, params, folder)
     if not experiment.train_source.is_image:
         draw_density(experiment, params, folder)
-    draw_over_nfe(experiment, params, folder)
+    if experiment.conditioning.low_resolution is not None:
+        draw_super_resolution(experiment, params, folder)
     draw_over_training(experiment, checkpoints, folder)
     write_json(folder / "figures.json", settings(experiment, step))
     logger.info("Figures: %s", folder)
@@ -147,6 +154,22 @@ def draw_few_calls(experiment: Experiment, params: Params, folder: Path) -> None
         plots.save_image_rows(path, labelled, source.levels)
     else:
         plots.save_point_rows(path, {"": labelled}, reach(experiment))
+
+
+def draw_super_resolution(experiment: Experiment, params: Params, folder: Path) -> None:
+    """Test images in low resolution, by the bicubic filter, by this method, and as they are.
+
+    super_resolution.npz has these rows [N, H, W, C] by name, the method's as "sample".
+    """
+    config, size = experiment.config, min(PATH_IMAGES, len(experiment.test_source))
+    made = make_sampler(experiment, size)(params).x
+    originals = items_of_batch(experiment, size)["x"]
+    rows = side_by_side(experiment.conditioning, originals, sample=to_host(made))
+    _save_arrays(folder / "super_resolution.npz", **rows)
+    method = method_name(config.objective.name, config.path.name)
+    labelled = {method if name == "sample" else name: x for name, x in rows.items()}
+    levels = experiment.test_source.levels
+    plots.save_image_rows(folder / "super_resolution.png", labelled, levels)
 
 
 def draw_density(experiment: Experiment, params: Params, folder: Path) -> None:

@@ -33,7 +33,7 @@ def draw_overlays(sources: dict[str, Path], levels: int | None, folder: Path) ->
     if not sources:
         return []
     distance = score_name("fd", _shared_settings(sources)["extractor"])
-    drawn = [_draw_paths(sources, levels, folder)]
+    drawn = [_draw_super_resolution(sources, levels, folder), _draw_paths(sources, levels, folder)]
     if levels is None:
         drawn.append(_draw_few_calls(sources, folder))
     drawn.append(_overlay(sources, "over_training", "step", distance, folder / "figure5.png"))
@@ -51,7 +51,10 @@ def _overlay(
     """One curve a method, of column y over column x; None where no run has the numbers."""
     rows: Rows = []
     for label, source in sources.items():
-        with (source / f"{file}.csv").open() as lines:
+        numbers = source / f"{file}.csv"
+        if not numbers.exists():  # of no flow
+            continue
+        with numbers.open() as lines:
             for row in csv.DictReader(lines):
                 if row.get(y) and solver in (None, row.get("method")):
                     rows.append({"method": label, x: float(row[x]), y: float(row[y])})
@@ -66,9 +69,27 @@ def _overlay(
     return path
 
 
-def _draw_paths(sources: dict[str, Path], levels: int | None, folder: Path) -> Path:
+def _draw_super_resolution(
+    sources: dict[str, Path], levels: int | None, folder: Path
+) -> Path | None:
+    """Each method's images between their low resolution and their originals; None without any."""
+    found = _load(sources, "super_resolution.npz")
+    if not found:
+        return None
+    first, rows = next(iter(found.values())), {}
+    for name in first.files:
+        made = {label: arrays["sample"] for label, arrays in found.items()}
+        rows |= made if name == "sample" else {name: first[name]}
+    path = folder / "super_resolution.png"
+    plots.save_image_rows(path, rows, levels)
+    return path
+
+
+def _draw_paths(sources: dict[str, Path], levels: int | None, folder: Path) -> Path | None:
     """Figure 6, the way of one noise; for points, of all their samples (figure 4, left)."""
-    ways = {label: np.load(source / "sample_paths.npz") for label, source in sources.items()}
+    ways = _load(sources, "sample_paths.npz")
+    if not ways:  # of no flow
+        return None
     path = folder / "figure6.png"
     if levels is not None:
         plots.save_image_rows(path, {label: way["x"][:, 0] for label, way in ways.items()}, levels)
@@ -90,6 +111,15 @@ def _draw_few_calls(sources: dict[str, Path], folder: Path) -> Path:
     }
     plots.save_point_rows(folder / "figure4.png", columns, _reach(few))
     return folder / "figure4.png"
+
+
+def _load(sources: dict[str, Path], name: str) -> dict[str, Any]:
+    """Arrays of the runs that have them."""
+    return {
+        label: np.load(source / name)
+        for label, source in sources.items()
+        if (source / name).exists()
+    }
 
 
 def _reach(samples: dict[str, Any]) -> float:

@@ -19,7 +19,8 @@ from flowmatch_jax.arrays import Params
 from flowmatch_jax.data.encoded import CorruptCount
 from flowmatch_jax.data.pipeline import ordered_batches, read_items
 from flowmatch_jax.errors import UserError, section
-from flowmatch_jax.evaluation.samples import Sampler
+from flowmatch_jax.evaluation.samples import Sampler, items_of_batch
+from flowmatch_jax.evaluation.super_resolution import pair_scores, summary
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.files import write_atomically
 from flowmatch_jax.mesh import to_host
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 512  # training images whose features are computed together
 SAVE_EVERY = 60.0  # seconds between two savings of what is known
+PARTS = ("features", "logits", "pairs")  # of a tally
 NEED_FEATURES = ("kernel_distance", "precision_recall")
 
 
@@ -132,6 +134,7 @@ class Tally:
         converged: of all batches.
         nfe: of each batch.
         features, logits: of the finite ones, batch by batch, where a score asks for them.
+        pairs: of the finite ones beside their originals, where there are any; see `pair_scores`.
     """
 
     moments: Moments
@@ -141,12 +144,13 @@ class Tally:
     nfe: list[float] = field(default_factory=list)
     features: list[np.ndarray] = field(default_factory=list)
     logits: list[np.ndarray] = field(default_factory=list)
+    pairs: list[np.ndarray] = field(default_factory=list)
 
     def save(self, path: Path, settings: str) -> None:
         """Write all of it, exactly, with the settings that it was drawn by."""
         fields = vars(self) | {
             name: np.concatenate(parts) if (parts := getattr(self, name)) else np.zeros(0)
-            for name in ("features", "logits")
+            for name in PARTS
         }
         moments = fields.pop("moments")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,8 +171,7 @@ class Tally:
                 not_finite=int(saved["not_finite"]),
                 converged=bool(saved["converged"]),
                 nfe=saved["nfe"].tolist(),
-                features=[saved["features"]] if saved["features"].size else [],
-                logits=[saved["logits"]] if saved["logits"].size else [],
+                **{name: [saved[name]] if saved[name].size else [] for name in PARTS},
             )
 
 
@@ -183,8 +186,9 @@ def judge_samples(
 ) -> dict[str, Any]:
     """Draw ``count`` samples, batch by batch, and score them against the reference.
 
-    Samples are quantised by `pixels.quantise` first. Those that are not finite are left out and
-    counted.
+    Of a super-resolution model no more than there are test images, whose low resolution it is
+    given; each is scored against its original too. Samples are quantised by `pixels.quantise`
+    first. Those that are not finite are left out and counted.
 
     Args:
         sampler: of `make_sampler`; what goes beyond ``count`` in its last batch is left out.
@@ -194,9 +198,11 @@ def judge_samples(
 
     Returns:
         {"fd_<extractor>" or "fid": None if the solver gave up, further scores that
-        config.evaluate.scores names, "sample_nfe": mean over batches, "samples_converged": of all
-        batches, "samples_not_finite", and "warnings" where there are any}.
+        config.evaluate.scores names, of super-resolution those of `super_resolution.summary`,
+        "sample_nfe": mean over batches, "samples_converged": of all batches, "samples_not_finite",
+        and "warnings" where there are any}.
     """
+    count = number_judged(experiment, count)
     tally = _draw(experiment, sampler, params, count, silent, partial)
     config, name = experiment.config.evaluate, experiment.extractor.name
     results: dict[str, Any] = {
@@ -209,6 +215,8 @@ def judge_samples(
         results[score_name("fd", name)] = frechet_distance(tally.moments, reference.moments)
         for score in config.scores:
             results |= _SCORES[score](tally, reference, name)
+        if tally.pairs:
+            results |= summary(np.concatenate(tally.pairs))
     if tally.moments.count <= experiment.extractor.dims:
         results["warnings"] = [
             f"{tally.moments.count} samples are too few for {experiment.extractor.dims} features: "
@@ -217,6 +225,13 @@ def judge_samples(
     if partial is not None:
         partial[0].unlink(missing_ok=True)
     return results
+
+
+def number_judged(experiment: Experiment, count: int) -> int:
+    """How many samples are judged where ``count`` are asked for."""
+    if experiment.conditioning.low_resolution is None:
+        return count
+    return min(count, len(experiment.test_source))
 
 
 def _draw(
@@ -235,10 +250,12 @@ def _draw(
     saved_at = time.monotonic()
     with progress_bar(total=count, initial=tally.drawn, desc="samples", hidden=silent) as bar:
         while tally.drawn < count:
-            solution = sampler(params, len(tally.nfe))
+            batch = len(tally.nfe)
+            solution = sampler(params, batch)
             wanted = min(len(solution.x), count - tally.drawn)
             finite = to_host(jnp.isfinite(solution.x).all(axis=(1, 2, 3)))[:wanted]
-            features, logits = features_of(net, quantise(solution.x, levels))
+            images = quantise(solution.x, levels)
+            features, logits = features_of(net, images)
             tally.moments = tally.moments.add(features[:wanted][finite])
             tally.drawn += wanted
             tally.not_finite += int((~finite).sum())
@@ -248,6 +265,10 @@ def _draw(
                 tally.features.append(features[:wanted][finite])
             if "inception_score" in config.scores:
                 tally.logits.append(logits[:wanted][finite])
+            if experiment.conditioning.low_resolution is not None:
+                originals = items_of_batch(experiment, len(images), batch)["x"]
+                pairs = pair_scores(experiment.conditioning, to_host(images), originals)
+                tally.pairs.append(pairs[:wanted][finite])
             bar.update(wanted)
             if partial is not None and time.monotonic() - saved_at > SAVE_EVERY:
                 if jax.process_index() == 0:

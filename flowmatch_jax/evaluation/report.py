@@ -25,7 +25,9 @@ Rows = dict[str, list[Run]]
 
 
 def write_report(workdirs: Sequence[Path], folder: Path) -> None:
-    """Write report.md with table1 and table4 (.md, .csv, .tex) and the figures beside it.
+    """Write report.md with its tables (.md, .csv, .tex) and the figures beside it.
+
+    Of super-resolution that is table2, else table1 and, of images, table4.
 
     Args:
         workdirs: of runs; those that differ in nothing but the seed share a row.
@@ -39,9 +41,12 @@ def write_report(workdirs: Sequence[Path], folder: Path) -> None:
         raise UserError("--runs", "", "give the folders of one or more runs, a,b,...")
     wanted = runs_.alike(runs)
     rows = _labelled(runs_.group_by_seed(runs))
-    tables = {"table1": table_1(rows, wanted)}
-    if wanted["data.levels"] is not None:
-        tables["table4"] = table_4(rows, wanted)
+    if wanted.get("condition.low_resolution"):
+        tables = {"table2": table_2(rows, wanted)}
+    else:
+        tables = {"table1": table_1(rows, wanted)}
+        if wanted["data.levels"] is not None:
+            tables["table4"] = table_4(rows, wanted)
     for name, table in tables.items():
         write_csv(folder / f"{name}.csv", table.records())
         write_atomically(folder / f"{name}.md", table.markdown())
@@ -65,7 +70,7 @@ def table_1(rows: Rows, wanted: dict[str, Any]) -> Table:
     columns = [Column(title, 3)]
     if frechet:
         columns.append(Column(score_name("fd", frechet["extractor"]), 3))
-    columns += [Column("NFE", 1), Column("steps", 0, False), Column("ms a step", 0, False)]
+    columns += [Column("NFE", 1), Column("steps", 0, None), Column("ms a step", 0, None)]
     table = {}
     for label, runs in rows.items():
         for weights in _weights(runs, wanted):
@@ -89,6 +94,39 @@ def table_4(rows: Rows, wanted: dict[str, Any]) -> Table:
         table[label] = [_score(found, _bits(k)[0]) for k in every_k]
     columns = [Column(f"K = {k}", 3) for k in every_k]
     return Table("Bits/dim against K, the number of dequantisations.", columns, table)
+
+
+def table_2(rows: Rows, wanted: dict[str, Any]) -> Table:
+    """Super-resolution: how real its images look, and how near they are to the originals."""
+    runs = [run for runs in rows.values() for run in runs]
+    frechet = runs_.frechet_settings(runs, wanted)
+    if frechet is None:
+        names = ", ".join(str(run.workdir) for run in runs)
+        allowed = "none has judged its images: evaluate with config.evaluate.extractor set"
+        raise UserError("--runs", names, allowed)
+    columns = {
+        score_name("fd", frechet["extractor"]): Column(score_name("fd", frechet["extractor"]), 3),
+        score_name("is", frechet["extractor"]): Column("IS", 1, max),
+        "psnr": Column("PSNR", 2, max),
+        "ssim": Column("SSIM", 3, max),
+        "consistency_rmse": Column("consistency (RMSE)", 2),
+        "sample_nfe": Column("NFE", 1),
+    }
+    found = {label: [values] for label, values in runs_.baselines(runs[0], wanted).items()}
+    for_scale = list(found)
+    for label, of_label in rows.items():
+        for weights in _weights(of_label, wanted):
+            name = label if weights == "ema" else f"{label} ({weights} weights)"
+            found[name] = [runs_.results(run, wanted).get(weights, {}) for run in of_label]
+    measured = [
+        name
+        for name in columns
+        if any(v.get(name) is not None for vs in found.values() for v in vs)
+    ]
+    table = {label: [_score(values, name) for name in measured] for label, values in found.items()}
+    return Table(
+        _caption_2(rows, wanted, frechet), [columns[n] for n in measured], table, for_scale
+    )
 
 
 def common_k(rows: Rows, wanted: dict[str, Any]) -> int | None:
@@ -152,36 +190,53 @@ def _over_seeds(found: list[dict[str, Any]], name: str) -> Cell:
 
 
 def _caption(rows: Rows, wanted: dict[str, Any], frechet: dict[str, Any] | None) -> str:
-    seeds = {len(runs) for runs in rows.values()}
     images = wanted["likelihood.images"]
-    solver = wanted["solver.method"]
-    if wanted["solver.steps"] is None:
-        solver += f" at rtol {wanted['solver.rtol']:g}, atol {wanted['solver.atol']:g}"
-    else:
-        grid = wanted.get("solver.grid", "uniform")  # a field that older records lack
-        solver += f" of {wanted['solver.steps']} {grid} steps"
     what = "points" if wanted["data.levels"] is None else "images"
     parts = [
         f"{wanted['data.name']} ({wanted['data.version']}), {images} {what} of its "
-        f"{wanted['data.split']} split; {solver}; {wanted['likelihood.divergence']} divergence."
+        f"{wanted['data.split']} split; {_solver(wanted)}; {wanted['likelihood.divergence']} "
+        "divergence."
     ]
     if wanted["data.entropy"] is not None:
         parts.append(f"A perfect density has NLL {wanted['data.entropy']:.3f}.")
     if frechet:
-        reference = frechet["reference"]
-        images = reference["images"] or "an unknown number of"
-        parts.append(
-            f"Fréchet distance of {frechet['generated']} samples to {images} "
-            f"{reference['split']} images."
-        )
+        parts.append(f"Fréchet distance of {frechet['generated']} samples {_reference(frechet)}.")
     parts.append(f"NFE to sample batches of {wanted['samples.batch_size']}.")
+    return " ".join([*parts, _errors(rows, what), *_unfinished(rows)])
+
+
+def _caption_2(rows: Rows, wanted: dict[str, Any], frechet: dict[str, Any]) -> str:
+    low, made_by = (wanted[f"condition.{name}"] for name in ("low_resolution", "filter"))
+    parts = [
+        f"Super-resolution from {low} x {low} pixels ({made_by}) of {frechet['generated']} images "
+        f"of {wanted['data.name']} ({wanted['data.version']}), {wanted['data.split']} split, one "
+        f"sample each; Fréchet distance {_reference(frechet)}; consistency in grey levels of "
+        f"{wanted['data.levels']}; flows by {_solver(wanted)}, in batches of "
+        f"{wanted['samples.batch_size']}."
+    ]
+    return " ".join([*parts, _errors(rows, "images"), *_unfinished(rows)])
+
+
+def _solver(wanted: dict[str, Any]) -> str:
+    solver = wanted["solver.method"]
+    if wanted["solver.steps"] is None:
+        return solver + f" at rtol {wanted['solver.rtol']:g}, atol {wanted['solver.atol']:g}"
+    grid = wanted.get("solver.grid", "uniform")  # a field that older records lack
+    return solver + f" of {wanted['solver.steps']} {grid} steps"
+
+
+def _reference(frechet: dict[str, Any]) -> str:
+    reference = frechet["reference"]
+    return f"to {reference['images'] or 'an unknown number of'} {reference['split']} images"
+
+
+def _errors(rows: Rows, what: str) -> str:
+    seeds = {len(runs) for runs in rows.values()}
     if seeds == {1}:
-        parts.append(f"Standard errors over {what}.")
-    else:
-        counts = ", ".join(f"{label}: {len(runs)}" for label, runs in rows.items())
-        shared = f"{seeds.pop()} each" if len(seeds) == 1 else counts
-        parts.append(f"Means and standard errors over seeds ({shared}).")
-    return " ".join(parts + _unfinished(rows))
+        return f"Standard errors over {what}."
+    counts = ", ".join(f"{label}: {len(runs)}" for label, runs in rows.items())
+    shared = f"{seeds.pop()} each" if len(seeds) == 1 else counts
+    return f"Means and standard errors over seeds ({shared})."
 
 
 def _unfinished(rows: Rows) -> list[str]:

@@ -131,6 +131,15 @@ def results(run: Run, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def baselines(run: Run, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What was measured without a model under these conditions: label -> {name: value}."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in run.records:
+        if conditions(record) == wanted:
+            found |= record.get("baselines", {})
+    return found
+
+
 def frechet_settings(runs: Iterable[Run], wanted: dict[str, Any]) -> dict[str, Any] | None:
     """How the Fréchet distances were measured; None where no run has one.
 

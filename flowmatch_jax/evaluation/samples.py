@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from flowmatch_jax.arrays import Array, Inputs, Params
 from flowmatch_jax.conditioning import Batch
 from flowmatch_jax.data.pipeline import items_at
+from flowmatch_jax.evaluation.super_resolution import side_by_side
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.mesh import gather, split_if_even, to_host
 from flowmatch_jax.pictures import save_images, save_points
@@ -99,6 +101,9 @@ def draw(
 ) -> Solution:
     """Draw samples, always from the same noise, and write samples/<step>_<weights>.png.
 
+    Of super-resolution each sample stands between its low resolution, as it is and by the bicubic
+    filter, and its original.
+
     Args:
         weights: what the parameters are, "ema" or "raw".
         keep_arrays: write samples/<step>_<weights>_nfe<n>.png instead, and an .npz beside it with
@@ -112,7 +117,14 @@ def draw(
     if jax.process_index() == 0:
         cost = f"_nfe{solution.nfe}" if keep_arrays else ""
         path = workdir / "samples" / f"{step}_{weights}{cost}.png"
-        if source.is_image:
+        if experiment.conditioning.low_resolution is not None:
+            originals = items_of_batch(experiment, len(x))["x"]
+            columns = side_by_side(experiment.conditioning, originals, sample=x)
+            of_each = np.stack(list(columns.values()), axis=1)
+            a_row = max(1, math.isqrt(len(x)) // 2)
+            images = of_each.reshape(-1, *source.shape)
+            save_images(path, images, source.levels, len(columns) * a_row)
+        elif source.is_image:
             save_images(path, x, source.levels)
         else:
             save_points(path, x)

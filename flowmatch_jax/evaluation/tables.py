@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 MISSING = "not evaluated"
@@ -23,11 +23,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """Attributes: title; digits after the point; lower_is_best: whether its least value is bold."""
+    """Attributes: title; digits after the point; best: which value is bold, min, max or none."""
 
     title: str
     digits: int
-    lower_is_best: bool = True
+    best: Callable[[list[float]], float] | None = min
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,13 @@ class Table:
         caption: what the numbers depend on, a sentence or more.
         columns: of the cells; the labels of the rows have a column of their own.
         rows: label -> a cell for each column.
+        for_scale: labels of the rows that are there for scale, and never the best.
     """
 
     caption: str
     columns: Sequence[Column]
     rows: dict[str, Sequence[Cell]]
+    for_scale: Collection[str] = ()
 
     def markdown(self) -> str:
         """A pipe table under its caption."""
@@ -86,16 +88,20 @@ class Table:
             text = f"{cell.value:.{column.digits}f}"
             if cell.error is not None:
                 text += f"{plus_minus}{cell.error:.{column.digits}f}"
-            texts.append(bold.format(text) if self._is_best(i, cell) else text)
+            best = label not in self.for_scale and self._is_best(i, cell)
+            texts.append(bold.format(text) if best else text)
         return texts
 
     def _is_best(self, i: int, cell: Cell) -> bool:
         column = self.columns[i]
         shown = [
-            round(c[i].value, column.digits) for c in self.rows.values() if c[i].value is not None
+            round(cells[i].value, column.digits)
+            for label, cells in self.rows.items()
+            if cells[i].value is not None and label not in self.for_scale
         ]
-        one_of_many = column.lower_is_best and len(shown) > 1
-        return one_of_many and round(cell.value, column.digits) == min(shown)
+        if column.best is None or len(shown) < 2:
+            return False
+        return round(cell.value, column.digits) == column.best(shown)
 
 
 def _escaped(text: str) -> str:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +9,10 @@ from scipy.stats import norm
 from flowmatch_jax.evaluation import evaluate
 from flowmatch_jax.evaluation.samples import make_sampler, sample_key
 from flowmatch_jax.evaluation.scores import make_scorer, score_key
+from flowmatch_jax.metrics.similarity import psnr
+from flowmatch_jax.pixels import quantise
 from flowmatch_jax.sampling import draw_source
-from tests.evaluation.experiments import points
+from tests.evaluation.experiments import images, points
 
 ONE = jnp.ones(())
 EDM = {"solver__method": "heun", "solver__steps": 50, "solver__grid": "edm"}
@@ -34,6 +37,64 @@ class GridTest(absltest.TestCase):
         expected = norm(scale=grow).logpdf(solution.x).sum(axis=1)
         np.testing.assert_allclose(scores["log_likelihood"], expected, rtol=1e-3)
         self.assertEqual((solution.nfe, nfe), (100, 100))
+
+
+class ConditionTest(absltest.TestCase):
+    def test_settings_name_what_samples_are_given(self):
+        settings = evaluate.settings(images(condition__low_resolution=4), 10, None)
+        self.assertEqual(settings["condition"]["low_resolution"], 4)
+        self.assertNotIn("condition", evaluate.settings(images(), 10, None))
+
+    def test_likelihood_given_the_label_and_low_resolution_of_the_same_item(self):
+        """v = c carries N(0, I) to N(c, I)."""
+        apply = lambda params, t, x, label, condition: condition + label[:, None, None, None]  # noqa: E731
+        options = {"solver__method": "rk4", "solver__steps": 1}
+        given = {"condition__labels": True, "condition__low_resolution": 4}
+        experiment = images(apply=apply, **options, **given)
+        batch = experiment.test_source[:6]
+        scores, _, _ = make_scorer(experiment)(ONE, batch, score_key(1))
+        inputs = experiment.conditioning.inputs(batch)
+        mean = np.asarray(inputs["condition"]) + batch["label"][:, None, None, None]
+        # Dequantised within a bin of 2/17: the log-density is that of its middle, or nearly.
+        middle = (2 * batch["x"].astype(float) + 1) / 17 - 1
+        log_prob = norm.logpdf(middle - mean).sum(axis=(1, 2, 3))
+        expected = -log_prob / (64 * np.log(2)) + np.log2(17 / 2)
+        np.testing.assert_allclose(scores["bits_per_dim_k1"], expected, rtol=0.02)
+
+    def test_record_of_super_resolution(self):
+        """A flow that leaves noise as it is; the rows without a model beside it."""
+        experiment = images(
+            condition__low_resolution=4, evaluate__generated=20, evaluate__batch_size=99
+        )
+        workdir = Path(self.create_tempdir().full_path)
+        sampler = make_sampler(experiment, 8)
+        record = evaluate.evaluate(experiment, sampler, {"ema": ONE}, 3, workdir)
+        self.assertEqual(set(record["baselines"]), {"Reference", "Bicubic"})
+        result = record["results"]["ema"]
+        noise = np.concatenate([draw_source(sample_key(1, i), (8, 8, 8, 1)) for i in range(3)])
+        x = np.asarray(quantise(noise, 17))[:20]
+        expected = psnr(x, experiment.test_source.x[:20], 16).mean()
+        self.assertAlmostEqual(result["psnr"], expected, places=5)
+        self.assertIn("bits_per_dim_k1", result)
+        self.assertIsNone(result["ssim"])
+        evaluate.evaluate(experiment, sampler, {"raw": ONE}, 3, workdir)
+        (record,) = json.loads((workdir / "evaluation" / "3.json").read_text())["evaluations"]
+        self.assertEqual(set(record["results"]), {"ema", "raw"})
+
+    def test_no_likelihood_without_a_field(self):
+        experiment = images(
+            apply=lambda params, t, x, condition, key: condition,
+            condition__low_resolution=4,
+            objective__name="regression",
+            objective__predicts="data",
+            evaluate__generated=64 + 8,
+        )
+        workdir = Path(self.create_tempdir().full_path)
+        sampler = make_sampler(experiment, 8)
+        record = evaluate.evaluate(experiment, sampler, {"ema": ONE}, 3, workdir)
+        result, bicubic = record["results"]["ema"], record["baselines"]["Bicubic"]
+        self.assertNotIn("bits_per_dim_k1", result)
+        self.assertEqual((result["sample_nfe"], result["psnr"]), (1, bicubic["psnr"]))
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ def points(rate=0.5, **fields):
 
 @functools.cache
 def images(rate=0.0, **fields):
-    """The same for 8 x 8 images."""
+    """The same for 8 x 8 images; ``apply`` may be another closed form."""
     return _experiment(digits_ot, rate, fields)
 
 
 def _experiment(module, rate, fields):
+    apply = fields.pop("apply", lambda params, t, x, **_: params * rate * x)
     config = module.get_config()
     config.update_from_flattened_dict(
         {
@@ -31,5 +32,4 @@ def _experiment(module, rate, fields):
             **{name.replace("__", "."): value for name, value in fields.items()},
         }
     )
-    apply = lambda params, t, x, **_: params * rate * x  # noqa: E731
     return dataclasses.replace(build(config), apply=apply)

@@ -61,6 +61,26 @@ class FiguresTest(absltest.TestCase):
         self.assertEqual(self.pictures(), {"sample_paths", "samples_nfe"})
         self.assertEqual({row["nfe"] for row in self.rows("samples_nfe")}, {"4", "8", "10", "20"})
 
+    def test_super_resolution(self):
+        figures.draw_super_resolution(images(condition__low_resolution=4), ONE, self.folder)
+        self.assertEqual(self.pictures(), {"super_resolution"})
+        rows = np.load(self.folder / "super_resolution.npz")
+        self.assertEqual(rows.files, ["low resolution", "bicubic", "sample", "original"])
+        self.assertTrue(all(rows[name].shape == (8, 8, 8, 1) for name in rows.files))
+
+    def test_methods_without_a_field_have_no_paths(self):
+        experiment = images(
+            apply=lambda params, t, x, condition, key: condition,
+            condition__low_resolution=4,
+            objective__name="regression",
+            objective__predicts="data",
+        )
+        figures.draw_figures(experiment, ONE, 7, [(3, ONE), (7, ONE)], self.folder)
+        drawn = {path.stem for path in (self.folder / "figures").glob("*.png")}
+        self.assertEqual(
+            drawn, {"super_resolution", "nfe_over_training", "fd_pixels_over_training"}
+        )
+
     def test_drawn_or_not(self):
         experiment, workdir = points(train__steps=7), self.folder
         self.assertFalse(figures.are_drawn(experiment, workdir))

@@ -85,7 +85,8 @@ class QualityTest(absltest.TestCase):
         """Killed after three batches of six, and again after five."""
         path = Path(self.create_tempdir().full_path) / "evaluation" / "partial.npz"
         held = reference(self.noise(2))
-        options = {"evaluate__scores": ("kernel_distance", "precision_recall")}
+        scores = {"evaluate__scores": ("kernel_distance", "precision_recall")}
+        options = scores | {"condition__low_resolution": 4}
         whole = self.judge(44, held, **options)
         sampler = make_sampler(images(**options), 8)
         drawn = []

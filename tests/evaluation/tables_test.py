@@ -4,7 +4,7 @@ from flowmatch_jax.evaluation.tables import Cell, Column, Table
 
 TABLE = Table(
     "Scores of two & more_methods.",
-    [Column("NLL (bits/dim)", 2), Column("fd_pixels", 1), Column("steps", 0, False)],
+    [Column("NLL (bits/dim)", 2), Column("fd_pixels", 1), Column("steps", 0, None)],
     {
         "FM w/ OT": [Cell(2.991, 0.004), Cell(None), Cell(100)],
         "DDPM": [Cell(3.12, 0.01), Cell(7.48), Cell(100)],
@@ -36,6 +36,14 @@ class TableTest(absltest.TestCase):
         self.assertIn(r"FM w/ OT & \textbf{2.99 $\pm$ 0.00} & not evaluated & 100 \\", text)
         self.assertIn(r"100\% twin & \textbf{2.99 $\pm$ 0.20} & 8.0 & 50 \\", text)
         self.assertIn(r"\begin{tabular}{lrrr}", text)
+
+    def test_the_largest_may_be_best_and_rows_for_scale_never(self):
+        rows = {"real": [Cell(40.0)], "a": [Cell(20.0)], "b": [Cell(30.0)]}
+        table = Table("PSNR.", [Column("PSNR", 1, max)], rows, for_scale=["real"])
+        self.assertEqual(
+            table.markdown().splitlines()[4:],
+            ["| real | 40.0 |", "| a | 20.0 |", "| b | **30.0** |"],
+        )
 
     def test_records_are_not_rounded(self):
         first, second, _ = TABLE.records()

@@ -1,0 +1,22 @@
+"""Super-resolution of Google's emoji, 16 x 16 to 64 x 64, by flow matching with the OT path.
+
+    python main.py --config=configs/emoji_sr16_64.py --config.data.folder.path=package/img/google/64
+
+The folder is that of `npm pack emoji-datasource-google@16.0.0`. Skin tones of one emoji would stand
+in both splits, so only one is taken. Any folder of pictures will do.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import folder_ot
+
+
+def get_config() -> ConfigDict:
+    config = folder_ot.get_config()
+    config.data.flip = False
+    config.data.folder.exclude = ("*1f3f[b-f]*",)
+    config.condition.low_resolution = 16
+
+    config.train.steps = 50_000
+    config.train.keep_every = 10_000
+    return config

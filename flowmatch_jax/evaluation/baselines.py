@@ -1,0 +1,46 @@
+"""The rows of Table 2 that take no model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flowmatch_jax.arrays import Array, Params
+from flowmatch_jax.evaluation.quality import Reference, judge_samples
+from flowmatch_jax.evaluation.samples import Sampler, items_of_batch
+from flowmatch_jax.evaluation.super_resolution import SCORES
+from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.pixels import centres
+from flowmatch_jax.solvers import Solution, counted
+
+
+def judge_baselines(experiment: Experiment, reference: Reference) -> dict[str, dict[str, Any]]:
+    """The test images themselves, and their low resolution enlarged, judged as samples are.
+
+    Returns:
+        {"Reference": scores without those against the originals, "Bicubic": scores}.
+    """
+    conditioning, levels = experiment.conditioning, experiment.test_source.levels
+    count = experiment.config.evaluate.generated
+
+    def judged(make: Callable[[Array], Array]) -> dict[str, Any]:
+        return judge_samples(experiment, _sampler(experiment, make), None, count, reference, True)
+
+    originals = judged(lambda image: centres(image, levels))
+    enlarged = judged(
+        lambda image: conditioning.enlarge(conditioning.reduce(image), image.shape[1:3])
+    )
+    return {
+        "Reference": {k: v for k, v in originals.items() if not k.startswith(SCORES)},
+        "Bicubic": enlarged,
+    }
+
+
+def _sampler(experiment: Experiment, make: Callable[[Array], Array]) -> Sampler:
+    """What is made of the test images, as if they were samples."""
+    size = experiment.config.evaluate.samples
+
+    def sampler(params: Params, batch: int = 0) -> Solution:
+        return counted(make(items_of_batch(experiment, size, batch)["x"]), 0)
+
+    return sampler
