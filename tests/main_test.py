@@ -51,6 +51,22 @@ class MistakesTest(parameterized.TestCase):
             ("--mode=compare", "--config.evaluate.probes=0"),
             "config.evaluate.probes",
         ),
+        (
+            "super_resolution_has_its_own_methods",
+            ("--mode=compare", "--data=digits_sr4_8", "--methods=score"),
+            "configs/digits_sr4_8_score.py",
+        ),
+        (
+            "low_resolution_that_does_not_divide",
+            (DIGITS, "--config.condition.low_resolution=3"),
+            "config.condition.low_resolution: got 3",
+            "below the images' 8x8 pixels and divide them",
+        ),
+        (
+            "labels_of_points",
+            ("--config=configs/checkerboard_ot.py", "--config.condition.labels=True"),
+            "config.condition.labels",
+        ),
         ("figures_before_training", (DIGITS, "--mode=figures"), "--workdir", "train first"),
         (
             "scoreflow_on_ot",

@@ -110,7 +110,7 @@ def table_2(rows: Rows, wanted: dict[str, Any]) -> Table:
         "psnr": Column("PSNR", 2, max),
         "ssim": Column("SSIM", 3, max),
         "consistency_rmse": Column("consistency (RMSE)", 2),
-        "sample_nfe": Column("NFE", 1),
+        "sample_nfe": Column("NFE", 1, None),
     }
     found = {label: [values] for label, values in runs_.baselines(runs[0], wanted).items()}
     for_scale = list(found)

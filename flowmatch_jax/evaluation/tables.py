@@ -83,7 +83,7 @@ class Table:
         texts = []
         for i, (column, cell) in enumerate(zip(self.columns, self.rows[label], strict=True)):
             if cell.value is None:
-                texts.append(MISSING)
+                texts.append("-" if label in self.for_scale else MISSING)
                 continue
             text = f"{cell.value:.{column.digits}f}"
             if cell.error is not None:

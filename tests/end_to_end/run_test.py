@@ -238,6 +238,36 @@ class ComparisonTest(absltest.TestCase):
         self.assertEqual(scores(), table)
 
 
+class SuperResolutionTest(absltest.TestCase):
+    def test_three_methods_by_one_command(self):
+        """From nothing to Table 2, each a few steps of a tiny network."""
+        folder = Path(self.create_tempdir().full_path)
+        child = run(
+            "--mode=compare",
+            "--data=digits_sr4_8",
+            f"--workdir={folder}",
+            *TINY,
+            "--config.train.steps=20",
+            "--config.train.keep_every=20",
+            "--config.sr3.steps=5",
+        )
+        self.assertEqual(child.returncode, 0, child.stderr)
+        report = folder / "report_digits_sr4_8"
+        with (report / "table2.csv").open() as file:
+            rows = {row["method"]: row for row in csv.DictReader(file)}
+        methods = ["Reference", "Bicubic", "Regression", "SR3", "FM w/ OT"]
+        self.assertEqual(list(rows), methods)
+        self.assertEqual([float(rows[name]["NFE"]) for name in methods], [0, 0, 1, 5, 2])
+        self.assertIn("(super_resolution.png)", (report / "report.md").read_text())
+        for name in ("regression", "sr3", "ot"):
+            workdir = folder / f"digits_sr4_8_{name}_seed0"
+            self.assertTrue((workdir / "samples" / "20_ema.png").exists())
+            (record,) = evaluations(workdir, 20)
+            self.assertEqual("bits_per_dim_k1" in record["results"]["ema"], name == "ot")
+            first, *_, last = metrics(workdir)
+            self.assertLess(last["loss"], first["loss"])
+
+
 class MaximumLikelihoodTest(absltest.TestCase):
     def test_a_flow_trained_through_the_solve(self):
         workdir = Path(self.create_tempdir().full_path)

@@ -40,6 +40,19 @@ POINTS = {"name": "checkerboard", "version": "1", "split": "test", "levels": Non
 FIGURES = {"step": 100, "weights": "ema", "extractor": "pixels", "seeds": 4}
 
 
+CONDITION = {"labels": False, "low_resolution": 4, "filter": "bicubic", "noise": 0.0}
+BASELINES = {
+    "Reference": {"fd_pixels": 0.1, "sample_nfe": 0.0},
+    "Bicubic": {"fd_pixels": 9.0, "sample_nfe": 0.0, "psnr": 13.0, "consistency_rmse": 1.5},
+}
+
+
+def super_resolved(fd=0.5, psnr=20.0, nfe=40.0):
+    """What a super-resolution run measures of 8 x 8 images, which have no SSIM."""
+    pairs = {"psnr": psnr, "psnr_standard_error": 0.1, "ssim": None, "consistency_rmse": 0.5}
+    return {"fd_pixels": fd, "sample_nfe": nfe, **pairs}
+
+
 def scores(bits=2.0, fd=0.5, nfe=40.0, k=1):
     name = f"bits_per_dim_k{k}"
     return {name: bits, f"{name}_standard_error": 0.1, "fd_pixels": fd, "sample_nfe": nfe}
@@ -71,7 +84,7 @@ def write_run(workdir, config=CONFIG, records=None, rates=(10.0, 400.0, 200.0)):
     return workdir
 
 
-def write_figures(workdir, points=False, **settings):
+def write_figures(workdir, points=False, super_resolution=False, flow=True, **settings):
     """What `draw_figures` leaves for the report."""
     folder = workdir / "figures"
     folder.mkdir()
@@ -86,5 +99,11 @@ def write_figures(workdir, points=False, **settings):
     )
     shape = (50, 2) if points else (8, 4, 4, 1)
     x = np.random.RandomState(0).randn(9, *shape)
+    if super_resolution:
+        rows = ("low resolution", "bicubic", "sample", "original")
+        np.savez(folder / "super_resolution.npz", **dict(zip(rows, x[:4], strict=True)))
+    if not flow:
+        (folder / "over_nfe.csv").unlink()
+        return
     np.savez(folder / "sample_paths.npz", t=np.linspace(0, 1, 9), x=x)
     np.savez(folder / "samples_nfe.npz", nfe=np.array([4, 8]), x=x[:2])

@@ -1,18 +1,23 @@
 import csv
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest
 from PIL import Image
 
+from flowmatch_jax import plots
 from flowmatch_jax.errors import UserError
 from flowmatch_jax.evaluation.report import write_report
 from tests.evaluation.cases import (
+    BASELINES,
+    CONDITION,
     CONFIG,
     POINTS,
     RECORD,
     changed,
     scores,
+    super_resolved,
     write_figures,
     write_run,
 )
@@ -132,6 +137,56 @@ class ReportTest(absltest.TestCase):
         self.assertIn("(figure4.png)", text)
         self.assertIn("(figure6.png)", text)
         self.assertNotIn("figure5", text)
+
+    def write_super_resolution(self, name, results, config=CONFIG, **fields):
+        more = {"condition": CONDITION, "baselines": BASELINES} | fields
+        records = [record({"ema": results}) | more]
+        return write_run(self.folder / name, config, records)
+
+    def test_table_2(self):
+        regression = changed(CONFIG, objective__name="regression")
+        self.write_super_resolution("ot", super_resolved(0.5, 20.0))
+        self.write_super_resolution("regression", super_resolved(0.9, 22.0, 1.0), regression)
+        text = self.write("regression", "ot")
+        for line in (
+            "|  | fd_pixels | PSNR | consistency (RMSE) | NFE |",
+            "| Reference | 0.100 | - | - | 0.0 |",
+            "| Bicubic | 9.000 | 13.00 | 1.50 | 0.0 |",
+            "| Regression | 0.900 | **22.00 +- 0.10** | **0.50** | 1.0 |",
+            "| FM w/ OT | **0.500** | 20.00 +- 0.10 | **0.50** | 40.0 |",
+        ):
+            self.assertIn(line, text)
+        self.assertIn("from 4 x 4 pixels (bicubic) of 500 images of digits (1), test split", text)
+        self.assertFalse((self.report / "table1.md").exists())
+        rows = self.table("table2")
+        self.assertEqual([row["PSNR"] for row in rows], ["", "13.0", "22.0", "20.0"])
+        self.assertIn(r"Bicubic & 9.000 & 13.00", (self.report / "table2.tex").read_text())
+
+    def test_super_resolution_by_other_rules_is_refused(self):
+        self.write_super_resolution("a", super_resolved())
+        self.write_super_resolution(
+            "b", super_resolved(), VP, condition=CONDITION | {"filter": "box"}
+        )
+        with self.assertRaisesRegex(UserError, "condition.filter = 'box'"):
+            self.write("a", "b")
+
+    def test_super_resolution_that_was_not_judged(self):
+        self.write_super_resolution("a", {"bits_per_dim_k1": 1.0}, frechet=None)
+        with self.assertRaisesRegex(UserError, "--runs: .*config.evaluate.extractor"):
+            self.write("a")
+
+    def test_super_resolution_of_all_methods_in_one_picture(self):
+        regression = changed(CONFIG, objective__name="regression")
+        for name, config, flow in (("ot", CONFIG, True), ("regression", regression, False)):
+            run = self.write_super_resolution(name, super_resolved(), config)
+            write_figures(run, super_resolution=True, flow=flow)
+        with mock.patch.object(plots, "save_image_rows", wraps=plots.save_image_rows) as draw:
+            text = self.write("regression", "ot")
+        (_, rows, _), _ = draw.call_args_list[0]
+        wanted = ["low resolution", "bicubic", "Regression", "FM w/ OT", "original"]
+        self.assertEqual(list(rows), wanted)
+        self.assertIn("(super_resolution.png)", text)
+        self.assertIn("(figure6.png)", text)  # of the flow alone
 
     def test_figures_drawn_differently_are_refused(self):
         write_figures(write_run(self.folder / "ot"))
