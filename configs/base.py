@@ -42,6 +42,11 @@ def get_config() -> ConfigDict:
     config.condition.filter = "bicubic"  # it is made by: bicubic | bilinear | box
     config.condition.noise = 0.0  # added to it in training, standard deviation in model space
 
+    # Of samples given a label: v(none) + scale (v(label) - v(none)), two calls of the network.
+    config.guidance = ConfigDict()
+    config.guidance.scale = 1.0  # 1: none, one call | more: further towards the label
+    config.guidance.interval = (0.0, 1.0)  # of t, outside of which there is none
+
     # The conditional path p_t(x | x_1); the section of its name holds its parameters.
     config.path = ConfigDict()
     config.path.name = "ot"  # ot | vp | ve
@@ -133,6 +138,7 @@ def get_config() -> ConfigDict:
     config.evaluate.dequantisations = (1,)  # each K of the importance bound
     config.evaluate.divergence = "hutchinson"  # hutchinson | exact
     config.evaluate.probes = 1
+    config.evaluate.classes = ()  # rows of the grid of a model of classes, by number; empty: all
     config.evaluate.samples = 64  # in the grid, and in each batch of those generated
     # What samples are judged by: pixels | efficientnet_lite0 | inception; unset: they are not
     config.evaluate.extractor = placeholder(str)

@@ -6,6 +6,7 @@ The floors below take plain arguments; this file is where a config becomes them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -15,13 +16,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from flowmatch_jax import ancestral, likelihood, objectives, predictions, solvers
+from flowmatch_jax import ancestral, likelihood, objectives, piecewise, predictions, solvers
 from flowmatch_jax.arrays import Apply, Array, Field, Inputs, Params
 from flowmatch_jax.conditioning import Conditioning
 from flowmatch_jax.couplings import COUPLINGS
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.sources import Source
 from flowmatch_jax.errors import UserError, at_least, one_of, section
+from flowmatch_jax.guidance import Guidance, stretches
 from flowmatch_jax.mesh import make_mesh
 from flowmatch_jax.metrics.extractor import Extractor
 from flowmatch_jax.metrics.extractors import EXTRACTORS, load_extractor
@@ -58,6 +60,7 @@ class Experiment:
         extractor: of the features that samples are judged by, or None.
         mesh: the devices of training and evaluation.
         conditioning: what the network is given besides t and x_t.
+        guidance: of samples; likelihoods are the model's, without it.
     """
 
     config: ConfigDict
@@ -71,6 +74,7 @@ class Experiment:
     extractor: Extractor | None
     mesh: Mesh
     conditioning: Conditioning
+    guidance: Guidance
 
     def field(self, params: Params, **inputs: Array) -> Field:
         """The vector field of these parameters, given inputs (see `conditioning`)."""
@@ -100,8 +104,11 @@ class Experiment:
             predict = lambda a, x: self.apply(params, a, x, **inputs)  # noqa: E731
             levels = ancestral.noise_levels(self.path, self.config.sr3.steps)
             return ancestral.sample(predict, key, x0, levels)
-        field, options = self.field(params, **inputs), solver or self.solver()
-        return solvers.integrate(field, x0, 0.0, self.path.t_end, **options)
+        options, t_end = solver or self.solver(), self.path.t_end
+        if self.guidance:
+            fields = stretches(partial(self.field, params), inputs, self.guidance)
+            return piecewise.follow(fields, x0, 0.0, t_end, **options)
+        return solvers.integrate(self.field(params, **inputs), x0, 0.0, t_end, **options)
 
     def solver(self) -> dict[str, Any]:
         """The solver's options, as `solvers.integrate` takes them from 0 to the path's end."""
@@ -138,6 +145,7 @@ def build(config: ConfigDict) -> Experiment:
         raise UserError("config.data.flip", True, allowed)
     path = _path(config.path)
     conditioning = _conditioning(config.condition, train_source)
+    _check_classes(config.evaluate, conditioning, train_source)
     network = _network(config.network, train_source, conditioning)
     return Experiment(
         config=config,
@@ -151,6 +159,7 @@ def build(config: ConfigDict) -> Experiment:
         extractor=_extractor(config.evaluate, train_source),
         mesh=mesh,
         conditioning=conditioning,
+        guidance=_guidance(config, conditioning),
     )
 
 
@@ -182,6 +191,36 @@ def _conditioning(config: ConfigDict, source: Source) -> Conditioning:
         if conditioning.labels and not source.is_image:
             raise UserError("labels", True, f"{source.name} is a set of points: leave it off")
     return conditioning
+
+
+def _guidance(config: ConfigDict, conditioning: Conditioning) -> Guidance:
+    guidance = Guidance(config.guidance.scale, tuple(config.guidance.interval))
+    with section("config.guidance"):
+        guidance.validate(conditioning)
+        if guidance and config.objective.name in WITHOUT_FIELD:
+            allowed = f"{config.objective.name} has no vector field to guide: leave it 1"
+            raise UserError("scale", guidance.scale, allowed)
+    return guidance
+
+
+def _check_classes(config: ConfigDict, conditioning: Conditioning, source: Source) -> None:
+    """Whether samples can be drawn of config.evaluate.classes."""
+    if not config.classes:
+        return
+    with section("config.evaluate"):
+        if not conditioning.labels:
+            allowed = "the model is given no labels (config.condition.labels): leave it empty"
+            raise UserError("classes", config.classes, allowed)
+        if conditioning.low_resolution is not None:
+            allowed = "a sample has the class of its low resolution: leave it empty"
+            raise UserError("classes", config.classes, allowed)
+        if len(config.classes) > config.samples:
+            allowed = f"the grid has samples = {config.samples} images: give as many at most"
+            raise UserError("classes", config.classes, allowed)
+        for label in config.classes:
+            if label not in range(source.num_classes):
+                allowed = f"the labels of {source.name} are 0 to {source.num_classes - 1}"
+                raise UserError("classes", label, allowed)
 
 
 def _path(config: ConfigDict) -> GaussianPath:

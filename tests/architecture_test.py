@@ -22,8 +22,18 @@ FLOORS = [
         "processes",
         "hardware",
     },
-    {"ancestral", "predictions", "marginals", "likelihood", "sampling", "pictures", "conditioning"},
-    {"objectives"},  # the upper half of WORKSPACE.md's floor 3
+    {
+        "ancestral",
+        "predictions",
+        "marginals",
+        "likelihood",
+        "sampling",
+        "pictures",
+        "conditioning",
+        "piecewise",
+        "tiling",
+    },
+    {"objectives", "guidance"},  # the upper half of WORKSPACE.md's floor 3
     {"data", "metrics", "plots"},
     {"command_line", "experiment", "launch", "workdir"},
     {"training", "evaluation"},

@@ -26,6 +26,8 @@ ITEMS = {
     "imagenet128": ((128, 128, 3), 256),
     "imagenet256": ((256, 256, 3), 256),
 }
+# Of the sets that have a class-conditional config.
+CLASSES = {"digits": 10, "imagenet64": 1000}
 # method -> (path, objective, what the network predicts)
 METHODS = {
     "vp": ("vp", "flow_matching", "velocity"),
@@ -178,7 +180,10 @@ def empty(config, split):
     else:
         shape, levels = ITEMS[config.name]
     dtype = np.float32 if levels is None else np.uint8
-    return Source(config.name, "1", split, np.zeros((4, *shape), dtype), levels=levels)
+    classes = CLASSES.get(config.name)
+    label = None if classes is None else np.zeros(4, np.int32)
+    x = np.zeros((4, *shape), dtype)
+    return Source(config.name, "1", split, x, label, levels, classes)
 
 
 def build(config):
@@ -296,6 +301,20 @@ class SuperResolutionTest(ConfigTestCase):
         count = count_parameters("imagenet_sr64_256")
         of_classes, of_variances = 1000 * 768, 3 * (9 * 192 + 1)
         self.assertAlmostEqual((count + of_classes + of_variances) / 1e6, 312, delta=0.5)
+
+
+class ClassesTest(ConfigTestCase):
+    @parameterized.parameters(*CLASSES)
+    def test_labels_are_what_is_added(self, data):
+        expected = load(f"{data}_ot")
+        expected.condition.labels = True
+        config = load(f"{data}_class")
+        expected.evaluate.samples = config.evaluate.samples
+        self.assertEqual(config.to_dict(), expected.to_dict())
+        self.assertGreater(config.condition.label_dropout, 0)  # for guidance
+        embedding = CLASSES[data] * 4 * config.network.unet.channels
+        added = count_parameters(f"{data}_class") - count_parameters(f"{data}_ot")
+        self.assertEqual(added, embedding)
 
 
 class OtherRecipesTest(ConfigTestCase):

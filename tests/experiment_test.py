@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from configs import checkerboard_ot, digits_ot
+from configs import checkerboard_ot, digits_class, digits_ot
 from flowmatch_jax.errors import UserError
 from flowmatch_jax.experiment import build
 
@@ -122,6 +122,48 @@ class BuildTest(parameterized.TestCase):
         self.assertNotIn("bf16", jaxpr(experiment.apply))
 
     @parameterized.parameters(
+        ({"guidance.scale": 2.0, "condition.label_dropout": 0.0}, "guidance.scale", "no field"),
+        ({"evaluate.classes": (3, 10)}, "evaluate.classes", "got 10; the labels of digits are 0"),
+        ({"evaluate.classes": (-1,)}, "evaluate.classes", "got -1; the labels of digits are 0"),
+        (
+            {"evaluate.classes": (1, 2), "evaluate.samples": 1},
+            "evaluate.classes",
+            "the grid has samples = 1",
+        ),
+        (
+            {"evaluate.classes": (1,), "condition.low_resolution": 4},
+            "evaluate.classes",
+            "of its low resolution",
+        ),
+        (
+            {
+                "guidance.scale": 2.0,
+                "condition.low_resolution": 4,
+                "objective.name": "regression",
+                "objective.predicts": "data",
+            },
+            "guidance.scale",
+            "no vector field",
+        ),
+    )
+    def test_classes_and_guidance_that_cannot_be(self, fields, field, message):
+        config = digits_class.get_config()
+        config.update_from_flattened_dict(fields)
+        with self.assertRaisesRegex(UserError, f"^config.{field}: .*{message}"):
+            build(config)
+
+    def test_samples_are_guided_and_fields_are_not(self):
+        config = digits_class.get_config()
+        config.guidance.scale = 3.0
+        apply = lambda params, t, x, label, **_: jnp.where(label < 0, 1.0, 2.0)[:, None] + 0 * x  # noqa: E731
+        experiment = dataclasses.replace(build(config), apply=apply)
+        x, inputs = jnp.zeros((2, 1)), {"label": jnp.array([4, 4])}
+        self.assertEqual(float(experiment.field({}, **inputs)(0.5, x)[0, 0]), 2.0)
+        sample = experiment.generate({}, x, jax.random.key(0), inputs, method="euler", steps=3)
+        np.testing.assert_allclose(sample.x, 4.0, rtol=1e-6)
+        self.assertEqual(sample.nfe, 6)
+
+    @parameterized.parameters(
         ("seed", -1),
         ("data.name", "mnist"),
         ("data.threads", 0),
@@ -176,6 +218,10 @@ class BuildTest(parameterized.TestCase):
         ("condition.low_resolution", 3),
         ("condition.filter", "sinc"),
         ("condition.noise", -0.1),
+        ("guidance.scale", -1.0),
+        ("guidance.scale", 2.0),  # of a model without labels
+        ("guidance.interval", (0.5, 1.5)),
+        ("evaluate.classes", (3,)),
     )
     def test_every_wrong_value_is_named_by_its_field(self, field, value):
         config = digits_ot.get_config()

@@ -35,15 +35,21 @@ def batch_size(experiment: Experiment) -> int:
     return min(config.evaluate.samples, config.figures.seeds)
 
 
-def solve_batches(experiment: Experiment, sampler: Sampler, params: Params) -> np.ndarray:
-    """config.figures.seeds samples from the same noise for any sampler, [N, ...]."""
+def solve_batches(
+    experiment: Experiment, sampler: Sampler, params: Params
+) -> tuple[np.ndarray, int]:
+    """config.figures.seeds samples from the same noise for any sampler, [N, ...], and their NFE."""
     seeds = experiment.config.figures.seeds
     batches = range(-(-seeds // batch_size(experiment)))
-    return np.concatenate([sampler(params, batch).x for batch in batches])[:seeds]
+    solutions = [sampler(params, batch) for batch in batches]
+    return np.concatenate([s.x for s in solutions])[:seeds], int(solutions[0].nfe)
 
 
 def over_nfe(experiment: Experiment, params: Params) -> Rows:
     """Figure 7: of each fixed method at each NFE, the squared error and the Fréchet distance.
+
+    config.figures counts calls of the field; rows have calls of the network, of which a guided
+    field takes more.
 
     Returns:
         Rows of "method", "nfe", "mean_squared_error" (a dimension, model space, against the
@@ -53,17 +59,18 @@ def over_nfe(experiment: Experiment, params: Params) -> Rows:
     config, size = experiment.config, batch_size(experiment)
     exact_steps = steps_for("midpoint", config.figures.reference_nfe)
     exact_sampler = make_sampler(experiment, size, method="midpoint", steps=exact_steps)
-    exact = solve_batches(experiment, exact_sampler, params)
+    exact, _ = solve_batches(experiment, exact_sampler, params)
     reference = make_reference(experiment) if experiment.extractor else None
     rows = []
     cells = [(method, nfe) for method in METHODS for nfe in config.figures.nfe]
-    for method, nfe in progress_bar(cells, desc="over NFE"):
-        steps = steps_for(method, nfe)
+    for method, calls in progress_bar(cells, desc="over NFE"):
+        steps = steps_for(method, calls)
         if steps is None:
             continue
         sampler = make_sampler(experiment, size, method=method, steps=steps)
-        error = solve_batches(experiment, sampler, params) - exact
-        row = {"method": method, "nfe": nfe, "mean_squared_error": float(np.mean(error**2))}
+        x, nfe = solve_batches(experiment, sampler, params)
+        error = float(np.mean((x - exact) ** 2))
+        row = {"method": method, "nfe": nfe, "mean_squared_error": error}
         if reference is not None:
             count, distance = config.figures.generated, score_name("fd", experiment.extractor.name)
             judged = judge_samples(experiment, sampler, params, count, reference, silent=True)
@@ -105,12 +112,16 @@ def paths_of_samples(
     return t, np.asarray(sampler(params).trajectory)
 
 
-def samples_at(experiment: Experiment, params: Params, size: int, nfe: Sequence[int]) -> np.ndarray:
-    """Figures 4 and 16: samples [len(nfe), size, ...] by midpoint, from the same noise."""
-    x = []
-    for calls in nfe:
-        sampler = make_sampler(
-            experiment, size, method="midpoint", steps=steps_for("midpoint", calls)
-        )
-        x.append(sampler(params).x)
-    return np.asarray(x)
+def samples_at(
+    experiment: Experiment, params: Params, size: int, calls: Sequence[int]
+) -> tuple[list[int], np.ndarray]:
+    """Figures 4 and 16: samples [K, size, ...] by midpoint, from the same noise, and their NFE.
+
+    Args:
+        calls: of the field; NFE are of the network, as in `over_nfe`.
+    """
+    solutions = [
+        make_sampler(experiment, size, method="midpoint", steps=steps_for("midpoint", n))(params)
+        for n in calls
+    ]
+    return [int(s.nfe) for s in solutions], np.asarray([s.x for s in solutions])

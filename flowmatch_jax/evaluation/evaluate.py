@@ -42,6 +42,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score the test split, where there is a field, and draw samples, for each kind of weights.
 
+    Samples are guided as the config says, likelihoods are those of the model itself.
     Writes samples/<step>_<weights>.png and adds to evaluation/<step>.json under the workdir.
 
     Args:
@@ -54,6 +55,8 @@ def evaluate(
         "baselines".
     """
     scorer = make_scorer(experiment) if experiment.is_flow else None
+    if experiment.guidance:
+        logger.info("Samples are guided; likelihoods are of the model without guidance")
     config = experiment.config.evaluate
     reference = make_reference(experiment) if experiment.extractor else None
     conditions = settings(experiment, step, reference)
@@ -96,7 +99,7 @@ def is_evaluated(experiment: Experiment, workdir: Path) -> bool:
         del wanted[name]
     return any(
         set(experiment.config.evaluate.weights) <= record["results"].keys()
-        and all(record[name] == wanted[name] for name in wanted)
+        and all(record.get(name) == wanted[name] for name in wanted)
         for record in json.loads(path.read_text())["evaluations"]
     )
 
@@ -123,6 +126,8 @@ def settings(experiment: Experiment, step: int, reference: Reference | None) -> 
     more = {}
     if experiment.conditioning:
         more["condition"] = dict(config.condition)
+    if experiment.conditioning.labels:
+        more["guidance"] = experiment.guidance.settings()
     if config.objective.name == "sr3":
         more["sr3"] = dict(config.sr3)
     return more | {

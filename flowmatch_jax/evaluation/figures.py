@@ -82,6 +82,7 @@ def settings(experiment: Experiment, step: int) -> dict[str, Any]:
         "evaluation_seed": config.evaluate.seed,
         "extractor": config.evaluate.extractor,
         "solver": dict(config.solver),
+        **({"guidance": experiment.guidance.settings()} if experiment.guidance else {}),
         **{name: _plain(value) for name, value in config.figures.items()},
     }
 
@@ -136,8 +137,7 @@ def draw_few_calls(experiment: Experiment, params: Params, folder: Path) -> None
     """
     config, source = experiment.config, experiment.train_source
     size = 16 if source.is_image else config.evaluate.samples
-    nfe = config.figures.sample_nfe
-    x = curves.samples_at(experiment, params, size, nfe)
+    nfe, x = curves.samples_at(experiment, params, size, config.figures.sample_nfe)
     _save_arrays(folder / "samples_nfe.npz", nfe=np.array(nfe), x=x)
     finest = x[-1]
     rows = [

@@ -23,7 +23,7 @@ METHODS = {
 }
 WITHOUT_PATH = {"maximum_likelihood": "CNF, maximum likelihood", "regression": "Regression"}
 # Sections of a config that do not change what is trained.
-EVALUATION = ("solver", "evaluate", "figures", "mesh")
+EVALUATION = ("guidance", "solver", "evaluate", "figures", "mesh")
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def conditions(record: dict[str, Any]) -> dict[str, Any]:
     parts = {
         "data": record["data"],
         "condition": record.get("condition", {}),
+        "guidance": record.get("guidance", {}),
         "solver": record["solver"],
         "likelihood": likelihood,
         "samples": record["samples"],

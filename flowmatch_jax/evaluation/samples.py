@@ -23,17 +23,18 @@ from flowmatch_jax.solvers import Solution
 
 logger = logging.getLogger(__name__)
 
-# (params, batch=0) -> Solution, the batch being a number
+# (params, batch=0, inputs=None) -> Solution, the batch being a number
 Sampler = Callable[..., Solution]
 # jitted (params, key, inputs) -> Solution
 GivenSampler = jax.stages.Wrapped
 
 
 def make_sampler(experiment: Experiment, size: int, **solver: Any) -> Sampler:
-    """An evaluation's samples, batch by batch: (params, batch=0) -> Solution, x in model space.
+    """An evaluation's samples, batch by batch: (params, batch=0, inputs=None) -> Solution.
 
-    A batch starts from the noise of `sample_key` and is given the `sample_inputs` of its number:
-    the same for all weights, methods and solvers.
+    A batch, x in model space, starts from the noise of `sample_key` and is given the
+    `sample_inputs` of its number, where no others are handed in: the same for all weights, methods
+    and solvers.
 
     Args:
         size: samples in a batch, split over all devices where these divide it.
@@ -42,8 +43,8 @@ def make_sampler(experiment: Experiment, size: int, **solver: Any) -> Sampler:
     draw_given = make_given_sampler(experiment, size, **solver)
     seed = experiment.config.evaluate.seed
 
-    def sampler(params: Params, batch: int = 0) -> Solution:
-        inputs = sample_inputs(experiment, size, batch)
+    def sampler(params: Params, batch: int = 0, inputs: Inputs | None = None) -> Solution:
+        inputs = sample_inputs(experiment, size, batch) if inputs is None else inputs
         return draw_given(params, sample_key(seed, batch), inputs)
 
     return sampler
@@ -102,33 +103,57 @@ def draw(
     """Draw samples, always from the same noise, and write samples/<step>_<weights>.png.
 
     Of super-resolution each sample stands between its low resolution, as it is and by the bicubic
-    filter, and its original.
+    filter, and its original; of a model of classes each class has a row (see `class_rows`).
 
     Args:
         weights: what the parameters are, "ema" or "raw".
-        keep_arrays: write samples/<step>_<weights>_nfe<n>.png instead, and an .npz beside it with
-            "x" in model space, float32.
+        keep_arrays: write samples/<step>_<weights>[_guidance<scale>]_nfe<n>.png instead, and an
+            .npz beside it with "x" in model space, float32, and "label" where classes have rows.
     """
-    source = experiment.train_source
-    solution = sampler(params)
+    rows = class_rows(experiment)
+    count = experiment.config.evaluate.samples
+    given = None if rows is None else {"label": np.resize(rows, count)}
+    solution = sampler(params, inputs=given)
     if not solution.converged:
         logger.warning("The solver gave up on samples at step %d: the field is not finite", step)
-    x = to_host(solution.x)
+    x = to_host(solution.x)[: None if rows is None else rows.size]
     if jax.process_index() == 0:
-        cost = f"_nfe{solution.nfe}" if keep_arrays else ""
-        path = workdir / "samples" / f"{step}_{weights}{cost}.png"
-        if experiment.conditioning.low_resolution is not None:
-            originals = items_of_batch(experiment, len(x))["x"]
-            columns = side_by_side(experiment.conditioning, originals, sample=x)
-            of_each = np.stack(list(columns.values()), axis=1)
-            a_row = max(1, math.isqrt(len(x)) // 2)
-            images = of_each.reshape(-1, *source.shape)
-            save_images(path, images, source.levels, len(columns) * a_row)
-        elif source.is_image:
-            save_images(path, x, source.levels)
-        else:
-            save_points(path, x)
+        guided = f"_guidance{experiment.guidance.scale:g}" if experiment.guidance else ""
+        how = f"{guided}_nfe{solution.nfe}" if keep_arrays else ""
+        path = workdir / "samples" / f"{step}_{weights}{how}.png"
+        _save_picture(experiment, path, x, None if rows is None else rows.shape[1])
         if keep_arrays:
-            np.savez_compressed(path.with_suffix(".npz"), x=x)
+            labels = {} if rows is None else {"label": rows.ravel()}
+            np.savez_compressed(path.with_suffix(".npz"), x=x, **labels)
         logger.info("Samples: %s (%d function evaluations)", path, solution.nfe)
     return solution
+
+
+def class_rows(experiment: Experiment) -> np.ndarray | None:
+    """Labels [rows, columns] of a grid with a row for each class; None where there is no such grid.
+
+    Together they are config.evaluate.samples at most. Where there are more classes than that, the
+    grid is square and has the first of them.
+    """
+    config, conditioning = experiment.config.evaluate, experiment.conditioning
+    if not conditioning.labels or conditioning.low_resolution is not None:
+        return None
+    classes = config.classes or range(experiment.train_source.num_classes)
+    columns = config.samples // len(classes) or math.isqrt(config.samples)
+    shown = np.asarray(classes, np.int32)[: config.samples // columns]
+    return np.repeat(shown[:, None], columns, axis=1)
+
+
+def _save_picture(
+    experiment: Experiment, path: Path, x: np.ndarray, columns: int | None = None
+) -> None:
+    source = experiment.train_source
+    if not source.is_image:
+        save_points(path, x)
+        return
+    if experiment.conditioning.low_resolution is not None:
+        originals = items_of_batch(experiment, len(x))["x"]
+        of_each = side_by_side(experiment.conditioning, originals, sample=x)
+        columns = len(of_each) * max(1, math.isqrt(len(x)) // 2)
+        x = np.stack(list(of_each.values()), axis=1).reshape(-1, *source.shape)
+    save_images(path, x, source.levels, columns)

@@ -61,7 +61,8 @@ class CurvesTest(parameterized.TestCase):
         np.testing.assert_allclose(x[0], draw_source(sample_key(1), (6, 2)), rtol=1e-6)
 
     def test_samples_at_few_calls_start_from_the_same_noise(self):
-        x = curves.samples_at(points(), ONE, 6, (2, 4, 8))
+        nfe, x = curves.samples_at(points(), ONE, 6, (2, 4, 8))
+        self.assertEqual(nfe, [2, 4, 8])
         end = make_sampler(points(), 6)(ONE).x
         errors = np.abs(x - np.asarray(end)).max(axis=(1, 2))
         self.assertTrue((np.diff(errors) < 0).all())

@@ -45,6 +45,14 @@ class ConditionTest(absltest.TestCase):
         self.assertEqual(settings["condition"]["low_resolution"], 4)
         self.assertNotIn("condition", evaluate.settings(images(), 10, None))
 
+    def test_settings_of_a_model_of_classes_name_its_guidance(self):
+        """With and without, so that neither is taken for the other."""
+        for scale in (1.0, 2.0):
+            experiment = images(condition__labels=True, guidance__scale=scale)
+            given = evaluate.settings(experiment, 10, None)["guidance"]
+            self.assertEqual(given, {"scale": scale, "interval": [0.0, 1.0]})
+        self.assertNotIn("guidance", evaluate.settings(images(), 10, None))
+
     def test_likelihood_given_the_label_and_low_resolution_of_the_same_item(self):
         """v = c carries N(0, I) to N(c, I)."""
         apply = lambda params, t, x, label, condition: condition + label[:, None, None, None]  # noqa: E731

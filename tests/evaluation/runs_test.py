@@ -53,6 +53,7 @@ class RunsTest(parameterized.TestCase):
         ("likelihood__probes", 2, "likelihood.probes = 2"),
         ("evaluation_seed", 2, "evaluation.seed = 2"),
         ("dtype", "bfloat16", "evaluation.dtype"),
+        ("guidance", {"scale": 2.0}, "guidance.scale = 2.0"),
     )
     def test_unlike_evaluations_are_refused_with_the_reason(self, field, value, said):
         other = self.run_of("b", records=[self.record({}, **{field: value})])

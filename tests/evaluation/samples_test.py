@@ -2,7 +2,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 from PIL import Image
 
 from flowmatch_jax.evaluation import samples
@@ -10,6 +10,7 @@ from flowmatch_jax.sampling import draw_source
 from tests.evaluation.experiments import images
 
 ONE = jnp.ones(())
+CLASSES = {"condition__labels": True}
 BOTH = {"condition__labels": True, "condition__low_resolution": 4}
 
 
@@ -49,6 +50,52 @@ class GivenTest(absltest.TestCase):
         original = np.round(experiment.test_source.x[0, :, :, 0] * (255 / 16))
         place = slice(3 * (side + gap), 3 * (side + gap) + side)
         np.testing.assert_array_equal(picture[:side:4, place][:, ::4], original)
+
+
+def told_apart(params, t, x, label, **_):
+    """Samples are noise and label / 10; without one, noise and 5."""
+    return jnp.where(label < 0, 5.0, label / 10)[:, None, None, None] + 0 * x
+
+
+class ClassesTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ({"evaluate__samples": 30}, [[c] * 3 for c in range(10)]),
+        ({"evaluate__samples": 35}, [[c] * 3 for c in range(10)]),
+        ({"evaluate__samples": 9}, [[c] * 3 for c in range(3)]),  # more classes than samples
+        ({"evaluate__classes": (7, 2), "evaluate__samples": 8}, [[7] * 4, [2] * 4]),
+    )
+    def test_rows(self, fields, expected):
+        rows = samples.class_rows(images(**CLASSES, **fields))
+        np.testing.assert_array_equal(rows, expected)
+
+    def test_no_rows_without_classes_of_its_own(self):
+        self.assertIsNone(samples.class_rows(images()))
+        self.assertIsNone(samples.class_rows(images(**BOTH)))
+
+    @parameterized.parameters((1.0, 1), (3.0, 2))
+    def test_each_row_is_given_its_class(self, scale, calls):
+        """Guidance goes from 5 to the label's by the scale; what is kept says the labels."""
+        experiment = images(
+            apply=told_apart,
+            guidance__scale=scale,
+            evaluate__classes=(7, 2),
+            evaluate__samples=9,
+            solver__method="euler",
+            solver__steps=4,
+            **CLASSES,
+        )
+        workdir = Path(self.create_tempdir().full_path)
+        sampler = samples.make_sampler(experiment, 9)
+        solution = samples.draw(experiment, sampler, workdir, "ema", ONE, 5, keep_arrays=True)
+        self.assertEqual(solution.nfe, 4 * calls)
+        name = "5_ema_guidance3_nfe8" if scale != 1 else "5_ema_nfe4"
+        kept = np.load(workdir / "samples" / f"{name}.npz")
+        np.testing.assert_array_equal(kept["label"], [7, 7, 7, 7, 2, 2, 2, 2])
+        noise = draw_source(samples.sample_key(1), (9, 8, 8, 1))[:8]
+        shift = 5 + scale * (kept["label"] / 10 - 5)
+        np.testing.assert_allclose(kept["x"], noise + shift[:, None, None, None], atol=1e-4)
+        picture = Image.open(workdir / "samples" / f"{name}.png")
+        self.assertEqual(picture.size, (4 * 34 - 2, 2 * 34 - 2))
 
 
 if __name__ == "__main__":

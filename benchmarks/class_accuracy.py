@@ -1,0 +1,105 @@
+"""How often a classifier of real digits sees in a sample the digit that it was asked to be.
+
+The classifier is a support vector machine of the pixels, trained on the training split. Trains
+configs/digits_class.py first, unless a workdir has it trained.
+
+python -m benchmarks.class_accuracy --workdir=runs/digits_class
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import FrozenConfigDict
+from sklearn.svm import SVC
+
+from benchmarks.timing import write
+from configs import digits_class
+from flowmatch_jax.arrays import Params
+from flowmatch_jax.evaluation.quality import make_reference
+from flowmatch_jax.evaluation.samples import make_sampler
+from flowmatch_jax.experiment import Experiment, build
+from flowmatch_jax.guidance import Guidance
+from flowmatch_jax.metrics.extractors import pixels
+from flowmatch_jax.metrics.frechet import Moments, frechet_distance
+from flowmatch_jax.pixels import quantise
+from main import load_weights, run
+
+WHOLE = (0.0, 1.0)
+GUIDANCES = [Guidance(scale) for scale in (1.0, 1.5, 2.0, 3.0, 5.0)]
+GUIDANCES += [Guidance(3.0, (0.0, 0.5)), Guidance(3.0, (0.5, 1.0))]
+
+
+def classifier(experiment: Experiment) -> SVC:
+    """Of integer images [N, 64], fitted to the training split."""
+    source = experiment.train_source
+    return SVC(gamma=0.001, C=10).fit(source.x.reshape(len(source), -1), source.label)
+
+
+def measure(
+    experiment: Experiment, params: Params, judge: SVC, each: int, reference: Moments
+) -> dict[str, Any]:
+    """Samples of every class, ``each`` of them, by the experiment's guidance."""
+    size, classes = experiment.config.evaluate.samples, experiment.train_source.num_classes
+    labels = np.resize(np.arange(classes, dtype=np.int32), each * classes).reshape(-1, size)
+    sampler = make_sampler(experiment, size)
+    solutions = [sampler(params, i, {"label": label}) for i, label in enumerate(labels)]
+    x = np.concatenate([s.x for s in solutions])
+    images = np.asarray(quantise(x, experiment.train_source.levels)).reshape(len(x), -1)
+    right = judge.predict(images) == labels.ravel()
+    moments = Moments.empty(images.shape[1]).add(pixels(images, experiment.train_source.levels))
+    return {
+        **experiment.guidance.settings(),
+        "accuracy": float(right.mean()),
+        "standard_error": float(right.std() / math.sqrt(len(right))),
+        "of_the_worst_class": float(min(right[labels.ravel() == c].mean() for c in range(classes))),
+        "fd_pixels": float(frechet_distance(moments, reference)),
+        "nfe": float(np.mean([s.nfe for s in solutions])),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/digits_class"))
+    parser.add_argument("--each", type=int, default=200, help="samples of a class")
+    flags = parser.parse_args()
+    config = FrozenConfigDict(digits_class.get_config())
+    if not (flags.workdir / "evaluation" / f"{config.train.steps}.json").exists():
+        run("train", config, flags.workdir)
+    experiment = build(config)
+    ((step, weights),) = load_weights(experiment, flags.workdir, ("ema",)).items()
+    judge, test = classifier(experiment), experiment.test_source
+    reference = make_reference(experiment).moments
+    rows = [
+        measure(
+            replace(experiment, guidance=guidance), weights["ema"], judge, flags.each, reference
+        )
+        for guidance in GUIDANCES
+    ]
+    print("| guidance | recognised | fd_pixels | NFE |\n|---|---|---|---|")
+    for row in rows:
+        name = "none" if row["scale"] == 1 else f"{row['scale']:g}"
+        if tuple(row["interval"]) != WHOLE:
+            name += f", t in {row['interval']}"
+        share = f"{100 * row['accuracy']:.1f} +- {100 * row['standard_error']:.1f}%"
+        print(f"| {name} | {share} | {row['fd_pixels']:.3f} | {row['nfe']:.1f} |")
+    write(
+        "class_accuracy",
+        {
+            "steps": step,
+            "samples_a_class": flags.each,
+            "solver": dict(config.solver),
+            "classifier": "SVC(gamma=0.001, C=10) of pixels",
+            "classifier_on_held_out_digits": judge.score(test.x.reshape(len(test), -1), test.label),
+            "samples": rows,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Solves along vector fields that change at known times.
+
+Each is followed from one such time to the next, so that an adaptive method spends no steps on
+finding the jump, and it is known which field was called how often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowmatch_jax import solvers
+from flowmatch_jax.arrays import Array
+
+
+class Stretch(NamedTuple):
+    """A vector field that is followed up to a time.
+
+    Attributes:
+        until: this time.
+        field: v(t, x).
+        calls: of the network, that a call of the field stands for.
+    """
+
+    until: float
+    field: Callable[[Array, Any], Any]
+    calls: int = 1
+
+
+def follow(
+    stretches: Sequence[Stretch],
+    x: Any,
+    t0: float = 0.0,
+    t1: float = 1.0,
+    steps: int | None = None,
+    grid: Sequence[float] | Array | None = None,
+    save_at: Sequence[float] | Array | None = None,
+    **options: Any,
+) -> solvers.Solution:
+    """Follow one vector field after the other, from t0 up to t1.
+
+    A fixed method keeps its times, each step by the field in whose stretch it begins.
+
+    Args:
+        stretches: in order of time, the last until t1 or later; empty ones cost nothing.
+        x, steps, grid, save_at, options: as for `solvers.integrate`.
+
+    Returns:
+        As `solvers.integrate`, nfe being calls of the network.
+    """
+    if steps is not None:
+        grid = np.linspace(t0, t1, steps + 1)
+    parts: list[solvers.Solution] = []
+    for stretch in stretches:
+        end = min(stretch.until, t1)
+        if grid is not None:
+            end = grid[np.searchsorted(grid, end - 1e-6)]  # a time may have been rounded
+        if end <= t0:
+            continue
+        part = solvers.integrate(
+            stretch.field,
+            x,
+            t0,
+            end,
+            grid=_within(grid, t0, end),
+            # What is kept at the border is the stretch before's.
+            save_at=_within(save_at, np.nextafter(t0, t1) if parts else t0, end),
+            **options,
+        )
+        parts.append(part._replace(nfe=stretch.calls * part.nfe))
+        x, t0 = part.x, end
+    kept = [part.trajectory for part in parts if part.trajectory is not None]
+    return solvers.Solution(
+        x=x,
+        nfe=sum(part.nfe for part in parts),
+        steps=sum(part.steps for part in parts),
+        rejected=sum(part.rejected for part in parts),
+        converged=jnp.stack([part.converged for part in parts]).all(),
+        trajectory=jax.tree.map(lambda *x: jnp.concatenate(x), *kept) if kept else None,
+    )
+
+
+def _within(times: Any, begin: float, end: float) -> np.ndarray | None:
+    """Those of the times in [begin, end]; None where there are none."""
+    times = np.asarray(() if times is None else times)
+    times = times[(begin <= times) & (times <= end)]
+    return times if len(times) else None
