@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # Settings that say where an evaluation was made, not what it is of.
 MACHINE = ("device", "devices", "python", "packages")
+# Of config.condition: what samples are given; the rest is of training alone.
+GIVEN = ("labels", "low_resolution", "filter")
 MEASURED = ("results", "baselines")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy")
 
@@ -122,7 +124,7 @@ def settings(experiment: Experiment, step: int, reference: Reference | None) -> 
     config, source = experiment.config, experiment.test_source
     more = {}
     if experiment.conditioning:
-        more["condition"] = dict(config.condition)
+        more["condition"] = {name: config.condition[name] for name in GIVEN}
     if config.objective.name == "sr3":
         more["sr3"] = dict(config.sr3)
     return more | {
