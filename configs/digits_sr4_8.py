@@ -1,4 +1,8 @@
-"""Super-resolution of digits, 4 x 4 to 8 x 8, by flow matching with OT: minutes on two cores."""
+"""Super-resolution of digits, 4 x 4 to 8 x 8, by flow matching with OT: minutes on two cores.
+
+Without noise on the condition 1,500 images are learnt by heart: the low resolution tells which one
+it is, and a regression that knows it does not blur.
+"""
 
 from ml_collections import ConfigDict
 
@@ -8,4 +12,6 @@ from configs import digits_ot
 def get_config() -> ConfigDict:
     config = digits_ot.get_config()
     config.condition.low_resolution = 4
+    config.condition.noise = 0.2
+    config.network.unet.dropout = 0.1
     return config

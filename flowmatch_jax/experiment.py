@@ -188,8 +188,6 @@ def _conditioning(config: ConfigDict, source: Source) -> Conditioning:
     conditioning = Conditioning(**config, levels=source.levels)
     with section("config.condition"):
         conditioning.validate(source.shape, source.num_classes)
-        if conditioning.labels and not source.is_image:
-            raise UserError("labels", True, f"{source.name} is a set of points: leave it off")
     return conditioning
 
 

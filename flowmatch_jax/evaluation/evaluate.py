@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # Settings that say where an evaluation was made, not what it is of.
 MACHINE = ("device", "devices", "python", "packages")
+# Of config.condition: what samples are given; the rest is of training alone.
+GIVEN = ("labels", "low_resolution", "filter")
 MEASURED = ("results", "baselines")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy")
 
@@ -125,7 +127,7 @@ def settings(experiment: Experiment, step: int, reference: Reference | None) -> 
     config, source = experiment.config, experiment.test_source
     more = {}
     if experiment.conditioning:
-        more["condition"] = dict(config.condition)
+        more["condition"] = {name: config.condition[name] for name in GIVEN}
     if experiment.conditioning.labels:
         more["guidance"] = experiment.guidance.settings()
     if config.objective.name == "sr3":

@@ -150,7 +150,7 @@ class SeveralProcessesTest(absltest.TestCase):
         self.assertEqual(stderr.count("error: SIGTERM: training stopped at step"), 2, stderr)
         step, _ = saved_state(workdir)
         self.assertEqual(metrics(workdir)[-1]["step"], step)
-        child = self.launch(*flags, f"--config.train.steps={step + 1}")
+        child = self.launch(*flags, f"--config.train.steps={step + 10}")  # above the warm-up's
         self.assertIn(f"at step {step}", child.stderr)
 
     def test_processes_of_different_commands_are_told_so(self):

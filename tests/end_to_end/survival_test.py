@@ -27,7 +27,8 @@ from tests.end_to_end.runs import (
 )
 
 LIMIT = 300  # seconds after which a run hangs
-RUN = (DIGITS, *TINY, "--config.train.sample_every=1000000")
+STEPS = 200
+RUN = (DIGITS, *TINY, "--config.train.sample_every=1000000", f"--config.train.steps={STEPS}")
 
 
 class SurvivalTest(parameterized.TestCase):
@@ -38,6 +39,10 @@ class SurvivalTest(parameterized.TestCase):
         cls.addClassCleanup(folder.cleanup)
         cls.folder = Path(folder.name)
         cls.cache = {"JAX_COMPILATION_CACHE_DIR": str(cls.folder / "cache")}
+        cls.whole = cls.folder / "whole"  # a run that nothing happened to
+        child = run(*RUN, f"--workdir={cls.whole}", **cls.cache)
+        if child.returncode:
+            raise AssertionError(child.stderr)
 
     def start(self, *flags):
         return subprocess.Popen(
@@ -66,14 +71,8 @@ class SurvivalTest(parameterized.TestCase):
         self.assertEqual(list(losses), list(expected))
         self.assertEqual(losses[last], expected[last])
 
-    def check_kills(self, kills, steps):
+    def check_kills(self, kills, seconds, flags, workdir):
         """Every other one at any moment of the start, the others in the midst of training."""
-        flags = (*RUN, f"--config.train.steps={steps}")
-        wanted, workdir = (self.folder / f"{name}_{kills}" for name in ("whole", "killed"))
-        begin = time.monotonic()
-        child = run(*flags, f"--workdir={wanted}", **self.cache)
-        self.assertEqual(child.returncode, 0, child.stderr)
-        seconds = time.monotonic() - begin
         rng = np.random.RandomState(kills)
         for kill in range(kills):
             before = len(metrics(workdir))
@@ -87,14 +86,21 @@ class SurvivalTest(parameterized.TestCase):
             child.communicate()
         child = run(*flags, f"--workdir={workdir}", **self.cache)
         self.assertEqual(child.returncode, 0, child.stderr)
-        self.check_same_end(workdir, wanted)
 
     def test_a_few_kills(self):
-        self.check_kills(kills=4, steps=300)
+        workdir = self.folder / "killed"
+        self.check_kills(3, 15, RUN, workdir)
+        self.check_same_end(workdir, self.whole)
 
     @pytest.mark.slow
     def test_many_kills(self):
-        self.check_kills(kills=25, steps=2000)
+        flags = (*RUN, "--config.train.steps=2000")
+        wanted, workdir = self.folder / "many_whole", self.folder / "many_killed"
+        begin = time.monotonic()
+        child = run(*flags, f"--workdir={wanted}", **self.cache)
+        self.assertEqual(child.returncode, 0, child.stderr)
+        self.check_kills(25, time.monotonic() - begin, flags, workdir)
+        self.check_same_end(workdir, wanted)
 
     @parameterized.parameters(signal.SIGTERM, signal.SIGINT)
     def test_signal_saves_the_step_it_stops_at(self, number):
@@ -117,18 +123,16 @@ class SurvivalTest(parameterized.TestCase):
         jax.tree.map(np.testing.assert_array_equal, bits(state), bits(expected))
 
     def test_damaged_newest_checkpoint(self):
-        workdir, wanted = self.folder / "damaged_run", self.folder / "sound_run"
-        for folder in (workdir, wanted):
-            child = run(*RUN, f"--workdir={folder}", **self.cache)
-            self.assertEqual(child.returncode, 0, child.stderr)
-        for path in (workdir / "checkpoints" / "60").rglob("d/*"):
+        workdir = self.folder / "damaged_run"
+        shutil.copytree(self.whole, workdir)
+        for path in (workdir / "checkpoints" / f"{STEPS}").rglob("d/*"):
             os.truncate(path, 10)
         child = run(*RUN, f"--workdir={workdir}", **self.cache)
         self.assertEqual(child.returncode, 0, child.stderr)
-        self.assertIn("Checkpoint 60 cannot be used, and is kept as", child.stderr)
-        self.assertIn("at step 50", child.stderr)
-        self.check_same_end(workdir, wanted)
-        self.assertTrue((workdir / "damaged" / "60").is_dir())
+        self.assertIn(f"Checkpoint {STEPS} cannot be used, and is kept as", child.stderr)
+        self.assertIn(f"at step {STEPS - 10}", child.stderr)
+        self.check_same_end(workdir, self.whole)
+        self.assertTrue((workdir / "damaged" / f"{STEPS}").is_dir())
 
     def test_full_disk(self):
         disk = self.folder / "disk"

@@ -40,7 +40,7 @@ POINTS = {"name": "checkerboard", "version": "1", "split": "test", "levels": Non
 FIGURES = {"step": 100, "weights": "ema", "extractor": "pixels", "seeds": 4}
 
 
-CONDITION = {"labels": False, "low_resolution": 4, "filter": "bicubic", "noise": 0.0}
+CONDITION = {"labels": False, "low_resolution": 4, "filter": "bicubic"}
 BASELINES = {
     "Reference": {"fd_pixels": 0.1, "sample_nfe": 0.0},
     "Bicubic": {"fd_pixels": 9.0, "sample_nfe": 0.0, "psnr": 13.0, "consistency_rmse": 1.5},
