@@ -31,6 +31,7 @@ from flowmatch_jax.evaluation.evaluate import evaluate, is_evaluated
 from flowmatch_jax.evaluation.figures import are_drawn, draw_figures
 from flowmatch_jax.evaluation.report import write_report
 from flowmatch_jax.evaluation.samples import draw, make_sampler
+from flowmatch_jax.evaluation.upsample import upsample_pictures
 from flowmatch_jax.experiment import Experiment, build
 from flowmatch_jax.files import full_disk_stops
 from flowmatch_jax.mesh import with_shardings
@@ -46,6 +47,7 @@ MODES = {
     "evaluate": ("config",),
     "sample": ("config",),
     "figures": ("config",),
+    "upsample": ("config", "input", "output"),
     "report": ("runs",),
     "compare": ("data", "methods", "seeds"),
 }
@@ -65,9 +67,12 @@ _MODE = flags.DEFINE_string(
     "train",
     "train: train to the last step, going on where the workdir left off, then evaluate; "
     "evaluate: score the newest checkpoint; sample: draw a picture of samples from it; "
-    "figures: draw the paper's figures of the run; report: tables and figures of several --runs; "
+    "figures: draw the paper's figures of the run; upsample: enlarge your own pictures, --input, "
+    "by a super-resolution model; report: tables and figures of several --runs; "
     "compare: train, evaluate, draw and report all --methods on each of --data.",
 )
+_INPUT = flags.DEFINE_string("input", None, "A picture to upsample, or a folder of them.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the upsampled pictures.")
 _RUNS = flags.DEFINE_list("runs", [], "Folders of the runs to report.")
 _DATA = flags.DEFINE_list("data", ["checkerboard", "digits"], "Data sets to compare methods on.")
 _METHODS = flags.DEFINE_list(
@@ -109,6 +114,9 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise UserError("argument", overrides[0], "a report takes runs as they were made")
         if "config" in taken and _CONFIG.value is None:
             raise UserError("--config", None, "give a file, such as configs/digits_ot.py")
+        for name in ("input", "output"):
+            if name in taken and flags.FLAGS[name].value is None:
+                raise UserError(f"--{name}", None, flags.FLAGS[name].help)
         return overrides
     except (UserError, flags.Error) as error:
         stop(error)
@@ -174,6 +182,15 @@ def run(mode: str, config: FrozenConfigDict, workdir: Path) -> None:
             draw(experiment, sampler, workdir, kind, params, step, keep_arrays=True)
     else:
         evaluate(experiment, sampler, weights, step, workdir)
+
+
+def upsample(config: FrozenConfigDict, workdir: Path, pictures: Path, output: Path) -> None:
+    """Enlarge a user's own pictures by the first of config.evaluate.weights."""
+    experiment = build(config)
+    open_workdir(workdir, config)
+    kind = config.evaluate.weights[0]
+    ((_, weights),) = load_weights(experiment, workdir, (kind,)).items()
+    upsample_pictures(experiment, weights[kind], pictures, output)
 
 
 def compared(data: str, methods: Sequence[str] | None) -> dict[str, str]:
@@ -256,6 +273,9 @@ def run_mode(mode: str, overrides: list[str]) -> None:
         elif mode == "compare":
             seeds = [_seed(text) for text in _SEEDS.value]
             compare(_DATA.value, _METHODS.value, seeds, overrides, workdir)
+        elif mode == "upsample":
+            config = load_config(config_file, overrides)
+            upsample(config, workdir, Path(_INPUT.value), Path(_OUTPUT.value))
         else:
             run(mode, load_config(config_file, overrides), workdir)
 

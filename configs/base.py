@@ -148,6 +148,10 @@ def get_config() -> ConfigDict:
     config.evaluate.reference = placeholder(str)  # npz of mu and sigma; unset: the training images
     config.evaluate.generated = 50_000  # samples that are judged
 
+    # --mode=upsample
+    config.upsample = ConfigDict()
+    config.upsample.overlap = 0.25  # of neighbouring tiles, in units of their side; 0.5 at most
+
     # --mode=figures
     config.figures = ConfigDict()
     config.figures.nfe = (4, 8, 10, 20, 40, 60, 100)  # of the curves over NFE

@@ -351,6 +351,9 @@ def _check_numbers(config: ConfigDict) -> None:
             raise UserError("weights", (), f"give at least one of: {', '.join(WEIGHTS)}")
         for name in config.evaluate.weights:
             one_of("weights", name, WEIGHTS)
+    with section("config.upsample"):
+        if not 0 <= config.upsample.overlap <= 0.5:
+            raise UserError("overlap", config.upsample.overlap, "it must be in [0, 0.5]")
     with section("config.figures"):
         for name in ("nfe", "sample_nfe"):
             for n in config.figures[name] or (0,):

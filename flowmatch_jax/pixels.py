@@ -17,6 +17,11 @@ def as_bytes(image: Array, levels: int) -> Array:
     return jnp.round(image * (255 / (levels - 1))).astype(jnp.uint8)
 
 
+def from_bytes(image: Array, levels: int) -> Array:
+    """Of [0, 255], the nearest of the levels [0, levels) spread over it; int32."""
+    return jnp.round(image * ((levels - 1) / 255)).astype(jnp.int32)
+
+
 def random_flip(key: Array, image: Array) -> Array:
     """Each image of [B, H, W, C] left to right with probability one half, independently."""
     flip = jax.random.bernoulli(key, shape=(image.shape[0], 1, 1, 1))

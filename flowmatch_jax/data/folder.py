@@ -71,7 +71,7 @@ def open_folder(
     Raises:
         UserError: no such folder, no images in it, or none in the split.
     """
-    files = _list_files(root, exclude)
+    files = list_pictures(root, exclude)
     hashes = _hashes(root, files, cache)
     first = {sha: path for path, sha in zip(reversed(files), reversed(hashes), strict=True)}
     chosen = [sha for sha in sorted(first) if _is_test(sha, test_fraction) == (split == "test")]
@@ -93,7 +93,15 @@ def _is_test(sha: str, fraction: float) -> bool:
     return int(sha[:8], 16) < fraction * 2**32
 
 
-def _list_files(root: Path, exclude: Sequence[str]) -> list[str]:
+def list_pictures(root: Path, exclude: Sequence[str] = ()) -> list[str]:
+    """Paths below root of its pictures, in order, hidden ones left out.
+
+    Args:
+        exclude: patterns of file names that are left out too.
+
+    Raises:
+        UserError: no such folder, or no picture in it.
+    """
     if not root.is_dir():
         raise UserError("path", str(root), "there is no such folder")
     below = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
@@ -105,10 +113,9 @@ def _list_files(root: Path, exclude: Sequence[str]) -> list[str]:
         and not any(fnmatch(path.name, pattern) for pattern in exclude)
     )
     if not files:
-        kinds = ", ".join(SUFFIXES)
-        raise UserError(
-            "path", str(root), f"there is no image in it ({kinds}) that is not excluded"
-        )
+        left = " that is not excluded" if exclude else ""
+        allowed = f"there is no image in it ({', '.join(SUFFIXES)}){left}"
+        raise UserError("path", str(root), allowed)
     return files
 
 

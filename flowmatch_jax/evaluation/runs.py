@@ -23,7 +23,7 @@ METHODS = {
 }
 WITHOUT_PATH = {"maximum_likelihood": "CNF, maximum likelihood", "regression": "Regression"}
 # Sections of a config that do not change what is trained.
-EVALUATION = ("guidance", "solver", "evaluate", "figures", "mesh")
+EVALUATION = ("guidance", "solver", "evaluate", "upsample", "figures", "mesh")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,147 @@
+"""A user's own pictures through a trained super-resolution model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from flowmatch_jax.arrays import Array, Params
+from flowmatch_jax.data.folder import list_pictures
+from flowmatch_jax.data.images import decode, encode, square
+from flowmatch_jax.errors import RunStopped, UserError
+from flowmatch_jax.evaluation.samples import sample_key
+from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.files import write_atomically
+from flowmatch_jax.mesh import gather, split_if_even
+from flowmatch_jax.pixels import as_bytes, from_bytes, quantise
+from flowmatch_jax.sampling import draw_source
+from flowmatch_jax.solvers import Solution
+from flowmatch_jax.tiling import fitting, tiled
+
+logger = logging.getLogger(__name__)
+
+# (params, picture uint8 [h, w, C]) -> the larger picture, uint8
+Upsampler = Callable[[Params, np.ndarray], np.ndarray]
+
+
+def upsample_pictures(experiment: Experiment, params: Params, source: Path, output: Path) -> None:
+    """Write each picture as PNG under the output folder, by the same name.
+
+    Pictures are read as `data.images` does, upright, in the model's channels; those of a size
+    among others of it are compiled for once.
+
+    Args:
+        source: a picture, or a folder of them and their subfolders.
+
+    Raises:
+        UserError: no super-resolution model, no pictures, or a place where they cannot be written.
+        RunStopped: some could not be read; each was told in a line, and the others are done.
+    """
+    _check_model(experiment)
+    upsampler, folder = make_upsampler(experiment), experiment.config.data.folder
+    channels, unreadable = experiment.train_source.shape[-1], 0
+    targets = plan(source, output)
+    for path, target in targets.items():
+        try:
+            image = decode(path.read_bytes(), channels, folder.background, upright=True)
+        except Exception as error:  # Pillow's decoders raise many kinds
+            logger.error("%s cannot be read: %s", path, " ".join(str(error).split()))
+            unreadable += 1
+            continue
+        enlarged = upsampler(params, square(image, None))
+        if jax.process_index() == 0:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(target, encode(enlarged))
+        logger.info("%s: %d x %d pixels", target, *enlarged.shape[1::-1])
+    if unreadable:
+        raise RunStopped(f"{unreadable} of {len(targets)} pictures could not be read")
+
+
+def plan(source: Path, output: Path) -> dict[Path, Path]:
+    """Of each picture, where it will be written.
+
+    Raises:
+        UserError: there are no pictures, two would become one file, or the output folder cannot be
+            written or is where pictures are read.
+    """
+    if source.is_dir():
+        try:
+            names = list_pictures(source)
+        except UserError as error:
+            raise UserError("--input", error.got, error.allowed) from error
+        if output.resolve().is_relative_to(source.resolve()):
+            raise UserError("--output", str(output), "it lies in --input; give another folder")
+        pictures = {source / name: output / Path(name).with_suffix(".png") for name in names}
+    elif source.is_file():
+        pictures = {source: output / f"{source.stem}.png"}
+    else:
+        raise UserError("--input", str(source), "there is no such picture or folder")
+    first: dict[Path, Path] = {}
+    for path, target in pictures.items():
+        if target in first:
+            got = f"{first[target]} and {path}"
+            raise UserError("--input", got, f"both would become {target}; rename one")
+        if target.resolve() == path.resolve():
+            raise UserError("--output", str(output), f"it would overwrite {path}; give another")
+        first[target] = path
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        allowed = f"it cannot be made a folder ({error.strerror}); give another"
+        raise UserError("--output", str(output), allowed) from error
+    return pictures
+
+
+def make_upsampler(experiment: Experiment) -> Upsampler:
+    """(params, picture uint8 [h, w, C]) -> uint8 [f h, f w, C], f = size / low resolution.
+
+    A picture is one canvas of the trained size's tiles, padded by reflection to what they cover,
+    config.evaluate.samples of them at a time. All start from the same noise.
+    """
+    config, conditioning, mesh = experiment.config, experiment.conditioning, experiment.mesh
+    side, levels = experiment.train_source.shape[0], experiment.train_source.levels
+    low = conditioning.low_resolution
+    factor, overlap = side // low, int(config.upsample.overlap * low)
+
+    def apply(params: Params, t: Array, x: Array, **inputs: Array) -> Array:
+        x, inputs = jax.tree.map(lambda tiles: split_if_even(tiles, mesh), (x, inputs))
+        return experiment.apply(params, t, x, **inputs)
+
+    canvas = replace(
+        experiment, apply=tiled(apply, side, factor * overlap, config.evaluate.samples)
+    )
+
+    @jax.jit
+    def generate(params: Params, picture: Array) -> Solution:
+        sides = tuple(factor * length for length in picture.shape[:2])
+        condition = conditioning.enlarge(picture[None], sides)
+        key = sample_key(config.evaluate.seed)
+        x0 = draw_source(key, condition.shape, experiment.path.source_std)
+        inputs = {"condition": condition}
+        return canvas.generate(gather(params, mesh), x0, jax.random.fold_in(key, 0), inputs)
+
+    def upsample(params: Params, picture: np.ndarray) -> np.ndarray:
+        height, width = picture.shape[:2]
+        padding = [(0, fitting(n, low, overlap) - n) for n in (height, width)]
+        padded = np.pad(from_bytes(picture, levels), (*padding, (0, 0)), "reflect")
+        solution = generate(params, padded)
+        if not solution.converged:
+            logger.warning("The solver gave up: the field is not finite")
+        x = solution.x[0, : factor * height, : factor * width]
+        return np.asarray(as_bytes(quantise(x, levels), levels))
+
+    return upsample
+
+
+def _check_model(experiment: Experiment) -> None:
+    if experiment.conditioning.low_resolution is None:
+        allowed = "the model is of no super-resolution: --mode=upsample takes one that has it set"
+        raise UserError("config.condition.low_resolution", None, allowed)
+    if experiment.guidance:
+        allowed = "pictures come without a label: leave it 1"
+        raise UserError("config.guidance.scale", experiment.guidance.scale, allowed)
