@@ -77,9 +77,17 @@ def items_of_batch(experiment: Experiment, size: int, batch: int = 0) -> Batch:
 
 
 def sample_inputs(experiment: Experiment, size: int, batch: int = 0) -> Inputs:
-    """What a batch of samples is given: labels and low resolution of its test images."""
+    """What a batch of samples is given: the low resolution of its test images, and their labels.
+
+    Labels alone are those of the training images, which samples are held against, in random order:
+    as many of each class.
+    """
     if not experiment.conditioning:
         return {}
+    if experiment.conditioning.low_resolution is None:
+        labels = experiment.train_source.label
+        order = np.random.RandomState(0).permutation(len(labels))
+        return {"label": labels[order[np.arange(batch * size, (batch + 1) * size) % len(order)]]}
     return experiment.conditioning.inputs(items_of_batch(experiment, size, batch))
 
 

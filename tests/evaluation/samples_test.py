@@ -28,6 +28,17 @@ class GivenTest(absltest.TestCase):
             condition = experiment.conditioning.inputs(source[list(wanted)])["condition"]
             np.testing.assert_array_equal(given["condition"], condition)
 
+    def test_labels_alone_are_as_frequent_as_in_training(self):
+        experiment = images(**CLASSES)
+        wanted = np.bincount(experiment.train_source.label)
+        given = [samples.sample_inputs(experiment, 500, batch)["label"] for batch in range(4)]
+        np.testing.assert_array_equal(np.bincount(np.concatenate(given[:3])), wanted)
+        np.testing.assert_array_equal(given[3], given[0])
+        # A part of them is a sample: of 500 of a class of frequency p, 500 p +- sqrt(500 p (1-p)).
+        p = wanted / wanted.sum()
+        errors = (np.bincount(given[0], minlength=10) - 500 * p) / np.sqrt(500 * p * (1 - p))
+        self.assertLess(np.abs(errors).max(), 4)
+
     def test_field_is_given_it(self):
         """Where v is the condition itself, samples are noise and condition."""
         apply = lambda params, t, x, label, condition: condition + label[:, None, None, None]  # noqa: E731
