@@ -1,7 +1,7 @@
 """Super-resolution of digits, 4 x 4 to 8 x 8, by flow matching with OT: minutes on two cores.
 
-Without noise on the condition 1,500 images are learnt by heart: the low resolution tells which one
-it is, and a regression that knows it does not blur.
+The noise keeps 1,500 images from being learnt by heart: without it the low resolution tells which
+one it is, and a regression does not blur. It costs PSNR (README).
 """
 
 from ml_collections import ConfigDict
