@@ -67,6 +67,19 @@ class PicturesTest(parameterized.TestCase):
         inner = slice(0, 2 * height - 6), slice(0, 2 * width - 6)
         np.testing.assert_allclose(made[inner], bicubic(array)[inner], atol=1.01)
 
+    def test_methods_without_a_field(self):
+        """The regression of this network is the condition itself, in one call."""
+        array = picture(9, 7)
+        regression = images(
+            apply=lambda params, t, x, condition, **_: condition + t[:, None, None, None],
+            condition__low_resolution=4,
+            objective__name="regression",
+            objective__predicts="data",
+        )
+        path = write(self.input / "a.png", array)
+        upsample.upsample_pictures(regression, ONE, path, self.output)
+        np.testing.assert_allclose(self.made("a.png")[:12, :8], bicubic(array)[:12, :8], atol=1.01)
+
     def test_all_of_a_folder_by_the_same_names(self):
         write(self.input / "a.png", picture(5, 6))
         write(self.input / "b" / "c.jpg", picture(8, 4))
