@@ -86,7 +86,7 @@ class MistakesTest(parameterized.TestCase):
             "no_such_section",
             (DIGITS, "--config.trian.steps=5"),
             "--config.trian.steps",
-            "solver, train",
+            "solver, sr3, train",
         ),
         (
             "wrong_type",
