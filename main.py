@@ -160,12 +160,18 @@ def load_weights(
     return dict(sorted(found.items()))
 
 
-def run(mode: str, config: FrozenConfigDict, workdir: Path) -> None:
-    """Train, evaluate, sample or draw figures of one run."""
+def open_run(config: FrozenConfigDict, workdir: Path) -> Experiment:
+    """The experiment of a workdir, which is this config's; the same in all processes."""
     processes.same_everywhere("--workdir", str(workdir))
     processes.same_everywhere("--config", config.to_json())
     experiment = build(config)
     open_workdir(workdir, config)
+    return experiment
+
+
+def run(mode: str, config: FrozenConfigDict, workdir: Path) -> None:
+    """Train, evaluate, sample or draw figures of one run."""
+    experiment = open_run(config, workdir)
     kinds = config.evaluate.weights
     if mode == "figures":
         kept = load_weights(experiment, workdir, kinds[:1], every_step=True)
@@ -186,8 +192,7 @@ def run(mode: str, config: FrozenConfigDict, workdir: Path) -> None:
 
 def upsample(config: FrozenConfigDict, workdir: Path, pictures: Path, output: Path) -> None:
     """Enlarge a user's own pictures by the first of config.evaluate.weights."""
-    experiment = build(config)
-    open_workdir(workdir, config)
+    experiment = open_run(config, workdir)
     kind = config.evaluate.weights[0]
     ((_, weights),) = load_weights(experiment, workdir, (kind,)).items()
     upsample_pictures(experiment, weights[kind], pictures, output)

@@ -19,6 +19,8 @@ Field = Callable[[Array, Array], Array]
 # apply(params, t, x, label=None, condition=None, key=None) -> output of x's shape; a key means
 # training mode (dropout on).
 Apply = Callable[..., Array]
+# Items of the data by name: "x" [B, ...], and "label" int32 [B] where there are labels.
+Batch = dict[str, Array]
 # What a network is given besides t and x, by name: "label" int32 [B], "condition" [B, H, W, C'].
 Inputs = dict[str, Array]
 

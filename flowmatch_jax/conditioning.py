@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from flowmatch_jax.arrays import Array, Inputs
+from flowmatch_jax.arrays import Array, Batch, Inputs
 from flowmatch_jax.errors import UserError, at_least, fraction, one_of
 from flowmatch_jax.pixels import centres
 from flowmatch_jax.resolution import FILTERS, resize
 
 NO_LABEL = -1
-Batch = dict[str, Array]
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,11 @@ import jax
 import jax.numpy as jnp
 
 from flowmatch_jax import ancestral, couplings, predictions, times
-from flowmatch_jax.arrays import Apply, Array, Inputs, Params, expand_time
+from flowmatch_jax.arrays import Apply, Array, Batch, Inputs, Params, expand_time
 from flowmatch_jax.errors import UserError
 from flowmatch_jax.likelihood import log_prob
 from flowmatch_jax.paths import GaussianPath, coefficients, flow_and_velocity, starts_without_data
 
-Batch = dict[str, Array]
 Objective = Callable[[Apply, Params, Batch, Array], tuple[Array, dict[str, Array]]]
 Coupling = Callable[[Array, Array], Array]
 Time = Callable[[Array, int, float], Array]

@@ -11,8 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flowmatch_jax.arrays import Array, Inputs, Params
-from flowmatch_jax.conditioning import Batch
+from flowmatch_jax.arrays import Array, Batch, Inputs, Params
 from flowmatch_jax.data.pipeline import items_at
 from flowmatch_jax.evaluation.super_resolution import side_by_side
 from flowmatch_jax.experiment import Experiment

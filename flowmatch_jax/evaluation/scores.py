@@ -9,8 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flowmatch_jax.arrays import Array, Params
-from flowmatch_jax.conditioning import Batch
+from flowmatch_jax.arrays import Array, Batch, Params
 from flowmatch_jax.data.pipeline import ordered_batches
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.likelihood import (

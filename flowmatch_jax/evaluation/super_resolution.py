@@ -63,6 +63,6 @@ def side_by_side(
         "low resolution": centres(resize(low, sides, "box"), levels),
         "bicubic": conditioning.enlarge(low, sides),
         **made,
-        "original": (2 * originals.astype(np.float32) + 1) / levels - 1,
+        "original": centres(originals, levels),
     }
     return {label: np.asarray(x) for label, x in rows.items()}

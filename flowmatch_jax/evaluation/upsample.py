@@ -17,7 +17,7 @@ from flowmatch_jax.errors import RunStopped, UserError
 from flowmatch_jax.evaluation.samples import sample_key
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.files import write_atomically
-from flowmatch_jax.mesh import gather, split_if_even
+from flowmatch_jax.mesh import gather, split_if_even, to_host
 from flowmatch_jax.pixels import as_bytes, from_bytes, quantise
 from flowmatch_jax.sampling import draw_source
 from flowmatch_jax.solvers import Solution
@@ -32,8 +32,8 @@ Upsampler = Callable[[Params, np.ndarray], np.ndarray]
 def upsample_pictures(experiment: Experiment, params: Params, source: Path, output: Path) -> None:
     """Write each picture as PNG under the output folder, by the same name.
 
-    Pictures are read as `data.images` does, upright, in the model's channels; those of a size
-    among others of it are compiled for once.
+    Pictures are read as `data.images` does, upright, in the model's channels. Each size of canvas
+    is compiled once.
 
     Args:
         source: a picture, or a folder of them and their subfolders.
@@ -132,7 +132,7 @@ def make_upsampler(experiment: Experiment) -> Upsampler:
         solution = generate(params, padded)
         if not solution.converged:
             logger.warning("The solver gave up: the field is not finite")
-        x = solution.x[0, : factor * height, : factor * width]
+        x = to_host(solution.x)[0, : factor * height, : factor * width]
         return np.asarray(as_bytes(quantise(x, levels), levels))
 
     return upsample

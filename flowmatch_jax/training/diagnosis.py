@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowmatch_jax.arrays import Array, Params
+from flowmatch_jax.arrays import Array, Batch, Params
 from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.objectives import Batch
 from flowmatch_jax.training.state import TrainState
 from flowmatch_jax.training.step import Gradient, make_gradient
 from flowmatch_jax.workdir import write_json

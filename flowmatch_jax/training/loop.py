@@ -12,12 +12,11 @@ import jax
 import optax
 import orbax.checkpoint as ocp
 
-from flowmatch_jax.arrays import Params
+from flowmatch_jax.arrays import Batch, Params
 from flowmatch_jax.data.pipeline import train_batches
 from flowmatch_jax.errors import RunStopped, fraction, section
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.mesh import check_batch, describe, put_batches, put_whole, with_shardings
-from flowmatch_jax.objectives import Batch
 from flowmatch_jax.processes import StopNotice
 from flowmatch_jax.training import checkpoints as ckpt
 from flowmatch_jax.training import cost

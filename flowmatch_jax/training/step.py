@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from flowmatch_jax.arrays import Apply, Array, Inputs, Params
+from flowmatch_jax.arrays import Apply, Array, Batch, Inputs, Params
 from flowmatch_jax.mesh import replicated, state_shardings
-from flowmatch_jax.objectives import Batch, Objective
+from flowmatch_jax.objectives import Objective
 from flowmatch_jax.pixels import dequantise, random_flip
 from flowmatch_jax.training.state import TrainState, ema_update
 

@@ -12,7 +12,7 @@ from flowmatch_jax.evaluation.scores import make_scorer, score_key
 from flowmatch_jax.metrics.similarity import psnr
 from flowmatch_jax.pixels import quantise
 from flowmatch_jax.sampling import draw_source
-from tests.evaluation.experiments import images, points
+from tests.evaluation.experiments import images, points, regression
 
 ONE = jnp.ones(())
 EDM = {"solver__method": "heun", "solver__steps": 50, "solver__grid": "edm"}
@@ -90,13 +90,7 @@ class ConditionTest(absltest.TestCase):
         self.assertEqual(set(record["results"]), {"ema", "raw"})
 
     def test_no_likelihood_without_a_field(self):
-        experiment = images(
-            apply=lambda params, t, x, condition, key: condition,
-            condition__low_resolution=4,
-            objective__name="regression",
-            objective__predicts="data",
-            evaluate__generated=64 + 8,
-        )
+        experiment = regression(evaluate__generated=64 + 8)
         workdir = Path(self.create_tempdir().full_path)
         sampler = make_sampler(experiment, 8)
         record = evaluate.evaluate(experiment, sampler, {"ema": ONE}, 3, workdir)

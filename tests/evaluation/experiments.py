@@ -19,6 +19,21 @@ def images(rate=0.0, **fields):
     return _experiment(digits_ot, rate, fields)
 
 
+def regression(**fields):
+    """Of 4 x 4 pixels to 8 x 8: what it makes of its condition is the condition, at t = 0."""
+    return images(
+        apply=_condition,
+        condition__low_resolution=4,
+        objective__name="regression",
+        objective__predicts="data",
+        **fields,
+    )
+
+
+def _condition(params, t, x, condition, key=None):
+    return condition + t[:, None, None, None]
+
+
 def _experiment(module, rate, fields):
     apply = fields.pop("apply", lambda params, t, x, **_: params * rate * x)
     config = module.get_config()

@@ -7,7 +7,7 @@ from absl.testing import absltest
 from PIL import Image
 
 from flowmatch_jax.evaluation import figures
-from tests.evaluation.experiments import images, points
+from tests.evaluation.experiments import images, points, regression
 
 ONE = jnp.ones(())
 
@@ -69,13 +69,7 @@ class FiguresTest(absltest.TestCase):
         self.assertTrue(all(rows[name].shape == (8, 8, 8, 1) for name in rows.files))
 
     def test_methods_without_a_field_have_no_paths(self):
-        experiment = images(
-            apply=lambda params, t, x, condition, key: condition,
-            condition__low_resolution=4,
-            objective__name="regression",
-            objective__predicts="data",
-        )
-        figures.draw_figures(experiment, ONE, 7, [(3, ONE), (7, ONE)], self.folder)
+        figures.draw_figures(regression(), ONE, 7, [(3, ONE), (7, ONE)], self.folder)
         drawn = {path.stem for path in (self.folder / "figures").glob("*.png")}
         self.assertEqual(
             drawn, {"super_resolution", "nfe_over_training", "fd_pixels_over_training"}

@@ -8,7 +8,7 @@ from PIL import Image
 from flowmatch_jax.errors import RunStopped, UserError
 from flowmatch_jax.evaluation import upsample
 from flowmatch_jax.resolution import resize
-from tests.evaluation.experiments import images
+from tests.evaluation.experiments import images, regression
 
 ONE = jnp.ones(())
 EULER = {"solver__method": "euler", "solver__steps": 1, "condition__low_resolution": 4}
@@ -68,16 +68,9 @@ class PicturesTest(parameterized.TestCase):
         np.testing.assert_allclose(made[inner], bicubic(array)[inner], atol=1.01)
 
     def test_methods_without_a_field(self):
-        """The regression of this network is the condition itself, in one call."""
         array = picture(9, 7)
-        regression = images(
-            apply=lambda params, t, x, condition, **_: condition + t[:, None, None, None],
-            condition__low_resolution=4,
-            objective__name="regression",
-            objective__predicts="data",
-        )
         path = write(self.input / "a.png", array)
-        upsample.upsample_pictures(regression, ONE, path, self.output)
+        upsample.upsample_pictures(regression(), ONE, path, self.output)
         np.testing.assert_allclose(self.made("a.png")[:12, :8], bicubic(array)[:12, :8], atol=1.01)
 
     def test_all_of_a_folder_by_the_same_names(self):
