@@ -25,7 +25,11 @@ class CommandLineTest(parameterized.TestCase):
         ("configs/nope.py", [], "--config: got 'configs/nope.py'; there is no such file"),
         ("README.md", [], "--config: got 'README.md'; it is not a config file"),
         (DIGITS, ["--config.train.stepz=5"], "--config.train.stepz: got '5'; no such field"),
-        (DIGITS, ["--config.trian.steps=5"], "--config.trian.steps: .* there are: .*, sr3, train"),
+        (
+            DIGITS,
+            ["--config.trian.steps=5"],
+            "--config.trian.steps: .* there are: .*solver, sr3, train",
+        ),
         (DIGITS, ["--config.seed.x=5"], "--config.seed.x: .* there are: none"),
         (DIGITS, ["--config.train.steps=many"], "--config.train.steps: got 'many'; .* int"),
     )
