@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from flowmatch_jax.arrays import Array
+from flowmatch_jax.networks.attention import attend
+from flowmatch_jax.networks.convolutions import convolve, convolve_doubled, repeat
 
 Dtype = Any
 
@@ -61,31 +63,42 @@ class GroupNorm(nn.Module):
         return (features * multiplier[:, None, None] + offset[:, None, None]).astype(x.dtype)
 
 
-def convolution(
-    features: int, size: int, dtype: Dtype, name: str, stride: int = 1, zero: bool = False
-) -> nn.Conv:
-    """A size x size convolution with PyTorch's padding; zero: starts as the zero function."""
-    return nn.Conv(
-        features,
-        (size, size),
-        strides=stride,
-        padding=size // 2,
-        dtype=dtype,
-        name=name,
-        kernel_init=nn.initializers.zeros if zero else nn.initializers.lecun_normal(),
-    )
+class Convolution(nn.Module):
+    """A size x size convolution with PyTorch's padding.
+
+    Attributes:
+        features: output channels.
+        size: 3 or 1.
+        stride: 1 or 2.
+        doubled: of x with its side doubled by repetition.
+        zero: starts as the zero function.
+        dtype: computing dtype; None follows x and the parameters.
+    """
+
+    features: int
+    size: int
+    stride: int = 1
+    doubled: bool = False
+    zero: bool = False
+    dtype: Dtype = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
+        kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        if self.size == 1:
+            return x @ kernel[0, 0] + bias
+        if self.doubled:
+            return convolve_doubled(x, kernel) + bias
+        return convolve(x, kernel, self.stride, ((1, 1), (1, 1))) + bias
 
 
 def average_pool(x: Array) -> Array:
     """Halve the side: the mean of each 2 x 2 square."""
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
-
-
-def nearest_upsample(x: Array) -> Array:
-    """Double the side: each value becomes a 2 x 2 square."""
-    b, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
 
 class ResidualBlock(nn.Module):
@@ -95,22 +108,25 @@ class ResidualBlock(nn.Module):
         features: output channels; a 1 x 1 convolution on the skip where they differ from x's.
         dropout: rate; 0 outside training.
         scale_shift_norm: the embedding scales and shifts the second GN instead of being added.
-        resample: applied to both branches, `average_pool` or `nearest_upsample`; None: neither.
+        resample: both branches "half" (by `average_pool`) or "double" (by `repeat`) their side;
+            None: neither.
         dtype: computing dtype of the convolutions; None follows the input.
     """
 
     features: int
     dropout: float = 0.0
     scale_shift_norm: bool = True
-    resample: Any = None
+    resample: str | None = None
     dtype: Dtype = None
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array) -> Array:
         h = nn.silu(GroupNorm(name="norm_in")(x))
-        if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
-        h = convolution(self.features, 3, self.dtype, "conv_in")(h)
+        if self.resample == "half":
+            h, x = average_pool(h), average_pool(x)
+        doubled = self.resample == "double"
+        h = Convolution(self.features, 3, doubled=doubled, dtype=self.dtype, name="conv_in")(h)
+        x = repeat(x) if doubled else x
 
         width = 2 * self.features if self.scale_shift_norm else self.features
         embedding = nn.Dense(width, dtype=self.dtype, name="embedding")(nn.silu(embedding))
@@ -120,10 +136,10 @@ class ResidualBlock(nn.Module):
         else:
             h = GroupNorm(name="norm_out")(h + embedding[:, None, None])
         h = nn.Dropout(self.dropout, deterministic=self.dropout == 0)(nn.silu(h))
-        h = convolution(self.features, 3, self.dtype, "conv_out", zero=True)(h)
+        h = Convolution(self.features, 3, zero=True, dtype=self.dtype, name="conv_out")(h)
 
         if x.shape[-1] != self.features:
-            x = convolution(self.features, 1, self.dtype, "conv_skip")(x)
+            x = Convolution(self.features, 1, dtype=self.dtype, name="conv_skip")(x)
         return x + h
 
 
@@ -146,7 +162,7 @@ class AttentionBlock(nn.Module):
         h = GroupNorm(name="norm")(x).reshape(b, height * width, channels)
         qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
         q, k, v = jnp.split(qkv.reshape(b, height * width, heads, -1), 3, axis=-1)
-        h = jax.nn.dot_product_attention(q, k, v).reshape(b, height, width, channels)
+        h = attend(q, k, v).reshape(b, height, width, channels)
         h = nn.Dense(channels, dtype=self.dtype, name="proj", kernel_init=nn.initializers.zeros)(h)
         return x + h
 
@@ -160,7 +176,7 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         if self.with_conv:
-            return convolution(x.shape[-1], 3, self.dtype, "conv", stride=2)(x)
+            return Convolution(x.shape[-1], 3, stride=2, dtype=self.dtype, name="conv")(x)
         return average_pool(x)
 
 
@@ -172,5 +188,6 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = nearest_upsample(x)
-        return convolution(x.shape[-1], 3, self.dtype, "conv")(x) if self.with_conv else x
+        if self.with_conv:
+            return Convolution(x.shape[-1], 3, doubled=True, dtype=self.dtype, name="conv")(x)
+        return repeat(x)

@@ -16,13 +16,11 @@ from flowmatch_jax.arrays import Array
 from flowmatch_jax.errors import UserError, at_least, fraction
 from flowmatch_jax.networks.layers import (
     AttentionBlock,
+    Convolution,
     Downsample,
     GroupNorm,
     ResidualBlock,
     Upsample,
-    average_pool,
-    convolution,
-    nearest_upsample,
     time_embedding,
 )
 
@@ -108,7 +106,7 @@ class UNet(nn.Module):
         widths = [self.channels * multiplier for multiplier in self.multipliers]
         last = len(widths) - 1
 
-        h = convolution(widths[0], 3, self.dtype, "conv_in")(x)
+        h = Convolution(widths[0], 3, dtype=self.dtype, name="conv_in")(x)
         skips = [h]
         for level, width in enumerate(widths):
             for i in range(self.depth):
@@ -117,7 +115,7 @@ class UNet(nn.Module):
                 skips.append(h)
             if level < last:
                 if self.residual_resampling:
-                    h = block(width, f"down_{level}_halve", average_pool)(h, embedding)
+                    h = block(width, f"down_{level}_halve", "half")(h, embedding)
                 else:
                     h = Downsample(self.conv_resampling, self.dtype, name=f"down_{level}_halve")(h)
                 skips.append(h)
@@ -133,13 +131,13 @@ class UNet(nn.Module):
                 h = attention(h, f"up_{level}_{i}_attention")
             if level > 0:
                 if self.residual_resampling:
-                    h = block(width, f"up_{level}_double", nearest_upsample)(h, embedding)
+                    h = block(width, f"up_{level}_double", "double")(h, embedding)
                 else:
                     h = Upsample(self.conv_resampling, self.dtype, name=f"up_{level}_double")(h)
 
         h = nn.silu(GroupNorm(name="norm_out")(h))
-        h = convolution(self.out_channels, 3, self.dtype, "conv_out", zero=True)(h)
-        return h.astype(output_dtype)
+        out = Convolution(self.out_channels, 3, zero=True, dtype=self.dtype, name="conv_out")
+        return out(h).astype(output_dtype)
 
     def validate(self, sides: tuple[int, int]) -> None:
         """Raise UserError unless this network exists for images of these sides."""
@@ -193,7 +191,7 @@ class UNet(nn.Module):
         kind = nn.remat(ResidualBlock) if self.remat else ResidualBlock
         dropout = self.dropout if train else 0.0
 
-        def block(width: int, name: str, resample: Any = None) -> ResidualBlock:
+        def block(width: int, name: str, resample: str | None = None) -> ResidualBlock:
             return kind(width, dropout, self.scale_shift_norm, resample, self.dtype, name=name)
 
         return block

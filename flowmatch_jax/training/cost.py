@@ -24,7 +24,7 @@ def model_flops(experiment: Experiment, batch_size: int | None = None) -> float 
     """Floating-point operations of the gradient of a batch, forward and backward.
 
     Those of the model: neither what rematerialisation computes again nor the optimiser. Counted by
-    XLA in the traced program, for the CPU, whose attention is no opaque call; nothing is compiled.
+    XLA in the traced program; nothing is compiled.
 
     Args:
         batch_size: that of config.train where not given.
@@ -55,14 +55,17 @@ def model_flops(experiment: Experiment, batch_size: int | None = None) -> float 
 def traced_flops(function: Any, *shapes: Any) -> float | None:
     """XLA's count for a function of arrays of these shapes; a loop's body counts once.
 
-    None where JAX has no CPU backend: those of accelerators count compiled programs alone.
+    Counted by the CPU's backend, of the program for a TPU: there attention is neither the loop that
+    it is on CPUs nor an opaque call. None where JAX has no CPU backend: those of accelerators count
+    compiled programs alone.
     """
     try:
         cpu = jax.local_devices(backend="cpu")[0]
     except RuntimeError:
         return None
     with jax.default_device(cpu):
-        return jax.jit(function).lower(*shapes).cost_analysis()["flops"]
+        program = jax.jit(function).trace(*shapes).lower(lowering_platforms=("tpu",))
+        return program.cost_analysis()["flops"]
 
 
 def bytes_a_device(layout: Any) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from flowmatch_jax.networks import layers
+from flowmatch_jax.networks.convolutions import repeat
 
 
 class LayersTest(parameterized.TestCase):
@@ -48,9 +49,31 @@ class LayersTest(parameterized.TestCase):
         x = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
         pooled = layers.average_pool(x)
         np.testing.assert_allclose(pooled[1, 1, 2], x[1, 2:4, 4:6].mean(axis=(0, 1)), rtol=1e-5)
-        doubled = layers.nearest_upsample(x)
-        np.testing.assert_array_equal(doubled, x.repeat(2, axis=1).repeat(2, axis=2))
-        np.testing.assert_allclose(layers.average_pool(doubled), x, rtol=1e-6)
+        np.testing.assert_allclose(layers.average_pool(repeat(x)), x, rtol=1e-6)
+
+    @parameterized.parameters(
+        {"size": 1}, {"size": 3}, {"size": 3, "stride": 2}, {"size": 3, "zero": True}
+    )
+    def test_convolution_is_flax_convolution(self, size, stride=1, zero=False):
+        x = jax.random.normal(jax.random.key(0), (2, 6, 8, 3))
+        init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
+        flax = nn.Conv(5, (size, size), strides=stride, padding=size // 2, kernel_init=init)
+        ours = layers.Convolution(5, size, stride, zero=zero)
+        params = flax.init(jax.random.key(1), x)
+        jax.tree.map(np.testing.assert_array_equal, ours.init(jax.random.key(1), x), params)
+        params = jax.tree.map(lambda p: p + 0.1, params)
+        np.testing.assert_allclose(ours.apply(params, x), flax.apply(params, x), atol=1e-5)
+
+    def test_convolution_in_low_precision(self):
+        x = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+        for doubled in (False, True):
+            layer = layers.Convolution(5, 3, doubled=doubled, dtype=jnp.bfloat16)
+            variables = layer.init(jax.random.key(1), x)
+            self.assertEqual(variables["params"]["kernel"].dtype, jnp.float32)
+            y = layer.apply(variables, x)
+            self.assertEqual(y.dtype, jnp.bfloat16)
+            full = layer.clone(dtype=None).apply(variables, x)
+            np.testing.assert_allclose(y.astype(np.float32), full, atol=0.05)
 
     @parameterized.parameters((2, None), (1, 4))
     def test_attention_is_softmax_of_scaled_products(self, heads, head_channels):
