@@ -3,6 +3,7 @@
     python main.py --config=configs/digits_ot.py
     python main.py --mode=report --runs=runs/a,runs/b
     python main.py --mode=compare --data=digits --seeds=0,1,2
+    python main.py --config=configs/digits_ot.py --profile=steps
 
 Exit codes: 0 done; 2 a mistake in the flags or the config, told in one line; 1 anything else, also
 when a signal or a full disk ends it, told in one line too.
@@ -37,13 +38,14 @@ from flowmatch_jax.files import full_disk_stops
 from flowmatch_jax.mesh import with_shardings
 from flowmatch_jax.training import checkpoints
 from flowmatch_jax.training.loop import train
+from flowmatch_jax.training.profile import profile_steps, table
 from flowmatch_jax.workdir import has_checkpoint, open_workdir, user_cache
 
 logger = logging.getLogger("flowmatch_jax")
 
 # mode -> the flags that it takes besides --workdir
 MODES = {
-    "train": ("config",),
+    "train": ("config", "profile"),
     "evaluate": ("config",),
     "sample": ("config",),
     "figures": ("config",),
@@ -51,6 +53,8 @@ MODES = {
     "report": ("runs",),
     "compare": ("data", "methods", "seeds"),
 }
+
+PROFILES = ("steps",)
 
 # What is compared where --methods does not say, in the order of the paper's tables.
 METHODS = ("ot", "vp", "ddpm", "score", "scoreflow")
@@ -82,6 +86,12 @@ _METHODS = flags.DEFINE_list(
     f"{','.join(SUPER_RESOLUTION_METHODS)}.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds that each method of a comparison is run with.")
+_PROFILE = flags.DEFINE_string(
+    "profile",
+    None,
+    "steps: instead of training, trace a few steps into <workdir>/profile and print their ten "
+    "costliest operations.",
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
@@ -104,6 +114,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         if len(remaining) > 1:
             raise UserError("argument", remaining[1], "flags are written --name=value")
         one_of("--mode", _MODE.value, MODES)
+        if _PROFILE.present:
+            one_of("--profile", _PROFILE.value, PROFILES)
         taken = MODES[_MODE.value]
         for name in {name for names in MODES.values() for name in names}.difference(taken):
             if flags.FLAGS[name].present:
@@ -188,6 +200,14 @@ def run(mode: str, config: FrozenConfigDict, workdir: Path) -> None:
             draw(experiment, sampler, workdir, kind, params, step, keep_arrays=True)
     else:
         evaluate(experiment, sampler, weights, step, workdir)
+
+
+def profile(config: FrozenConfigDict, workdir: Path) -> None:
+    """Trace a few training steps; print where their time goes."""
+    operations = profile_steps(open_run(config, workdir), workdir / "profile")
+    if jax.process_index() == 0:
+        print(table(operations))
+        logger.info("The trace is in %s; XProf and Perfetto open it", workdir / "profile")
 
 
 def upsample(config: FrozenConfigDict, workdir: Path, pictures: Path, output: Path) -> None:
@@ -281,6 +301,8 @@ def run_mode(mode: str, overrides: list[str]) -> None:
         elif mode == "upsample":
             config = load_config(config_file, overrides)
             upsample(config, workdir, Path(_INPUT.value), Path(_OUTPUT.value))
+        elif _PROFILE.value:
+            profile(load_config(config_file, overrides), workdir)
         else:
             run(mode, load_config(config_file, overrides), workdir)
 

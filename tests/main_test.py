@@ -44,6 +44,13 @@ class MistakesTest(parameterized.TestCase):
         ("report_takes_no_config", (DIGITS, "--mode=report"), "--config", "no use for it"),
         ("report_takes_no_field", ("--mode=report", "--config.seed=1"), "--config.seed=1"),
         ("training_takes_no_runs", (DIGITS, "--runs=a"), "--runs", "train has no use for it"),
+        ("profile_of_something_else", (DIGITS, "--profile=memory"), "--profile", "steps"),
+        (
+            "profile_of_samples",
+            (DIGITS, "--mode=sample", "--profile=steps"),
+            "--profile",
+            "sample has no use for it",
+        ),
         ("compare_unknown_data", ("--mode=compare", "--data=moons"), "configs/moons_ot.py"),
         ("compare_no_seed", ("--mode=compare", "--seeds=x"), "--seeds", "0,1,2"),
         (
