@@ -60,20 +60,23 @@ def _convolve_jvp(
 
 def _convolve_by_windows(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
     """`convolve`, each window of the output by itself."""
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     height, width = kernel.shape[:2]
+    rows = _parts((x.shape[1] + sum(padding[0]) - height) // stride + 1)
+    columns = _parts((x.shape[2] + sum(padding[1]) - width) // stride + 1)
+    if len(rows) == len(columns) == 1:
+        return convolve(x, kernel, stride, padding)
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
 
-    def window(rows: range, columns: range) -> Array:
-        seen = x[:, _reach(rows, stride, height), _reach(columns, stride, width)]
+    def window(r: range, c: range) -> Array:
+        seen = x[:, _reach(r, stride, height), _reach(c, stride, width)]
         return convolve(seen, kernel, stride, ((0, 0), (0, 0)))
 
-    parts = _parts((x.shape[1] - height) // stride + 1), _parts((x.shape[2] - width) // stride + 1)
-    strips = [jnp.concatenate([window(r, c) for c in parts[1]], axis=2) for r in parts[0]]
+    strips = [jnp.concatenate([window(r, c) for c in columns], axis=2) for r in rows]
     return jnp.concatenate(strips, axis=1)
 
 
 def _parts(n: int) -> list[range]:
-    """0 .. n-1 in parts of about eight, but four at most: each is a program of its own."""
+    """0 .. n-1 in parts of at most eight, but four parts at most: each is compiled by itself."""
     count = min(4, math.ceil(n / 8))
     ends = [n * i // count for i in range(count + 1)]
     return [range(*part) for part in pairwise(ends)]
