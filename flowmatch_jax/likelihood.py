@@ -60,7 +60,8 @@ def divergence(
         return v, sum_dims(z * dv)
 
     if probes is not None:
-        v, terms = jax.vmap(along, out_axes=(None, 0))(probes)
+        # vmap hands NumPy's arrays on as they are, and custom derivatives do not take them in jit.
+        v, terms = jax.vmap(along, out_axes=(None, 0))(jnp.asarray(probes))
         return v, terms.mean(axis=0)
 
     v, derivative = jax.linearize(lambda x: field(t, x), x)

@@ -9,6 +9,7 @@ from scipy.stats import multivariate_normal, norm
 
 from flowmatch_jax import likelihood, solvers
 from flowmatch_jax.errors import UserError
+from flowmatch_jax.networks.convolutions import convolve
 from flowmatch_jax.times import edm_grid
 from tests.cases import PATHS, Float64TestCase, coefficients, gaussian_velocity
 
@@ -55,6 +56,20 @@ class DivergenceTest(Float64TestCase):
         np.testing.assert_allclose(
             likelihood.divergence(wavy, 0.3, x, probes)[1], np.mean(each, axis=0)
         )
+
+    def test_probes_of_numpy(self):
+        """Inside jit, through a derivative of our own."""
+        draw = np.random.default_rng(0)
+        x, kernel = draw.normal(size=(2, 5, 5, 1)), draw.normal(size=(3, 3, 1, 1))
+        probes = draw.choice([-1.0, 1.0], size=(3, *x.shape))
+
+        def field(t, x):
+            return convolve(x, kernel, 1, ((1, 1), (1, 1)))
+
+        _, got = jax.jit(lambda x: likelihood.divergence(field, 0.5, x, probes))(x)
+        # A linear field: z . A z, with A z the field itself.
+        want = np.mean([(z * field(0.5, z)).sum(axis=(1, 2, 3)) for z in probes], axis=0)
+        np.testing.assert_allclose(got, want, rtol=1e-10)
 
 
 class LogProbTest(Float64TestCase):
