@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -23,29 +22,22 @@ class Net:
     Attributes:
         shape: [H, W, C] of its images.
         batch: images in a step on a CPU; on a GPU gpu_batch.
-        peer: arguments of torchcfm's UNetModel; None: it has no such network.
+        peer: arguments of torchcfm's UNetModel.
     """
 
     unet: UNet
     shape: tuple[int, int, int]
     batch: int
     gpu_batch: int
-    peer: dict[str, Any] | None
-
-    @cached_property
-    def parameters(self) -> int:
-        shapes = jax.eval_shape(self._init)
-        return sum(p.size for p in jax.tree.leaves(shapes))
-
-    def _init(self) -> Params:
-        x = jnp.zeros((1, *self.shape))
-        return self.unet.init(jax.random.key(0), jnp.zeros(1), x)["params"]
+    peer: dict[str, Any]
 
     def init(self) -> Params:
         """Parameters away from where they start."""
+        x = jnp.zeros((1, *self.shape))
+        start = self.unet.init(jax.random.key(0), jnp.zeros(1), x)["params"]
         draw = np.random.default_rng(0)
         return jax.tree.map(
-            lambda p: p + SPREAD * draw.standard_normal(p.shape).astype(p.dtype), self._init()
+            lambda p: p + SPREAD * draw.standard_normal(p.shape).astype(p.dtype), start
         )
 
     def torch_module(self) -> Any:

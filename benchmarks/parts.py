@@ -19,20 +19,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from benchmarks.nets import NETS
 from benchmarks.timing import interleaved, ratios, write
 from flowmatch_jax.arrays import Array, Params
 from flowmatch_jax.likelihood import divergence
+from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.attention import attend
-from flowmatch_jax.networks.convolutions import convolve, convolve_doubled, repeat
+from flowmatch_jax.networks.convolutions import LAYOUT, convolve, convolve_doubled, repeat
 from flowmatch_jax.networks.layers import GroupNorm
-from flowmatch_jax.networks.unet import UNet
 from flowmatch_jax.training.state import ema_update
 
 SAME = ((1, 1), (1, 1))
-# The 1.1M network.
-SMALL = UNet(
-    1, channels=32, multipliers=(1, 2, 2), depth=1, attention_sides=(28,), scale_shift_norm=False
-)
+SMALL = NETS["28 px, 1.1M"]
 
 
 def normal(seed: int, *shape: int) -> Array:
@@ -63,9 +61,7 @@ def attention_cases() -> Iterator[Case]:
 
 
 def plain_convolution(x: Array, kernel: Array) -> Array:
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), SAME, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), SAME, dimension_numbers=LAYOUT)
 
 
 def convolution_cases() -> Iterator[Case]:
@@ -120,8 +116,7 @@ def normalisation_cases() -> Iterator[Case]:
 
 def update_cases() -> Iterator[Case]:
     """Adam and the average: leaf by leaf as in training, against all parameters in one vector."""
-    x = jnp.zeros((1, 28, 28, 1))
-    params = SMALL.init(jax.random.key(0), jnp.zeros(1), x)["params"]
+    params = SMALL.init()
     optimizer = optax.adam(1e-3)
 
     def update(params: Params, ema: Params, moments: Any, gradients: Params) -> Any:
@@ -144,13 +139,7 @@ def update_cases() -> Iterator[Case]:
 
 def divergence_cases() -> Iterator[Case]:
     x, probes = normal(0, 16, 28, 28, 1), normal(1, 4, 16, 28, 28, 1)
-    variables = SMALL.init(jax.random.key(0), jnp.zeros(1), x[:1])
-    variables = jax.tree.map(
-        lambda p: p + 0.02 * jnp.sin(jnp.arange(p.size)).reshape(p.shape), variables
-    )
-
-    def field(t: Array, x: Array) -> Array:
-        return SMALL.apply(variables, t, x)
+    field = partial(pure_apply(SMALL.unet), SMALL.init())
 
     def forward(x: Array, probes: Array) -> Any:
         return divergence(field, 0.3, x, probes)

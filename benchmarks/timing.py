@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -100,17 +101,14 @@ def machine() -> dict[str, Any]:
         "cpu_cores": os.cpu_count(),
         "architecture": platform.machine(),
         "python": platform.python_version(),
-        "jax": jax.__version__,
         "packages": {name: metadata.version(name) for name in PACKAGES if _installed(name)},
     }
 
 
 def _processor() -> str:
-    lines = (
-        Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
-    )
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return platform.processor() if named is None else named[1]
 
 
 def _installed(name: str) -> bool:

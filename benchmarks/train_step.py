@@ -30,7 +30,8 @@ from benchmarks.timing import (
     write,
 )
 from flowmatch_jax import objectives, paths
-from flowmatch_jax.mesh import make_mesh, with_shardings
+from flowmatch_jax.experiment import DTYPES
+from flowmatch_jax.mesh import make_mesh, put_batches, state_shardings
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.training.cost import traced_flops
 from flowmatch_jax.training.optimizer import adam
@@ -43,7 +44,6 @@ GROUPS = {
     "large": ("CIFAR-10, 35.7M", "ImageNet-64, 295M"),
     "all": tuple(NETS),
 }
-DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
 
 def images(name: str) -> np.ndarray:
@@ -61,8 +61,8 @@ def ours(name: str, dtype: str) -> Callable[[], Any]:
     mesh = make_mesh()
     optimizer = adam(LEARNING_RATE)
     state = init_state(lambda key: NETS[name].init(), optimizer, 0)
-    state = jax.device_put(state, jax.tree.map(lambda s: s.sharding, with_shardings(state, mesh)))
-    batches = {"x": jnp.asarray(images(name)[None])}
+    state = jax.device_put(state, state_shardings(state, mesh))
+    batches = put_batches([{"x": images(name)}], mesh)
     step = make_train_step(state, mesh, our_gradient(name, dtype), optimizer, DECAY)
     program = step.lower(state, batches).compile()
 
@@ -124,18 +124,15 @@ def measure(name: str, dtype: str, rounds: int) -> dict[str, Any]:
     flops = traced_flops(
         our_gradient(name, dtype), params, {"x": shape}, jax.eval_shape(lambda: jax.random.key(0))
     )
-    own = seconds["flowmatch_jax"]
+    summaries = {alternative: summary(times) for alternative, times in seconds.items()}
+    own = seconds.pop("flowmatch_jax")
     return {
         "batch": batch,
-        "ratio_to": {
-            peer: ratios(times, own) for peer, times in seconds.items() if times is not own
-        },
-        "seconds": {alternative: summary(times) for alternative, times in seconds.items()},
-        "images_per_second": {
-            alternative: batch / summary(times)["median"] for alternative, times in seconds.items()
-        },
+        "ratio_to": {peer: ratios(times, own) for peer, times in seconds.items()},
+        "seconds": summaries,
+        "images_per_second": {name: batch / times["median"] for name, times in summaries.items()},
         "flops_a_step": flops,
-        "flops_per_second": flops / summary(own)["median"],
+        "flops_per_second": flops / summaries["flowmatch_jax"]["median"],
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,7 +214,7 @@ def layout_table(layout: TrainState) -> str:
     totals = {name: bytes_a_device(getattr(layout, part)) for part, name in PARTS.items()}
     totals["all"] = bytes_a_device(layout)
     sums = [(f"total: {name}", "", "", "", f"{size:,}") for name, size in totals.items()]
-    return _aligned([header, *arrays, *sums])
+    return aligned([header, *arrays, *sums], right=(len(header) - 1,))
 
 
 def sharding_text(sharding: jax.sharding.Sharding) -> str:
@@ -228,12 +228,16 @@ def sharding_text(sharding: jax.sharding.Sharding) -> str:
     return ", ".join(split) or "replicated"
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows of columns as wide as their widest cell, the last to the right."""
+def aligned(rows: Sequence[tuple[str, ...]], right: Collection[int]) -> str:
+    """Rows of columns as wide as their widest cell; those in ``right`` end at the same place."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([*map(str.ljust, row[:-1], widths), row[-1].rjust(widths[-1])]) for row in rows
-    )
+
+    def line(row: tuple[str, ...]) -> str:
+        cells = zip(row, widths, strict=True)
+        padded = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(cells)]
+        return "  ".join(padded).rstrip()
+
+    return "\n".join(map(line, rows))
 
 
 def _size(size: float) -> str:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import jax
 
+from flowmatch_jax.arrays import Batch
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.mesh import put_batches
+from flowmatch_jax.training.cost import aligned
 from flowmatch_jax.training.run import Run
 
 DISPATCHES = 3  # that are traced, after one that is not
@@ -52,19 +54,20 @@ def profile_steps(experiment: Experiment, folder: Path) -> list[Operation]:
     """
     run, steps = Run.of(experiment), experiment.config.train.steps_per_dispatch
     batches = run.batches()
-    state = run.init()
-    for i in range(DISPATCHES + 1):
-        batch = put_batches([next(batches) for _ in range(steps)], experiment.mesh)
-        if i == 0:
-            run.compile(steps, state, batch)
-        if i == 1:
-            jax.profiler.start_trace(folder)
-        state, metrics = run.programs[steps](state, batch, run.images)
-        jax.block_until_ready((state, metrics))
-    jax.profiler.stop_trace()
+
+    def next_batch() -> Batch:
+        return put_batches([next(batches) for _ in range(steps)], experiment.mesh)
+
+    state, batch = run.init(), next_batch()
+    run.compile(steps, state, batch)
+    program = run.programs[steps]
+    state, _ = jax.block_until_ready(program(state, batch, run.images))
+    with jax.profiler.trace(folder):
+        for _ in range(DISPATCHES):
+            state, _ = jax.block_until_ready(program(state, next_batch(), run.images))
     newest = max(folder.glob("**/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     seconds = operation_seconds(jax.profiler.ProfileData.from_file(str(newest)))
-    return ranked(seconds, run.programs[steps].as_text(), DISPATCHES * steps)
+    return ranked(seconds, program.as_text(), DISPATCHES * steps)
 
 
 def operation_seconds(trace: jax.profiler.ProfileData) -> Counter[str]:
@@ -140,15 +143,10 @@ def _readable(op_name: str) -> str:
 
 def table(operations: list[Operation]) -> str:
     """The costliest operations, a line each, and what the others take together."""
-    shown = operations[:SHOWN]
-    others = operations[SHOWN:]
+    shown, others = operations[:SHOWN], operations[SHOWN:]
     rows = [(f"{o.milliseconds:.3f}", f"{o.share:.1%}", o.shape, o.origin or o.name) for o in shown]
     if others:
         rest = sum(o.milliseconds for o in others), sum(o.share for o in others)
         rows.append((f"{rest[0]:.3f}", f"{rest[1]:.1%}", "", f"{len(others)} others"))
     rows.insert(0, ("ms a step", "share", "result", "operation"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        f"{ms:>{widths[0]}}  {share:>{widths[1]}}  {shape:<{widths[2]}}  {origin}".rstrip()
-        for ms, share, shape, origin in rows
-    )
+    return aligned(rows, right=(0, 1))
