@@ -11,6 +11,7 @@ def get_config() -> ConfigDict:
     """The base configuration. It has no data set and no number of steps that suits everyone."""
     config = ConfigDict()
     config.seed = 0
+    config.method = placeholder(str)  # its name in reports; unset: by objective and path
 
     config.data = ConfigDict()
     # Made on the spot: digits | checkerboard eight_gaussians two_moons pinwheel spirals rings

@@ -10,6 +10,7 @@ from absl.testing import absltest, parameterized
 import configs
 from flowmatch_jax import experiment
 from flowmatch_jax.data.sources import Source
+from flowmatch_jax.evaluation.runs import method_name
 from flowmatch_jax.training.optimizer import adam, learning_rate_schedule
 
 FILES = {path.stem for path in Path(configs.__file__).parent.glob("*.py")}
@@ -136,6 +137,8 @@ TUNED = {
     "solver.steps": 50,
     "solver.grid": "edm",
 }
+# Sets under another name, in another size -> (data set, size).
+RESIZED = {"fashion_mnist16": ("fashion_mnist", 16), "emoji32": ("folder", 32)}
 # data set, sides in pixels
 SUPER_RESOLUTION = {
     "digits_sr4_8": ("digits", 4, 8),
@@ -160,6 +163,8 @@ SR3_S_PROTOCOL = {
     "condition.filter": "bicubic",
 }
 PARAMETERS = {
+    "fashion_mnist16_ot": 671_665,
+    "emoji32_ot": 38_307_203,
     "fashion_mnist_ot": 1_191_233,
     "folder_ot": 23_034_307,
     "cifar10_ot_tuned": 55_676_419,
@@ -179,6 +184,8 @@ def empty(config, split):
         shape, levels = (config.size, config.size, config.folder.channels), 256
     else:
         shape, levels = ITEMS[config.name]
+        if config.size is not None:
+            shape = (config.size, config.size, shape[-1])
     dtype = np.float32 if levels is None else np.uint8
     classes = CLASSES.get(config.name)
     label = None if classes is None else np.zeros(4, np.int32)
@@ -218,8 +225,9 @@ class EveryConfigTest(ConfigTestCase):
     def test_builds(self, name):
         config = load(name)
         of_sr = [data for sr, (data, *_) in SUPER_RESOLUTION.items() if name.startswith(sr)]
+        resized = [data for other, (data, _) in RESIZED.items() if name.startswith(other)]
         named = [data for data in (*ITEMS, "folder") if name.startswith(data)]
-        self.assertIn(config.data.name, of_sr or named)
+        self.assertIn(config.data.name, of_sr or resized or named)
         build(config)
         schedule(config)
         fields = config.optimizer
@@ -240,7 +248,9 @@ class EveryConfigTest(ConfigTestCase):
             (built.t_end, built.source_std), (1, 50) if path == "ve" else (1 - 1e-5, 1)
         )
 
-    @parameterized.parameters(*[name for name in ITEMS if name != "imagenet256"], "folder")
+    @parameterized.parameters(
+        *[name for name in ITEMS if name != "imagenet256"], "folder", *RESIZED
+    )
     def test_each_data_set_has_the_paper_s_methods(self, data):
         self.assertContainsSubset({f"{data}_{method}" for method in ("ot", *OF_THE_PAPER)}, NAMES)
 
@@ -315,6 +325,33 @@ class ClassesTest(ConfigTestCase):
         embedding = CLASSES[data] * 4 * config.network.unet.channels
         added = count_parameters(f"{data}_class") - count_parameters(f"{data}_ot")
         self.assertEqual(added, embedding)
+
+
+class ComparisonTest(ConfigTestCase):
+    """The comparisons that are run on real images."""
+
+    @parameterized.parameters(*RESIZED.items())
+    def test_data(self, name, expected):
+        config = load(f"{name}_ot")
+        self.assertEqual((config.data.name, config.data.size), expected)
+        self.assertEqual(build(config).train_source.shape[0], expected[1])
+
+    @parameterized.parameters(*RESIZED)
+    def test_the_paper_s_recipe_and_both_kinds_of_weights(self, name):
+        fields = ("data.flip", "network.unet.dropout", "optimizer.clip_norm", "evaluate.weights")
+        values = (False, 0.0, None, ("ema", "raw"))
+        self.check(load(f"{name}_ot"), dict(zip(fields, values, strict=True)))
+
+    @parameterized.parameters("fashion_mnist", *RESIZED)
+    def test_the_tuned_recipe_is_another_way_to_train_the_same(self, name):
+        """Evaluated alike, and with a name of its own in the report."""
+        expected, config = load(f"{name}_ot"), load(f"{name}_tuned")
+        self.check(config, {"optimizer.clip_norm": 1.0, "network.unet.dropout": 0.1})
+        self.assertNotEqual(method_name(config), method_name(expected))
+        expected.optimizer.clip_norm = 1.0
+        expected.network.unet.dropout = 0.1
+        expected.method = config.method
+        self.assertEqual(config.to_dict(), expected.to_dict())
 
 
 class OtherRecipesTest(ConfigTestCase):

@@ -166,7 +166,7 @@ def draw_super_resolution(experiment: Experiment, params: Params, folder: Path) 
     originals = items_of_batch(experiment, size)["x"]
     rows = side_by_side(experiment.conditioning, originals, sample=to_host(made))
     _save_arrays(folder / "super_resolution.npz", **rows)
-    method = method_name(config.objective.name, config.path.name)
+    method = method_name(config)
     labelled = {method if name == "sample" else name: x for name, x in rows.items()}
     levels = experiment.test_source.levels
     plots.save_image_rows(folder / "super_resolution.png", labelled, levels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -45,7 +45,7 @@ class Run:
     @property
     def method(self) -> str:
         """See `method_name`."""
-        return method_name(self.config["objective"]["name"], self.config["path"]["name"])
+        return method_name(self.config)
 
     def milliseconds_a_step(self) -> float | None:
         """Median over the measurements of training; None where there are none."""
@@ -58,8 +58,11 @@ class Run:
         return 1000 * self.config["train"]["batch_size"] / median(rates) if rates else None
 
 
-def method_name(objective: str, path: str) -> str:
-    """The paper's name of the method, or objective and path."""
+def method_name(config: Mapping[str, Any]) -> str:
+    """What the field `method` says; unset: the paper's name of it, or objective and path."""
+    if config.get("method") is not None:
+        return config["method"]
+    objective, path = config["objective"]["name"], config["path"]["name"]
     if objective in WITHOUT_PATH:
         return WITHOUT_PATH[objective]
     return METHODS.get((objective, path), f"{objective}, {path}")

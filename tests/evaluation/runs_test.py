@@ -31,6 +31,11 @@ class RunsTest(parameterized.TestCase):
         config = changed(CONFIG, objective__name=objective, path__name=path)
         self.assertEqual(self.run_of("a", config).method, name)
 
+    def test_a_name_of_its_own(self):
+        config = CONFIG | {"method": "FM w/ OT, tuned"}
+        self.assertEqual(self.run_of("a", config).method, "FM w/ OT, tuned")
+        self.assertEqual(self.run_of("b", CONFIG | {"method": None}).method, "FM w/ OT")
+
     def test_time_a_step_leaves_out_the_first_interval(self):
         self.assertEqual(self.run_of("a").milliseconds_a_step(), 1000 * 8 / 300)
 
