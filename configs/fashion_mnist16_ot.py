@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.evaluate.images = 256
     config.evaluate.dequantisations = (1, 10)
     config.evaluate.generated = 2_048
-    config.figures.nfe = (4, 8, 12, 20, 40)
+    config.figures.nfe = (4, 8, 20, 40)
     config.figures.reference_nfe = 200
     config.figures.seeds = 64
     config.figures.generated = 1_408
