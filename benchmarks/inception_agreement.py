@@ -1,6 +1,6 @@
 """How far Inception's features and class scores lie from torch-fidelity's, with the same weights.
 
-    pip install -r requirements-bench.txt
+    pip install -r requirements-bench.txt  # and the command in it
     python -m benchmarks.inception_agreement
 
 The weights are random (the published ones are in no package), saved by torch.save in both formats

@@ -1,27 +1,34 @@
 """Images a second that the input pipeline gives, by how the set is kept.
 
-    python -m benchmarks.input --data_dir=data
+    python -m benchmarks.input [--data_dir=data]
 
-Fashion-MNIST in batches of 128, prepared before. "plain Grain" reads the same mapped array item by
-item and batches the items, the way Grain's own documentation does.
+Fashion-MNIST in batches of 128, prepared before; without it, random images of its shape, prepared
+into a temporary folder. "plain Grain" reads the same mapped array item by item and batches the
+items, the way Grain's own documentation does.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import io
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grain
+import numpy as np
 from absl import flags
+from PIL import Image
 
-from benchmarks.timing import interleaved, ratios, write
+from benchmarks.timing import Row, compared, interleaved, rates, write_rows
+from flowmatch_jax.data import records
+from flowmatch_jax.data.archives import LAYOUTS
 from flowmatch_jax.data.pipeline import train_batches
 from flowmatch_jax.data.sets import Options, open_source
 from flowmatch_jax.data.sources import Source
 
-BATCH, BATCHES = 128, 60
+NAME, BATCH, BATCHES = "fashion_mnist", 128, 60
 
 
 def plain_grain(source: Source) -> Iterator[Any]:
@@ -31,21 +38,41 @@ def plain_grain(source: Source) -> Iterator[Any]:
     return iter(dataset.batch(BATCH, drop_remainder=True).to_iter_dataset(options))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data_dir", required=True)
-    data_dir = parser.parse_args().data_dir
-    flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for them
+def prepare_random(data_dir: Path, count: int = 2 * records.SHARD) -> None:
+    """A set of random images in the place of Fashion-MNIST, by the package's own writer."""
+    layout = LAYOUTS[NAME]
+    final = records.set_folder(data_dir, NAME, layout.version)
+    partial = final.with_name(f"{final.name}.partial")
+    (partial / records.DONE).mkdir(parents=True)
+    features = records.make_features(layout.shape, layout.num_classes)
+    rng = np.random.RandomState(0)
 
-    memory = open_source(Options("fashion_mnist", data_dir=data_dir), "train")
-    records = open_source(Options("fashion_mnist", data_dir=data_dir, storage="records"), "train")
+    def examples() -> Iterator[records.Example]:
+        for _ in range(count):
+            image = rng.randint(0, 256, layout.shape, np.uint8)
+            png = io.BytesIO()
+            Image.fromarray(image[..., 0]).save(png, "PNG")
+            yield records.Example(image, png.getvalue(), int(rng.randint(layout.num_classes)))
+
+    def split(name: str) -> list[records.Shard]:
+        path = partial / records.shard_name(NAME, name, 0, 1)
+        return [records.write_shard(path, examples(), features)]
+
+    splits = {name: split(name) for name in layout.splits}
+    records.finish(partial, final, splits, features, {"archives": {}})
+
+
+def measure(data_dir: str, rounds: int) -> list[Row]:
+    """Images a second of each way, held against plain Grain's."""
+    memory = open_source(Options(NAME, data_dir=data_dir), "train")
+    encoded = open_source(Options(NAME, data_dir=data_dir, storage="records"), "train")
     streams = {
+        "plain Grain": plain_grain(memory),
         "memory": train_batches(memory, BATCH, 0),
-        "memory, plain Grain": plain_grain(memory),
         "device (indices)": train_batches(memory, BATCH, 0, indices_only=True),
-        "records, 1 thread": train_batches(records, BATCH, 0, threads=1),
-        "records, 2 threads": train_batches(records, BATCH, 0, threads=2),
-        "records, 2 workers": train_batches(records, BATCH, 0, threads=1, workers=2),
+        "records, 1 thread": train_batches(encoded, BATCH, 0, threads=1),
+        "records, 2 threads": train_batches(encoded, BATCH, 0, threads=2),
+        "records, 2 workers": train_batches(encoded, BATCH, 0, threads=1, workers=2),
     }
 
     def take(batches: Iterator[Any]) -> Callable[[], None]:
@@ -55,23 +82,30 @@ def main() -> None:
 
         return call
 
-    seconds = interleaved({name: take(batches) for name, batches in streams.items()})
-    images = BATCH * BATCHES
-    write(
-        "input",
-        {
-            "batch": BATCH,
-            "ratio_to_plain_grain": ratios(seconds["memory, plain Grain"], seconds["memory"]),
-            "images_per_second": {
-                name: {
-                    "median": round(images / statistics.median(times)),
-                    "min": round(images / max(times)),
-                    "max": round(images / min(times)),
-                }
-                for name, times in seconds.items()
-            },
-        },
-    )
+    seconds = interleaved({name: take(batches) for name, batches in streams.items()}, rounds)
+    images = {name: rates(BATCH * BATCHES, times) for name, times in seconds.items()}
+    plain = images.pop("plain Grain")
+    return [
+        compared(f"{name}: plain Grain, in memory", "images/s", rate, plain, f"batch {BATCH}")
+        for name, rate in images.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data_dir", help="where Fashion-MNIST is prepared")
+    parser.add_argument("--rounds", type=int, default=9)
+    given = parser.parse_args()
+    flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for them
+    command = "python -m benchmarks.input"
+    if given.data_dir:
+        rows = measure(given.data_dir, given.rounds)
+        command += f" --data_dir={given.data_dir}"
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            prepare_random(Path(folder))
+            rows = measure(folder, given.rounds)
+    write_rows("input", command, given.rounds, rows)
 
 
 if __name__ == "__main__":

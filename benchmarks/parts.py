@@ -2,7 +2,7 @@
 
     python -m benchmarks.parts
 
-Interleaved in one process; a ratio is plain / ours, round by round, so that more is better.
+Taking turns in one process; a ratio is plain / ours, round by round, so that more is better.
 Shapes are of the 1.1M network for 28-pixel images (batch 64) and of the 35.7M network for
 CIFAR-10 (batch 16).
 """
@@ -23,14 +23,13 @@ from benchmarks.nets import NETS
 from benchmarks.timing import interleaved, ratios, write
 from flowmatch_jax.arrays import Array, Params
 from flowmatch_jax.likelihood import divergence
-from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.attention import attend
 from flowmatch_jax.networks.convolutions import LAYOUT, convolve, convolve_doubled, repeat
 from flowmatch_jax.networks.layers import GroupNorm
 from flowmatch_jax.training.state import ema_update
 
 SAME = ((1, 1), (1, 1))
-SMALL = NETS["28 px, 1.1M"]
+SMALL = NETS["small"]
 
 
 def normal(seed: int, *shape: int) -> Array:
@@ -116,7 +115,7 @@ def normalisation_cases() -> Iterator[Case]:
 
 def update_cases() -> Iterator[Case]:
     """Adam and the average: leaf by leaf as in training, against all parameters in one vector."""
-    params = SMALL.init()
+    params = SMALL.init(jax.random.key(0))
     optimizer = optax.adam(1e-3)
 
     def update(params: Params, ema: Params, moments: Any, gradients: Params) -> Any:
@@ -139,7 +138,7 @@ def update_cases() -> Iterator[Case]:
 
 def divergence_cases() -> Iterator[Case]:
     x, probes = normal(0, 16, 28, 28, 1), normal(1, 4, 16, 28, 28, 1)
-    field = partial(pure_apply(SMALL.unet), SMALL.init())
+    field = partial(SMALL.apply(), SMALL.init(jax.random.key(0)))
 
     def forward(x: Array, probes: Array) -> Any:
         return divergence(field, 0.3, x, probes)

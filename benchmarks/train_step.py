@@ -1,154 +1,146 @@
-"""Training steps beside torchcfm's: loss, gradient, Adam and the average of the parameters.
+"""Whole training steps: loss, gradient, Adam and EMA, against torchcfm's U-Net in PyTorch.
 
-    python -m benchmarks.train_step
-    python -m benchmarks.train_step --dtype=bfloat16 --nets=large     # on a GPU
+    pip install -r requirements-bench.txt  # and the command in it
+    python -m benchmarks.train_step [--nets=cifar10,small,imagenet64] [--dtypes=float32,bfloat16]
 
-Both sides train the same layers by flow matching with the OT path on the same batch of uint8
-images. Ratios are the peer's seconds over ours, round by round: above 1, ours is faster.
+Both get a batch of uint8 images on the device and draw t and noise themselves. On a CPU
+imagenet64 is left out unless asked for: a step of it takes minutes there.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from benchmarks.nets import NETS
-from benchmarks.timing import (
-    interleaved,
-    is_gpu,
-    peers_installed,
-    ratios,
-    summary,
-    take_turns,
-    write,
-)
+from benchmarks import timing
+from benchmarks.nets import NETS, Net, has_torch, torch_device, torch_net
+from benchmarks.timing import Call, Row, compared, rates, take_turns, write_rows
 from flowmatch_jax import objectives, paths
-from flowmatch_jax.experiment import DTYPES
 from flowmatch_jax.mesh import make_mesh, put_batches, state_shardings
-from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.training.cost import traced_flops
 from flowmatch_jax.training.optimizer import adam
-from flowmatch_jax.training.state import init_state
+from flowmatch_jax.training.state import TrainState, init_state
 from flowmatch_jax.training.step import Gradient, make_gradient, make_train_step
 
-LEARNING_RATE, DECAY = 2e-4, 0.9999
-GROUPS = {
-    "small": ("28 px, 1.1M", "CIFAR-10, 35.7M"),
-    "large": ("CIFAR-10, 35.7M", "ImageNet-64, 295M"),
-    "all": tuple(NETS),
-}
+LEARNING_RATE, EMA_DECAY, LEVELS = 2e-4, 0.9999, 256
 
 
-def images(name: str) -> np.ndarray:
-    net = NETS[name]
-    batch = net.gpu_batch if is_gpu() else net.batch
-    return np.random.default_rng(1).integers(0, 256, (batch, *net.shape), np.uint8)
-
-
-def our_gradient(name: str, dtype: str) -> Gradient:
+def gradient(net: Net, dtype: str) -> Gradient:
+    """Of flow matching on the OT path."""
     objective = objectives.flow_matching(paths.optimal_transport())
-    return make_gradient(objective, pure_apply(NETS[name].unet.clone(dtype=DTYPES[dtype])), 256)
+    return make_gradient(objective, net.apply(dtype), LEVELS)
 
 
-def ours(name: str, dtype: str) -> Callable[[], Any]:
-    mesh = make_mesh()
-    optimizer = adam(LEARNING_RATE)
-    state = init_state(lambda key: NETS[name].init(), optimizer, 0)
-    state = jax.device_put(state, state_shardings(state, mesh))
-    batches = put_batches([{"x": images(name)}], mesh)
-    step = make_train_step(state, mesh, our_gradient(name, dtype), optimizer, DECAY)
-    program = step.lower(state, batches).compile()
+def model_flops(net: Net, dtype: str, batch: int) -> float | None:
+    """Operations of the gradient of a batch."""
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    images = {"x": jax.ShapeDtypeStruct((batch, *net.shape), jnp.uint8)}
+    return traced_flops(gradient(net, dtype), params, images, jax.random.key(0))
 
-    def call() -> Any:
+
+def ours(net: Net, dtype: str, batch: int, steps: int) -> Call:
+    """So many of the package's own training steps, the batch split over all devices."""
+    mesh, optimizer = make_mesh(), adam(LEARNING_RATE)
+
+    def init() -> TrainState:
+        return init_state(net.init, optimizer, 0)
+
+    layout = jax.eval_shape(init)
+    step = make_train_step(layout, mesh, gradient(net, dtype), optimizer, EMA_DECAY)
+    images = put_batches([{"x": net.images(batch)}], mesh)
+    # Laid out as the step returns it, or the second call would compile again.
+    state = jax.jit(init, out_shardings=state_shardings(layout, mesh))()
+
+    def call() -> None:
         nonlocal state
-        state, metrics = program(state, batches)
-        return metrics["loss"]
+        for _ in range(steps):
+            state, metrics = step(state, images)
+        jax.block_until_ready((state, metrics))
 
     return call
 
 
-def torchs(name: str, dtype: str, compiled: bool) -> Callable[[], None]:
+def torch_steps(net: Net, dtype: str, batch: int, steps: int, compiled: bool) -> Call:
+    """The same with torchcfm's module and matcher, as its examples train."""
     import torch
-    from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
+    from torchcfm.conditional_flow_matching import TargetConditionalFlowMatcher
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    module = NETS[name].torch_module()
-    average = copy.deepcopy(module)
+    device = torch_device()
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as JAX by default
+    module = torch_net(net)
+    average = [p.detach().clone() for p in module.parameters()]
+    apply = torch.compile(module) if compiled else module
     optimizer = torch.optim.Adam(module.parameters(), LEARNING_RATE)
-    matcher = ConditionalFlowMatcher(sigma=0.0)
-    field = torch.compile(module) if compiled else module
-    batch = torch.from_numpy(images(name)).to(device)
+    matcher = TargetConditionalFlowMatcher(sigma=0.0)
+    images = torch.from_numpy(net.images(batch)).permute(0, 3, 1, 2).contiguous().to(device)
 
-    def call() -> None:
+    def step() -> None:
         optimizer.zero_grad()
-        pixels = batch.permute(0, 3, 1, 2).float()
-        x1 = (pixels + torch.rand_like(pixels)) / 128 - 1
-        t, xt, ut = matcher.sample_location_and_conditional_flow(torch.randn_like(x1), x1)
+        x1 = (images + torch.rand(images.shape, device=device)) * (2 / LEVELS) - 1
+        t, x_t, u_t = matcher.sample_location_and_conditional_flow(torch.randn_like(x1), x1)
         with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
-            vt = field(t, xt)
-        ((vt - ut) ** 2).mean().backward()
+            v_t = apply(t, x_t)
+        torch.mean((v_t.float() - u_t) ** 2).backward()
         optimizer.step()
         with torch.no_grad():
-            for mean, parameter in zip(average.parameters(), module.parameters(), strict=True):
-                mean.lerp_(parameter, 1 - DECAY)
+            for mean, p in zip(average, module.parameters(), strict=True):
+                mean.lerp_(p, 1 - EMA_DECAY)
+
+    def call() -> None:
+        for _ in range(steps):
+            step()
         if device == "cuda":
             torch.cuda.synchronize()
 
     return call
 
 
-def matrix_product_flops(dtype: str) -> float:
-    """Operations a second of a large square matrix product: the ceiling of utilisation."""
-    side = 8192 if is_gpu() else 2048
-    x = jnp.ones((side, side), DTYPES[dtype] or jnp.float32)
-    product = jax.jit(lambda x: x @ x).lower(x).compile()
-    return 2 * side**3 / min(interleaved({"product": lambda: product(x)})["product"])
-
-
-def measure(name: str, dtype: str, rounds: int) -> dict[str, Any]:
-    makers: dict[str, Any] = {"flowmatch_jax": partial(ours, name, dtype)}
-    if peers_installed():
-        makers["torch eager"] = partial(torchs, name, dtype, compiled=False)
-        makers["torch.compile"] = partial(torchs, name, dtype, compiled=True)
-    seconds = take_turns(makers, rounds)
-    batch = len(images(name))
-    params = jax.eval_shape(NETS[name].init)
-    shape = jax.ShapeDtypeStruct((batch, *NETS[name].shape), np.uint8)
-    flops = traced_flops(
-        our_gradient(name, dtype), params, {"x": shape}, jax.eval_shape(lambda: jax.random.key(0))
-    )
-    summaries = {alternative: summary(times) for alternative, times in seconds.items()}
-    own = seconds.pop("flowmatch_jax")
-    return {
-        "batch": batch,
-        "ratio_to": {peer: ratios(times, own) for peer, times in seconds.items()},
-        "seconds": summaries,
-        "images_per_second": {name: batch / times["median"] for name, times in summaries.items()},
-        "flops_a_step": flops,
-        "flops_per_second": flops / summaries["flowmatch_jax"]["median"],
+def measure(net: Net, dtype: str, rounds: int) -> list[Row]:
+    """Images a second by each way, and the share of what the device does in matrix products."""
+    batch, steps = (net.gpu_batch, 20) if timing.on_gpu() else (net.batch, 1)
+    ceiling = timing.ceiling()
+    alternatives = {
+        "ours": partial(ours, net, dtype, batch, steps),
+        "products": ceiling.alternative(dtype),
     }
+    if has_torch():
+        for peer, compiled in (("torch eager", False), ("torch.compile", True)):
+            alternatives[peer] = partial(torch_steps, net, dtype, batch, steps, compiled)
+    seconds = take_turns(alternatives, rounds).seconds
+    images = {name: rates(batch * steps, times) for name, times in seconds.items()}
+    label, note = f"{net.name}, {dtype}", f"batch {batch}"
+    rows = [
+        compared(f"{label}: {peer}", "images/s", images["ours"], images[peer], note)
+        for peer in ("torch eager", "torch.compile")
+        if peer in images
+    ] or [Row(label, "images/s", timing.spread(images["ours"]), note=note)]
+    flops = model_flops(net, dtype, batch)
+    if flops is not None:
+        achieved = rates(flops * steps / 1e9, seconds["ours"])
+        possible = rates(ceiling.flops / 1e9, seconds["products"])
+        rows.append(compared(f"{label}: model FLOP/s", "GFLOP/s", achieved, possible, note))
+    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--nets", choices=GROUPS, default="large" if is_gpu() else "small")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser = argparse.ArgumentParser(description=__doc__)
+    on_gpu = timing.on_gpu()
+    parser.add_argument("--nets", default="cifar10,small" + ",imagenet64" * on_gpu)
+    parser.add_argument("--dtypes", default="float32" + ",bfloat16" * on_gpu)
     parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args()
-    record = {name: measure(name, options.dtype, options.rounds) for name in GROUPS[options.nets]}
-    suffix = "" if options.dtype == "float32" else "_bfloat16"
-    ceiling = matrix_product_flops(options.dtype)
-    write(
-        f"train_step{suffix}",
-        {"dtype": options.dtype, "matrix_product_flops_per_second": ceiling, "nets": record},
-    )
+    flags = parser.parse_args()
+    rows = [
+        row
+        for name in flags.nets.split(",")
+        for dtype in flags.dtypes.split(",")
+        for row in measure(NETS[name], dtype, flags.rounds)
+    ]
+    command = f"python -m benchmarks.train_step --nets={flags.nets} --dtypes={flags.dtypes}"
+    write_rows("train_step", command, flags.rounds, rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,124 @@
+"""Of benchmarks/: what is not a figure."""
+
+import itertools
+import json
+import math
+import time
+from functools import partial
+from pathlib import Path
+
+from absl.testing import absltest, parameterized
+
+from benchmarks import report, timing
+from benchmarks.nets import NETS, parameter_shapes
+
+
+def spread(value):
+    return {"median": value, "min": value, "max": value}
+
+
+def sleeper(log):
+    """A call that tells when it ran."""
+
+    def call():
+        begin = time.time()
+        time.sleep(0.05)
+        with Path(log).open("a") as file:
+            file.write(f"{begin} {time.time()}\n")
+        return "done"
+
+    return call
+
+
+def failing():
+    raise ValueError("no such peer")
+
+
+class TurnsTest(absltest.TestCase):
+    def test_one_at_a_time(self):
+        log = self.create_tempfile().full_path
+        make = partial(sleeper, log)
+        turns = timing.take_turns({"a": make, "b": make}, rounds=2)
+        self.assertEqual(turns.told, {"a": "done", "b": "done"})
+        self.assertEqual([len(times) for times in turns.seconds.values()], [2, 2])
+        self.assertGreaterEqual(min(map(min, turns.seconds.values())), 0.05)
+        spans = [tuple(map(float, line.split())) for line in Path(log).read_text().splitlines()]
+        self.assertLen(spans, 6)  # two of them uncounted
+        for (_, end), (begin, _) in itertools.pairwise(spans):
+            self.assertLessEqual(end, begin)
+
+    def test_a_failure_is_told(self):
+        with self.assertRaisesRegex(RuntimeError, "no such peer"):
+            timing.take_turns({"a": failing}, rounds=1)
+
+
+class RowsTest(absltest.TestCase):
+    def test_ratios_are_taken_round_by_round(self):
+        """Of a machine that halves its speed in the second round."""
+        row = timing.compared("case", "s", [1.0, 2.0, 3.0], [2.0, 4.0, 6.0])
+        self.assertEqual(row.ratio, spread(0.5))
+        self.assertEqual(row.ours, {"median": 2.0, "min": 1.0, "max": 3.0})
+
+
+class NetsTest(parameterized.TestCase):
+    @parameterized.parameters(*NETS)
+    def test_parameter_count(self, name):
+        """torchcfm's modules are counted when they are made (`torch_net`), against the same."""
+        net = NETS[name]
+        self.assertEqual(sum(map(math.prod, parameter_shapes(net).values())), net.parameters)
+
+
+class ReportTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.results = Path(self.create_tempdir().full_path)
+
+    def keep(self, file, *rows):
+        machine = {"device": "cpu", "devices": 1, "cpu": "a CPU", "cpu_cores": 2, "python": "3"}
+        machine |= dict.fromkeys(("jax", "torch", "torchcfm", "torchdiffeq"))
+        record = {"machine": machine, "command": "made by", "rounds": 5, "rows": rows}
+        (self.results / file).write_text(json.dumps(record))
+
+    def row(self, name, ratio):
+        return {
+            "name": name,
+            "unit": "images/s",
+            "ratio": spread(ratio),
+            "ours": {"median": 1234.5, "min": 1.2, "max": 2000.0},
+            "against": spread(3.0),
+            "note": "batch 16",
+        }
+
+    def test_demands_beside_figures(self):
+        case = f"{NETS['cifar10'].name}, float32: torch eager"
+        for ratio, verdict in ((1.2, "met"), (1.1, "missed")):
+            self.keep("train_step.json", self.row(case, ratio))
+            (line,) = [
+                line
+                for line in report.page(self.results).splitlines()
+                if line.startswith(f"| {case}")
+            ]
+            cells = [cell.strip() for cell in line.split("|")[1:-1]]
+            figures = "1,234 (1.2 - 2,000) : 3 images/s; batch 16"
+            self.assertEqual(cells[1:4], [f"{ratio}", f">= 1.15: {verdict}", figures])
+            self.assertEqual(cells[4:], ["", "", ""])
+
+    def test_a_gpu_fills_its_own_columns(self):
+        self.keep("train_step.json", self.row("case", 2.0))
+        self.assertIn(report.NO_GPU, report.page(self.results))
+        self.keep("train_step.gpu.json", self.row("case", 3.0))
+        (line,) = [
+            line for line in report.page(self.results).splitlines() if line.startswith("| case")
+        ]
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        self.assertEqual((cells[1], cells[4]), ("2", "3"))
+
+    def test_demands_without_figures(self):
+        """Of each benchmark, also where nothing has been measured."""
+        page = report.page(self.results)
+        for _, case in report.DEMANDS:
+            self.assertIn(f"| {case} |", page)
+
+
+if __name__ == "__main__":
+    absltest.main()
