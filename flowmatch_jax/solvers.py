@@ -124,14 +124,13 @@ def validate_grid(grid: Sequence[float] | Array, t0: float, t1: float) -> None:
 def count_calls(method: str, steps: Array | int) -> Array | int:
     """Calls of the field in so many steps (accepted and rejected) of a method.
 
-    A method whose last stage is the next step's first (FSAL) saves one call a step and pays one at
-    the start; choosing an adaptive method's first step takes two (Hairer et al., II.4).
+    A method whose last stage is the next step's first (FSAL) saves one call a step. Choosing an
+    adaptive method's first step takes two (Hairer et al., II.4), of which FSAL takes over one.
     """
     if method == "euler":
         return steps
     tableau = (FIXED | ADAPTIVE)[method].tableau
-    calls = steps * (tableau.num_stages - tableau.fsal) + int(tableau.fsal)
-    return calls + 2 * (method in ADAPTIVE)
+    return steps * (tableau.num_stages - tableau.fsal) + 2 * (method in ADAPTIVE)
 
 
 def all_finite(x: Any) -> Array:
@@ -148,8 +147,10 @@ def first_step(
     rtol: float,
     atol: float,
     error_norm: Callable[[Any], Array],
-) -> Array:
-    """A first step (signed) whose error should just pass, from two calls of the field.
+) -> tuple[Array, Any]:
+    """(h, v(t0, x)): a signed first step whose error should just pass, from two calls of the field.
+
+    h has no derivatives, as the solution does not depend on it.
 
     The algorithm of Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, II.4.
     diffrax 0.7 takes 0.01 instead, which costs more steps than these two calls.
@@ -162,10 +163,11 @@ def first_step(
         h = jnp.where((norm(x) < 1e-5) | (norm(v) < 1e-5), 1e-6, 0.01 * norm(x) / norm(v))
         return jnp.sign(t1 - t0) * jnp.minimum(h, jnp.abs(t1 - t0))
 
+    @jax.checkpoint
     def euler(carry: tuple, _: None) -> tuple[tuple, Any]:
         h, v = carry
         v = field(t0 + h, jax.tree.map(lambda x, v: x + h * v, x, v))
-        return (small_step(v), v), v
+        return jax.lax.stop_gradient((small_step(v), v)), v
 
     # Both calls in one scan, so that a network is compiled once here.
     start = (jnp.zeros_like(t0), jax.tree.map(jnp.zeros_like, x))
@@ -181,7 +183,8 @@ def first_step(
     )
     h = jnp.minimum(jnp.minimum(100 * jnp.abs(h0), h1), jnp.abs(t1 - t0))
     # A field that is not finite says nothing: any step will do to find that out and stop.
-    return jnp.where(jnp.isfinite(h), h, 0.01 * jnp.abs(t1 - t0)) * jnp.sign(t1 - t0)
+    h = jnp.where(jnp.isfinite(h), h, 0.01 * jnp.abs(t1 - t0)) * jnp.sign(t1 - t0)
+    return jax.lax.stop_gradient(h), v0
 
 
 def integrate(
@@ -242,7 +245,7 @@ def integrate(
         controller = diffrax.StepTo(times)
         # diffrax turns time about, so that it grows, before it hands it to the adjoint.
         backward = diffrax.StepTo(times[::-1] * jnp.sign(t1 - t0))
-        dt0, max_steps = None, len(times) - 1
+        dt0, solver_state, max_steps = None, None, len(times) - 1
     else:
         # From a start that is not finite no step passes: take none.
         t1 = jnp.where(all_finite(x), t1, t0)
@@ -254,9 +257,11 @@ def integrate(
         controller = control(norm=error_norm)
         backward = control(norm=diffrax.adjoint_rms_seminorm)
         order = solver.order(diffrax.ODETerm(field))
-        dt0 = first_step(field, x, t0, t1, order, rtol, atol, error_norm)
-        # The solution does not depend on it: no derivatives.
-        dt0 = jax.lax.stop_gradient(dt0)
+        dt0, v0 = first_step(field, x, t0, t1, order, rtol, atol, error_norm)
+        if adjoint == "backsolve":
+            v0 = jax.lax.stop_gradient(v0)  # the adjoint equation has its derivatives
+        # diffrax's state of an FSAL method: whether the first stage is missing, and what it is.
+        solver_state = (jnp.array(False), v0) if solver.tableau.fsal else None
     # Derivatives by arrays that the field closes over: backsolve wants them as arguments.
     field, closed_over = jax.closure_convert(field, t0, x)
     kept = diffrax.SubSaveAt(t1=True)
@@ -268,6 +273,7 @@ def integrate(
         t0=t0,
         t1=t1,
         dt0=dt0,
+        solver_state=solver_state,
         y0=x,
         args=closed_over,
         stepsize_controller=controller,

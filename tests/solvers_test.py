@@ -216,6 +216,19 @@ class AdjointTest(Float64TestCase):
         np.testing.assert_allclose(by_a, sign * 5 * np.exp(sign * 0.7), rtol=1e-6)
         np.testing.assert_allclose(by_x, np.full((1, 2), np.exp(sign * 0.7)), rtol=1e-6)
 
+    @parameterized.parameters(*solvers.ADAPTIVE)
+    def test_at_rest(self, method):
+        """From x = 0, where the norms that choose the first step have no derivative.
+
+        No error is seen there, so the steps are long: the last is nearly the whole way.
+        """
+
+        @jax.jit
+        def end(x):
+            return solvers.integrate(lambda t, y: 0.7 * y, x, method=method, max_steps=64).x.sum()
+
+        np.testing.assert_allclose(jax.grad(end)(jnp.zeros((1, 2))), np.exp([[0.7] * 2]), rtol=1e-2)
+
     def test_a_solve_gives_up_after_max_steps(self):
         stiff = lambda t, x: -1000 * (x - jnp.cos(100 * t))  # noqa: E731
         solution = solvers.integrate(stiff, jnp.ones((1, 1)), max_steps=5)
