@@ -1,15 +1,19 @@
-"""Parts of training and scoring beside the plain way to compute them: docs/performance.md.
+"""Parts of training and scoring beside another way to compute them: docs/performance.md.
 
     python -m benchmarks.parts
 
-Taking turns in one process; a ratio is plain / ours, round by round, so that more is better.
+Taking turns in one process; a ratio is other / ours, round by round, so that more is better.
 Shapes are of the 1.1M network for 28-pixel images (batch 64) and of the 35.7M network for
-CIFAR-10 (batch 16).
+CIFAR-10 (batch 16). Seconds of compilation are told too, and of whole training steps operations
+and bytes.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -21,15 +25,18 @@ import optax
 
 from benchmarks.nets import NETS
 from benchmarks.timing import interleaved, ratios, write
+from benchmarks.train_step import gradient as step_gradient
 from flowmatch_jax.arrays import Array, Params
 from flowmatch_jax.likelihood import divergence
 from flowmatch_jax.networks.attention import attend
 from flowmatch_jax.networks.convolutions import LAYOUT, convolve, convolve_doubled, repeat
 from flowmatch_jax.networks.layers import GroupNorm
+from flowmatch_jax.networks.unet import ResidualBlock
 from flowmatch_jax.training.state import ema_update
 
 SAME = ((1, 1), (1, 1))
 SMALL = NETS["small"]
+BLOCKS = 3
 
 
 def normal(seed: int, *shape: int) -> Array:
@@ -46,7 +53,7 @@ def gradient(function: Callable[..., Array]) -> Callable[..., Any]:
     return pull
 
 
-# A case: name, ours, the plain way, their arguments.
+# A case: name, ours, the other way, their arguments.
 Case = tuple[str, Callable[..., Any], Callable[..., Any], tuple[Any, ...]]
 
 
@@ -160,29 +167,108 @@ def divergence_cases() -> Iterator[Case]:
     )
 
 
+def concatenation_cases() -> Iterator[Case]:
+    """What a skip connection brings: beside the features, or by a kernel of its own."""
+    for b, side, ours, skip, outputs in ((16, 32, 128, 128, 128), (64, 28, 64, 32, 32)):
+        h, skips = normal(0, b, side, side, ours), normal(1, b, side, side, skip)
+        kernel = normal(2, 3, 3, ours + skip, outputs)
+        g = normal(3, b, side, side, outputs)
+
+        def together(h: Array, skips: Array, kernel: Array) -> Array:
+            return convolve(jnp.concatenate([h, skips], axis=-1), kernel, 1, SAME)
+
+        def apart(h: Array, skips: Array, kernel: Array) -> Array:
+            of_h, of_skips = jnp.split(kernel, [h.shape[-1]], axis=2)
+            return convolve(h, of_h, 1, SAME) + convolve(skips, of_skips, 1, SAME)
+
+        size = f"{b} x {side} x {side} x ({ours} + {skip})"
+        yield f"skips concatenated, against added, {size}", together, apart, (h, skips, kernel)
+        both, arguments = (gradient(together), gradient(apart)), (h, skips, kernel, g)
+        yield f"skips concatenated, against added, gradients, {size}", *both, arguments
+
+
+def equal_blocks_cases() -> Iterator[Case]:
+    """Residual blocks of one shape: one after another, as in the U-Net, or by a scan."""
+    block, x, embedding = ResidualBlock(128), normal(0, 16, 16, 16, 128), normal(1, 16, 512)
+    keys = jax.random.split(jax.random.key(0), BLOCKS)
+    params = [block.init(key, x, embedding)["params"] for key in keys]
+
+    def apply(x: Array, params: Params) -> Array:
+        return block.apply({"params": params}, x, embedding)
+
+    def one_by_one(x: Array, params: list[Params]) -> Array:
+        for each in params:
+            x = apply(x, each)
+        return x
+
+    def scanned(x: Array, params: list[Params]) -> Array:
+        stacked = jax.tree.map(lambda *p: jnp.stack(p), *params)
+        return jax.lax.scan(lambda x, p: (apply(x, p), None), x, stacked)[0]
+
+    name = f"{BLOCKS} equal blocks, one by one, against a scan"
+    yield name, one_by_one, scanned, (x, params)
+    yield f"{name}, gradients", gradient(one_by_one), gradient(scanned), (x, params, x)
+
+
+def whole_steps() -> dict[str, dict[str, float]]:
+    """Of the gradient of a batch: operations; bytes moved, without and with fusion; temporaries."""
+    programs = {}
+    for net in (NETS["small"], NETS["cifar10"]):
+        params = jax.eval_shape(net.init, jax.random.key(0))
+        images = {"x": jax.ShapeDtypeStruct((net.batch, *net.shape), jnp.uint8)}
+        traced = jax.jit(step_gradient(net, "float32")).trace(params, images, jax.random.key(0))
+        plain = traced.lower(lowering_platforms=("tpu",)).cost_analysis()
+        compiled = traced.lower().compile()
+        programs[net.name] = {
+            "gflop": plain["flops"] / 1e9,
+            "unfused_gb": plain["bytes accessed"] / 1e9,
+            "compiled_gb": compiled.cost_analysis()["bytes accessed"] / 1e9,
+            "temporary_gb": compiled.memory_analysis().temp_size_in_bytes / 1e9,
+        }
+    return programs
+
+
+def compiled(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, float]:
+    """The program and the seconds that it took to compile."""
+    lowered = jax.jit(function).lower(*arguments)
+    begin = time.perf_counter()
+    return lowered.compile(), time.perf_counter() - begin
+
+
+def measure(ours: Callable[..., Any], other: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """A case's record."""
+    made = {"ours": compiled(ours, arguments), "other": compiled(other, arguments)}
+    seconds = interleaved({n: partial(program, *arguments) for n, (program, _) in made.items()})
+    return {
+        "other_over_ours": ratios(seconds["other"], seconds["ours"]),
+        **{f"{n}_ms": 1e3 * statistics.median(times) for n, times in seconds.items()},
+        **{f"{n}_compile_s": taken for n, (_, taken) in made.items()},
+    }
+
+
+CASES = {
+    "attention": attention_cases,
+    "convolution": convolution_cases,
+    "doubling": doubling_cases,
+    "normalisation": normalisation_cases,
+    "concatenation": concatenation_cases,
+    "equal_blocks": equal_blocks_cases,
+    "update": update_cases,
+    "divergence": divergence_cases,
+}
+
+
 def main() -> None:
-    record = {}
-    for cases in (
-        attention_cases,
-        convolution_cases,
-        doubling_cases,
-        normalisation_cases,
-        update_cases,
-        divergence_cases,
-    ):
-        for name, ours, plain, arguments in cases():
-            compiled = {
-                "ours": jax.jit(ours).lower(*arguments).compile(),
-                "plain": jax.jit(plain).lower(*arguments).compile(),
-            }
-            calls = {name: partial(program, *arguments) for name, program in compiled.items()}
-            seconds = interleaved(calls)
-            record[name] = {
-                "plain_over_ours": ratios(seconds["plain"], seconds["ours"]),
-                "ours_ms": 1e3 * statistics.median(seconds["ours"]),
-                "plain_ms": 1e3 * statistics.median(seconds["plain"]),
-            }
-    write("parts", {"cases": record})
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--only", default=",".join(CASES), help="kinds of cases, to be printed alone"
+    )
+    only = parser.parse_args().only.split(",")
+    record = {name: measure(*case) for kind in only for name, *case in CASES[kind]()}
+    if len(only) < len(CASES):
+        print(json.dumps(record, indent=2))
+        return
+    write("parts", {"cases": record, "steps": whole_steps()})
 
 
 if __name__ == "__main__":

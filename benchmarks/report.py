@@ -31,6 +31,7 @@ TITLES = {
     "likelihood": "Likelihood: one evaluation of the divergence",
     "evaluate": "Evaluation",
     "input": "Input",
+    "dispatch": "Training steps with their data: dispatched together, images on the device",
     "cold_start": "Cold start",
     "growth": "Growth: one training step, seconds a FLOP over those of the sweep's last entry",
 }

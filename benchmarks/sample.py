@@ -36,8 +36,8 @@ TOLERANCE = 1e-5
 METHODS = {
     "dopri5": {"rtol": TOLERANCE, "atol": TOLERANCE},
     "tsit5": {"method": "tsit5", "rtol": TOLERANCE, "atol": TOLERANCE},
-    "midpoint": {"method": "midpoint", "steps": 20},
-    "euler": {"method": "euler", "steps": 40},
+    "midpoint": {"method": "midpoint", "steps": 10},
+    "euler": {"method": "euler", "steps": 20},
 }
 
 
