@@ -4,13 +4,18 @@ import itertools
 import json
 import math
 import time
+import unittest
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from benchmarks import report, timing
-from benchmarks.nets import NETS, parameter_shapes
+from benchmarks.nets import NETS, has_torch, parameter_shapes
+from flowmatch_jax.command_line import load_config
+from flowmatch_jax.data.sources import Source
 
 
 def spread(value):
@@ -66,6 +71,49 @@ class NetsTest(parameterized.TestCase):
         """torchcfm's modules are counted when they are made (`torch_net`), against the same."""
         net = NETS[name]
         self.assertEqual(sum(map(math.prod, parameter_shapes(net).values())), net.parameters)
+
+
+@unittest.skipUnless(has_torch(), "needs requirements-bench.txt")
+class OutsideRowTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        from benchmarks import outside_row
+
+        self.module = outside_row
+        fields = ("train.steps=4", "train.batch_size=2", "optimizer.warmup_steps=1")
+        overrides = [f"--config.{field}" for field in fields]
+        self.config = load_config("configs/fashion_mnist16_ot.py", overrides)
+        images = np.random.RandomState(0).randint(0, 256, (16, 16, 16, 1), np.uint8)
+        self.source = Source("random", "1", "train", images, levels=256)
+
+    def train(self, workdir):
+        return self.module.train(self.config, self.source, Path(workdir.full_path))
+
+    def test_a_killed_training_ends_alike(self):
+        whole = self.train(self.create_tempdir("whole"))
+        update, killed = self.module.Training.update, self.create_tempdir("killed")
+
+        def dying(training, x1):
+            if training.step == 3:
+                raise KeyboardInterrupt
+            update(training, x1)
+
+        self.enterContext(mock.patch.object(self.module, "SAVE_EVERY", 2))
+        kill = mock.patch.object(self.module.Training, "update", dying)
+        with kill, self.assertRaises(KeyboardInterrupt):
+            self.train(killed)
+        resumed = self.train(killed)
+        self.assertEqual((whole.step, resumed.step), (4, 4))
+        for kind in ("network", "average"):
+            states = (getattr(training, kind).state_dict() for training in (whole, resumed))
+            for a, b in zip(*(state.values() for state in states), strict=True):
+                np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+    def test_pixels_survive_model_space(self):
+        images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+        x = self.module.to_model_space(images)
+        self.assertEqual((float(x.min()), float(x.max())), (-1.0, 1.0))
+        np.testing.assert_array_equal(self.module.to_images(x), images)
 
 
 class ReportTest(absltest.TestCase):
