@@ -9,6 +9,7 @@ any field may be overridden): torchcfm's own are meant for 400,000 steps. Networ
 dropout and the scale of pixels are those of torchcfm's CIFAR-10 example. Its group normalisation
 takes widths of 32, so its network is the one of its own that is nearest in size. Samples are judged
 as the package judges its own.
+The record is --output; beside it is a picture of the first samples.
 A killed run goes on from its last checkpoint, and does not draw samples again that are there.
 """
 
@@ -41,6 +42,7 @@ from flowmatch_jax.files import write_atomically
 from flowmatch_jax.metrics.extractor import Extractor
 from flowmatch_jax.metrics.extractors import features_of, score_name
 from flowmatch_jax.metrics.frechet import Moments, frechet_distance
+from flowmatch_jax.pictures import save_images
 from flowmatch_jax.progress import progress_bar
 from flowmatch_jax.training.optimizer import learning_rate_schedule
 from flowmatch_jax.workdir import write_json
@@ -222,6 +224,9 @@ def main() -> None:
         "results": results_of(training, config, flags.workdir),
     }
     write_json(flags.output, record)
+    with np.load(flags.workdir / f"samples_{training.step}_ema.npz") as samples:
+        x = samples["images"][: config.evaluate.samples] / 127.5 - 1
+    save_images(flags.output.with_suffix(".png"), x, levels=256)
     for kind, values in record["results"].items():
         print(f"{kind}: {values}")
     print(f"{1000 * training.seconds / training.step:.0f} ms a step on {jax.default_backend()}")
