@@ -52,7 +52,8 @@ def take_turns(alternatives: dict[str, Callable[[], Call]], rounds: int) -> Turn
 
     Each has a process of its own: the threads of two libraries in one process disturb each other.
     What has just started disturbs other processes too: a step of ours took 4.7 s in place of 3.5 s
-    for three rounds after torch's start.
+    for three rounds after torch's start. Before all rounds each makes its call once, all of them at
+    the same time: a compiler of theirs waits for none of ours.
 
     Args:
         alternatives: name -> what makes its call there; it must pickle.
@@ -65,27 +66,34 @@ def take_turns(alternatives: dict[str, Callable[[], Call]], rounds: int) -> Turn
         workers = {name: Worker(make) for name, make in alternatives.items()}
         for worker in workers.values():
             stack.callback(worker.close)
+            worker.start()
+        for worker in workers.values():
+            worker.end()
         for count in range(-UNCOUNTED, rounds):
             for name, worker in workers.items():
-                seconds, turns.told[name] = worker.turn()
+                worker.start()
+                seconds, turns.told[name] = worker.end()
                 if count >= 0:
                     turns.seconds[name].append(seconds)
     return turns
 
 
 class Worker:
-    """A process that makes a call and waits for its turns; it starts at the first."""
+    """A process that makes a call and waits for its turns; it begins with the first."""
 
     def __init__(self, make: Callable[[], Call]) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, make), daemon=True)
 
-    def turn(self) -> tuple[float, Any]:
-        """One call: its seconds and what it returned."""
+    def start(self) -> None:
+        """Let it make one call."""
         if self._process.pid is None:
             self._process.start()
         self._pipe.send("go")
+
+    def end(self) -> tuple[float, Any]:
+        """Wait for the call: its seconds and what it returned."""
         while not self._pipe.poll(1):
             if not self._process.is_alive():
                 raise RuntimeError(f"a worker ended with exit code {self._process.exitcode}")

@@ -26,6 +26,7 @@ from flowmatch_jax.training.state import TrainState, init_state
 from flowmatch_jax.training.step import Gradient, make_gradient, make_train_step
 
 LEARNING_RATE, EMA_DECAY, LEVELS = 2e-4, 0.9999, 256
+PEERS = {"torch eager": False, "torch.compile": True}  # and whether the module is compiled
 
 
 def gradient(net: Net, dtype: str) -> Gradient:
@@ -99,23 +100,22 @@ def torch_steps(net: Net, dtype: str, batch: int, steps: int, compiled: bool) ->
     return call
 
 
-def measure(net: Net, dtype: str, rounds: int) -> list[Row]:
+def measure(net: Net, dtype: str, peers: list[str], rounds: int) -> list[Row]:
     """Images a second by each way, and the share of what the device does in matrix products."""
-    batch, steps = (net.gpu_batch, 20) if timing.on_gpu() else (net.batch, 1)
+    batch, steps = (net.gpu_batch, 10) if timing.on_gpu() else (net.batch, 1)
     ceiling = timing.ceiling()
     alternatives = {
         "ours": partial(ours, net, dtype, batch, steps),
         "products": ceiling.alternative(dtype),
     }
-    if has_torch():
-        for peer, compiled in (("torch eager", False), ("torch.compile", True)):
-            alternatives[peer] = partial(torch_steps, net, dtype, batch, steps, compiled)
+    for peer in peers if has_torch() else ():
+        alternatives[peer] = partial(torch_steps, net, dtype, batch, steps, PEERS[peer])
     seconds = take_turns(alternatives, rounds).seconds
     images = {name: rates(batch * steps, times) for name, times in seconds.items()}
     label, note = f"{net.name}, {dtype}", f"batch {batch}"
     rows = [
         compared(f"{label}: {peer}", "images/s", images["ours"], images[peer], note)
-        for peer in ("torch eager", "torch.compile")
+        for peer in peers
         if peer in images
     ] or [Row(label, "images/s", timing.spread(images["ours"]), note=note)]
     flops = model_flops(net, dtype, batch)
@@ -131,16 +131,17 @@ def main() -> None:
     on_gpu = timing.on_gpu()
     parser.add_argument("--nets", default="cifar10,small" + ",imagenet64" * on_gpu)
     parser.add_argument("--dtypes", default="float32" + ",bfloat16" * on_gpu)
+    parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--rounds", type=int, default=7)
     flags = parser.parse_args()
-    rows = [
-        row
-        for name in flags.nets.split(",")
-        for dtype in flags.dtypes.split(",")
-        for row in measure(NETS[name], dtype, flags.rounds)
-    ]
     command = f"python -m benchmarks.train_step --nets={flags.nets} --dtypes={flags.dtypes}"
-    write_rows("train_step", command, flags.rounds, rows)
+    if flags.peers != parser.get_default("peers"):
+        command += f" --peers='{flags.peers}'"
+    rows: list[Row] = []
+    for name in flags.nets.split(","):
+        for dtype in flags.dtypes.split(","):
+            rows += measure(NETS[name], dtype, flags.peers.split(","), flags.rounds)
+            write_rows("train_step", command, flags.rounds, rows)  # a later case may fail
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def open_checkpoints(
 def save(checkpoints: ocp.CheckpointManager, step: int, state: TrainState) -> None:
     """Start writing the state after ``step`` steps; returns once it is copied off the device."""
     parts = _parts(state)
-    checksums = {part: int(checksum(tree)) for part, tree in parts.items()}
+    checksums = {part: checksum(tree) for part, tree in parts.items()}
     saved = {part: ocp.args.StandardSave(tree) for part, tree in parts.items()}
     checkpoints.save(step, args=ocp.args.Composite(checksums=ocp.args.JsonSave(checksums), **saved))
 
@@ -126,23 +126,26 @@ def restore_weights(
     return _restore(checkpoints, step, {part: layout})[part]
 
 
-@jax.jit
-def checksum(tree: Any) -> Array:
-    """A uint32 that tells states apart that differ in anything, but for chance.
+def checksum(tree: Any) -> int:
+    """A number below 2^32 that tells states apart that differ in anything, but for chance.
 
     The bits of each number times an odd number of its place, summed modulo 2^32: exact, so the same
-    in every layout over devices.
+    in every layout over devices. Compiled once a shape: one program for all 322 arrays of a U-Net,
+    and one for its optimiser's, took 24 s.
     """
-    total = jnp.uint32(0)
-    for i, array in enumerate(jax.tree.leaves(tree)):
-        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-            array = jax.random.key_data(array)
-        bits = jax.lax.bitcast_convert_type(array, jnp.uint32)
-        place = jnp.uint32(i)
-        for axis in range(bits.ndim):
-            place = place + ODD[axis] * jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-        total += jnp.sum(bits * (2 * place + 1))
-    return total
+    sums = [_array_checksum(array, np.uint32(i)) for i, array in enumerate(jax.tree.leaves(tree))]
+    return sum(map(int, jax.device_get(sums))) % 2**32
+
+
+@jax.jit
+def _array_checksum(array: Array, number: Array) -> Array:
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    bits = jax.lax.bitcast_convert_type(array, jnp.uint32)
+    place = jnp.asarray(number)
+    for axis in range(bits.ndim):
+        place = place + ODD[axis] * jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
@@ -173,7 +176,7 @@ def _read(checkpoints: ocp.CheckpointManager, step: int, layout: dict[str, Any])
     args["checksums"] = ocp.args.JsonRestore()
     saved = checkpoints.restore(step, args=ocp.args.Composite(**args))
     for part in layout:
-        if int(checksum(saved[part])) != saved.checksums[part]:
+        if checksum(saved[part]) != saved.checksums[part]:
             raise DamagedCheckpoint(f"its {part} are not those that were saved")
     return {part: saved[part] for part in layout}
 

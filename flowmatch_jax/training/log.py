@@ -110,7 +110,8 @@ class Meter:
                 still have to do.
         """
         known = self._pending if all_steps else self._pending[: -self.AHEAD]
-        return int(known[-1]["skipped"][-1]) if known else self._skipped
+        # Copied before it is indexed: indexing is the device's work, behind the steps ahead.
+        return int(np.asarray(known[-1]["skipped"])[-1]) if known else self._skipped
 
     def read(self) -> dict[str, float | None]:
         """What happened since the last read.

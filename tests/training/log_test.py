@@ -3,6 +3,7 @@ import time
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 from absl.testing import absltest
 from tensorboardX.proto import event_pb2
 
@@ -88,6 +89,18 @@ class MeterTest(absltest.TestCase):
         self.assertEqual(meter.skipped(all_steps=True), 4)
         meter.read()
         self.assertEqual(meter.skipped(all_steps=False), 4)
+
+    def test_looking_leaves_the_device_alone(self):
+        """Its work would wait behind the steps ahead, and Python for it."""
+
+        class Copied:
+            def __array__(self, dtype=None, copy=None):
+                return np.array([3], np.int32)
+
+        meter = Meter(batch_size=1)
+        for _ in range(1 + Meter.AHEAD):
+            meter.add({"skipped": Copied()})
+        self.assertEqual(meter.skipped(all_steps=False), 3)
 
 
 if __name__ == "__main__":
