@@ -15,7 +15,7 @@ from benchmarks.timing import RESULTS
 
 PAGE = Path(__file__).parents[1] / "BENCHMARKS.md"
 DEVICES = {"CPU": "", "GPU": ".gpu"}  # and what their records' names end in
-NO_GPU = "not measured: no GPU at hand"
+NOT_MEASURED = "not measured yet"
 
 INTRODUCTION = """# Benchmarks
 
@@ -150,7 +150,7 @@ def section(name: str, records: dict[str, dict[str, Any]]) -> str:
         f"{device}: `{records[device]['command']}`, {records[device]['rounds']} rounds, "
         f"{machine_text(records[device]['machine'])}."
         if device in records
-        else f"{device}: {NO_GPU if device == 'GPU' else 'not measured yet'}."
+        else f"{device}: {NOT_MEASURED}."
         for device in DEVICES
     ]
     lines = "\n".join(f"- {line}" for line in made)

@@ -153,7 +153,7 @@ class ReportTest(absltest.TestCase):
 
     def test_a_gpu_fills_its_own_columns(self):
         self.keep("train_step.json", self.row("case", 2.0))
-        self.assertIn(report.NO_GPU, report.page(self.results))
+        self.assertIn(report.NOT_MEASURED, report.page(self.results))
         self.keep("train_step.gpu.json", self.row("case", 3.0))
         (line,) = [
             line for line in report.page(self.results).splitlines() if line.startswith("| case")
