@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import UnidentifiedImageError
 
 from flowmatch_jax.data.images import decode, square
 from flowmatch_jax.errors import UserError
@@ -69,8 +68,6 @@ class Pictures:
         data = self.files.read(i)  # an OSError is the disk's, not the picture's
         try:
             array = square(decode(data, self.shape[-1], self.background, self.upright), self.size)
-        except UnidentifiedImageError as error:
-            raise CorruptImage(self.files.name(i), "it is no PNG, JPEG or WebP") from error
         except Exception as error:  # damaged data makes decoders raise all kinds
             raise CorruptImage(self.files.name(i), error) from error
         if array.shape != self.shape[1:]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from flowmatch_jax.errors import UserError, at_least
 
@@ -45,9 +45,13 @@ def decode(
         upright: turn by the EXIF orientation.
 
     Raises:
+        ValueError: it is of another format.
         Exception: of many kinds, where the data is damaged; Pillow's decoders say no more.
     """
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError("it is no PNG, JPEG or WebP") from error
     image.load()
     if upright:
         image = ImageOps.exif_transpose(image)

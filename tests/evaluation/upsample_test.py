@@ -107,7 +107,7 @@ class PicturesTest(parameterized.TestCase):
         with self.assertLogs("flowmatch_jax", "ERROR") as told, stops:
             self.upsample()
         self.assertLen(told.output, 2)
-        self.assertIn("b.jpg cannot be read: ", told.output[0])
+        self.assertIn("b.jpg cannot be read: it is no PNG, JPEG or WebP", told.output[0])
         self.assertEqual({path.name for path in self.output.iterdir()}, {"a.png", "c.png"})
 
 
