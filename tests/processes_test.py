@@ -170,6 +170,12 @@ class AloneTest(parameterized.TestCase):
 
 
 class StopNoticeTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        # Commands that shells start in the background ignore SIGINT.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.addCleanup(signal.signal, signal.SIGINT, before)
+
     @parameterized.parameters(*processes.STOPS)
     def test_stops_at_the_next_step(self, number):
         before = signal.getsignal(number)

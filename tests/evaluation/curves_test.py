@@ -40,9 +40,10 @@ class CurvesTest(parameterized.TestCase):
 
     def test_distance_of_images(self):
         rows = curves.over_nfe(images(figures__nfe=(4,)), ONE)
-        # The field is zero: all solvers give the noise itself.
+        # The field is zero: all solvers give the noise itself, rounded as their programs do.
         self.assertLen({row["fd_pixels"] for row in rows}, 1)
-        self.assertTrue(all(row["mean_squared_error"] == 0 for row in rows))
+        for row in rows:
+            self.assertLess(row["mean_squared_error"], np.finfo(np.float32).eps ** 2)
 
     def test_over_training(self):
         rows = curves.over_training(images(20.0), [(10, ONE), (20, ONE / 10)])
