@@ -41,7 +41,9 @@ def get_config() -> ConfigDict:
     config.condition.label_dropout = 0.1  # of the labels in training, for guidance
     config.condition.low_resolution = placeholder(int)  # the image in so many pixels a side
     config.condition.filter = "bicubic"  # it is made by: bicubic | bilinear | box
-    config.condition.noise = 0.0  # added to it in training, standard deviation in model space
+    # Noise added to it in training has a standard deviation from U(0, this), in model space, which
+    # the network is told; samples are given none
+    config.condition.max_noise = 0.0
 
     # Of samples given a label: v(none) + scale (v(label) - v(none)), two calls of the network.
     config.guidance = ConfigDict()
@@ -61,7 +63,8 @@ def get_config() -> ConfigDict:
     config.objective.name = "flow_matching"
     config.objective.predicts = "velocity"  # the network's output: velocity | noise | score | data
     config.objective.coupling = "independent"  # how noise and data of a batch are paired
-    config.objective.time = "uniform"  # how t is drawn: uniform | skewed (towards the data)
+    # How t is drawn: uniform | skewed (towards the data) | for scoreflow importance (by its weight)
+    config.objective.time = "uniform"
 
     # The solve inside a training step, for the objective maximum_likelihood alone.
     config.maximum_likelihood = ConfigDict()
@@ -82,6 +85,8 @@ def get_config() -> ConfigDict:
     config.network = ConfigDict()
     config.network.name = "unet"  # unet (images) | mlp (points)
     config.network.dtype = "float32"  # float32 | bfloat16: computing dtype in training
+    # What the network is told of the time: t (of sr3 the noise level) | log_snr (signal to noise)
+    config.network.time_input = "t"
     config.network.unet = ConfigDict()
     config.network.unet.channels = 128
     config.network.unet.multipliers = (1, 2, 2, 2)  # width of each level in units of channels
@@ -138,7 +143,7 @@ def get_config() -> ConfigDict:
     config.evaluate.images = placeholder(int)  # of the test split; unset: all
     config.evaluate.dequantisations = (1,)  # each K of the importance bound
     config.evaluate.divergence = "hutchinson"  # hutchinson | exact
-    config.evaluate.probes = 1
+    config.evaluate.probes = 2  # of hutchinson; a bound of K > 1 takes two or more
     config.evaluate.classes = ()  # rows of the grid of a model of classes, by number; empty: all
     config.evaluate.samples = 64  # in the grid, and in each batch of those generated
     # What samples are judged by: pixels | efficientnet_lite0 | inception; unset: they are not

@@ -12,6 +12,6 @@ from configs import digits_ot
 def get_config() -> ConfigDict:
     config = digits_ot.get_config()
     config.condition.low_resolution = 4
-    config.condition.noise = 0.2
+    config.condition.max_noise = 0.4
     config.network.unet.dropout = 0.1
     return config

@@ -1,8 +1,8 @@
 """Diffusion that is told its noise level instead of the time: SR3's (Saharia et al. 2021).
 
 A point x_a = a x_1 + sqrt(1 - a^2) x_0 has the level a, the papers' square root of gamma: 0 is
-noise, 1 is data. A network eps(a, x_a) that was trained on all levels in between, as WaveGrad's
-(Chen et al. 2020), may be sampled by fewer steps than the schedule it was trained with.
+noise, 1 is data. A network eps(a, x_a) that was trained on all levels in between may be sampled by
+fewer steps than the schedule it was trained with.
 """
 
 from __future__ import annotations
@@ -24,10 +24,19 @@ def noise_levels(path: GaussianPath, steps: int) -> Array:
 
 
 def draw_levels(key: Array, n: int, levels: Array) -> Array:
-    """a [n], each uniform between two neighbours of a schedule, which are drawn first."""
+    """a [n], whose square gamma is uniform between two neighbours of a schedule, drawn first.
+
+    SR3's distribution. WaveGrad's (Chen et al. 2020), otherwise the same, has a itself uniform.
+    """
     place_key, between_key = jax.random.split(key)
     i = jax.random.randint(place_key, (n,), 0, len(levels) - 1)
-    return jax.random.uniform(between_key, (n,), minval=levels[i], maxval=levels[i + 1])
+    gamma = levels**2
+    return jnp.sqrt(jax.random.uniform(between_key, (n,), minval=gamma[i], maxval=gamma[i + 1]))
+
+
+def log_snr(a: Array) -> Array:
+    """log(a / sqrt(1 - a^2)), half the log signal-to-noise ratio of a level; of its shape."""
+    return jnp.log(a) - jnp.log1p(-(a**2)) / 2
 
 
 def sample(

@@ -5,6 +5,7 @@ The floors below take plain arguments; this file is where a config becomes them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,7 +32,7 @@ from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.networks.unet import UNet
 from flowmatch_jax.objectives import OBJECTIVES, Objective, Time
-from flowmatch_jax.paths import PATHS, GaussianPath
+from flowmatch_jax.paths import PATHS, GaussianPath, log_snr
 from flowmatch_jax.predictions import vector_field
 from flowmatch_jax.times import GRIDS, TIMES
 
@@ -114,13 +115,13 @@ class Experiment:
         """The solver's options, as `solvers.integrate` takes them from 0 to the path's end."""
         options = dict(self.config.solver)
         grid, steps = GRIDS[options.pop("grid")], options.pop("steps")
-        return options if steps is None else options | {"grid": self.path.t_end * grid(steps)}
+        return options if steps is None else options | {"grid": grid(steps, self.path)}
 
     def objective_at(self, t: Array) -> Objective | None:
         """The objective with all times t []; None where it has no times, as maximum likelihood."""
         if self.config.objective.name not in OBJECTIVES:
             return None
-        return _regression(self.config.objective, self.path, lambda key, n, t_end: jnp.full(n, t))
+        return _regression(self.config.objective, self.path, lambda key, n, path: jnp.full(n, t))
 
     def init_params(self, key: Array) -> Params:
         """Fresh parameters, float32."""
@@ -146,7 +147,7 @@ def build(config: ConfigDict) -> Experiment:
     path = _path(config.path)
     conditioning = _conditioning(config.condition, train_source)
     _check_classes(config.evaluate, conditioning, train_source)
-    network = _network(config.network, train_source, conditioning)
+    network, clock = _network(config.network, train_source, conditioning), _clock(config, path)
     return Experiment(
         config=config,
         train_source=train_source,
@@ -154,8 +155,8 @@ def build(config: ConfigDict) -> Experiment:
         path=path,
         objective=_objective(config, path),
         network=network,
-        train_apply=pure_apply(network.clone(dtype=DTYPES[config.network.dtype])),
-        apply=pure_apply(network),
+        train_apply=pure_apply(network.clone(dtype=DTYPES[config.network.dtype]), clock),
+        apply=pure_apply(network, clock),
         extractor=_extractor(config.evaluate, train_source),
         mesh=mesh,
         conditioning=conditioning,
@@ -233,7 +234,10 @@ def _objective(config: ConfigDict, path: GaussianPath) -> Objective:
     with section("config.objective"):
         one_of("name", fields.name, (*OBJECTIVES, *OTHER_OBJECTIVES))
         one_of("coupling", fields.coupling, COUPLINGS)
-        one_of("time", fields.time, TIMES)
+        one_of("time", fields.time, (*TIMES, "importance"))
+        if fields.time == "importance" and fields.name != "scoreflow":
+            allowed = "scoreflow alone has a weight to draw t by: use uniform or skewed"
+            raise UserError("time", "importance", allowed)
         if fields.name in WITHOUT_FIELD:
             return _without_field(config, path)
         predictions.validate(fields.predicts, path)
@@ -243,6 +247,9 @@ def _objective(config: ConfigDict, path: GaussianPath) -> Objective:
             raise UserError("config.network.unet.dropout", config.network.unet.dropout, allowed)
         return objectives.maximum_likelihood(path, fields.predicts, **config.maximum_likelihood)
     with section("config.objective"):
+        if fields.time == "importance":
+            coupling = COUPLINGS[fields.coupling]
+            return objectives.scoreflow_by_importance(path, fields.predicts, coupling)
         return _regression(fields, path, TIMES[fields.time])
 
 
@@ -280,11 +287,21 @@ def _network(config: ConfigDict, source: Source, conditioning: Conditioning) -> 
             network = UNet(
                 out_channels=channels,
                 num_classes=source.num_classes if conditioning.labels else None,
-                condition_channels=channels if conditioning.low_resolution else 0,
+                condition_channels=conditioning.condition_channels(channels),
                 **config.unet,
             )
             network.validate(source.shape[:2])
             return network
+
+
+def _clock(config: ConfigDict, path: GaussianPath) -> Callable[[Array], Array]:
+    """What the network is told in the place of t, or of SR3's noise level."""
+    with section("config.network"):
+        one_of("time_input", config.network.time_input, ("t", "log_snr"))
+    if config.network.time_input == "t":
+        return lambda t: t
+    is_level = config.objective.name == "sr3"
+    return predictions.log_snr_clock(ancestral.log_snr if is_level else partial(log_snr, path))
 
 
 def _check_numbers(config: ConfigDict) -> None:
@@ -338,6 +355,7 @@ def _check_numbers(config: ConfigDict) -> None:
             raise UserError("dequantisations", (), "give at least one K, such as (1,)")
         for k in config.evaluate.dequantisations:
             at_least("dequantisations", k, 1)
+            likelihood.validate_probes(k, config.evaluate.divergence, config.evaluate.probes)
         if config.evaluate.extractor is not None:
             one_of("extractor", config.evaluate.extractor, EXTRACTORS)
             for name in config.evaluate.scores:

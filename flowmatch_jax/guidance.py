@@ -88,11 +88,15 @@ def stretches(
     """
     begin, end = guidance.interval
     plain = field_given(**inputs)
-    return [
-        Stretch(begin, plain),
-        Stretch(end, guided(field_given, inputs, guidance.scale), calls=2),
-        Stretch(1.0, plain),
-    ]
+    if guidance.scale == 0:
+        inside = Stretch(end, field_given(**_without_label(inputs)))
+    else:
+        inside = Stretch(end, guided(field_given, inputs, guidance.scale), calls=2)
+    return [Stretch(begin, plain), inside, Stretch(1.0, plain)]
+
+
+def _without_label(inputs: Inputs) -> Inputs:
+    return inputs | {"label": jnp.full_like(inputs["label"], NO_LABEL)}
 
 
 def _twice(x: Array) -> Array:

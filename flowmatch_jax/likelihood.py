@@ -28,13 +28,16 @@ class LogProb(NamedTuple):
     """What a solve from data to noise tells.
 
     Attributes:
-        log_prob: [B], log p_1(x_1) in nats.
+        log_prob: [B], log p_1(x_1) in nats; the mean of the estimates.
+        estimates: [P, B], log p_1(x_1) by each of P Hutchinson probes, independent and unbiased;
+            P = 1 where the divergence is exact.
         x0: [B, ...], where the flow takes x_1 at the noise end.
         nfe: int32 [], evaluations of the field together with its divergence.
         converged: bool [], see `solvers.Solution`.
     """
 
     log_prob: Array
+    estimates: Array
     x0: Array
     nfe: Array
     converged: Array
@@ -54,6 +57,14 @@ def divergence(
     Returns:
         (v [B, ...], div [B]).
     """
+    v, estimates = divergence_estimates(field, t, x, probes)
+    return v, estimates.mean(axis=0)
+
+
+def divergence_estimates(
+    field: Field, t: Array | float, x: Array, probes: Array | None = None
+) -> tuple[Array, Array]:
+    """The same by each probe: (v [B, ...], [P, B]); [1, B] where it is exact."""
 
     def along(z: Array) -> tuple[Array, Array]:
         v, dv = jax.jvp(lambda x: field(t, x), (x,), (z,))
@@ -61,8 +72,7 @@ def divergence(
 
     if probes is not None:
         # vmap hands NumPy's arrays on as they are, and custom derivatives do not take them in jit.
-        v, terms = jax.vmap(along, out_axes=(None, 0))(jnp.asarray(probes))
-        return v, terms.mean(axis=0)
+        return jax.vmap(along, out_axes=(None, 0))(jnp.asarray(probes))
 
     v, derivative = jax.linearize(lambda x: field(t, x), x)
     dims = math.prod(x.shape[1:])
@@ -73,7 +83,7 @@ def divergence(
         return total + dv.reshape(x.shape[0], dims)[:, i], None
 
     total, _ = jax.lax.scan(add, jnp.zeros(x.shape[0], x.dtype), jnp.arange(dims))
-    return v, total
+    return v, total[None]
 
 
 def gaussian_log_prob(x: Array, std: float = 1.0) -> Array:
@@ -130,12 +140,12 @@ def log_prob(
     dims = math.prod(x1.shape[1:])
 
     def augmented(t: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        v, div = _divergence(field, t, state[0], z)
-        return v, div / dims
+        v, estimates = divergence_estimates(field, t, state[0], z)
+        return v, estimates / dims
 
     solution = solvers.integrate(
         augmented,
-        (x1, jnp.zeros(x1.shape[0], x1.dtype)),
+        (x1, jnp.zeros((1 if z is None else probes, x1.shape[0]), x1.dtype)),
         t1,
         t0,
         method,
@@ -148,16 +158,8 @@ def log_prob(
         max_steps=max_steps,
     )
     x0, minus_integral = solution.x  # the latter in nats/dim
-    return LogProb(
-        gaussian_log_prob(x0, source_std) + dims * minus_integral,
-        x0,
-        solution.nfe,
-        solution.converged,
-    )
-
-
-# `log_prob` takes an argument of this name.
-_divergence = divergence
+    estimates = gaussian_log_prob(x0, source_std) + dims * minus_integral
+    return LogProb(estimates.mean(axis=0), estimates, x0, solution.nfe, solution.converged)
 
 
 def bits_per_dim(log_prob: Array, dims: int, levels: int = 256) -> Array:
@@ -173,13 +175,40 @@ def bits_per_dim(log_prob: Array, dims: int, levels: int = 256) -> Array:
     return -log_prob / (dims * math.log(2)) + math.log2(levels / 2)
 
 
-def importance_bound(log_probs: Array) -> Array:
-    """log (1/K) sum_k p_1(x + u_k), from log-densities [K, B] to [B].
+def importance_bound(estimates: Array) -> Array:
+    """log (1/K) sum_k p_1(x + u_k) of K dequantisations, from estimates [K, P, B] to [B].
 
     A lower bound on the log-probability of the integer image in expectation, and tighter with each
-    K (Appendix E).
+    K (Appendix E). For any weights w_k that sum to 1, Gibbs' inequality is
+
+        log (1/K) sum_k p_k >= sum_k w_k (log p_k - log w_k) - log K,
+
+    with equality for w_k = p_k / sum_j p_j. Exact log-densities, P = 1, are their own weights. Of
+    Hutchinson's estimates each is weighed by the mean of the others, which does not know its noise,
+    so the bound holds in expectation over the probes too. The plain log (1/K) sum_k exp of
+    estimates is above log (1/K) sum_k p_k, as exp is convex, wherever their noise depends on u_k.
+
+    Args:
+        estimates: of log p_1(x + u_k) in nats: independent and unbiased along P; with P = 1 exact.
     """
-    return jax.nn.logsumexp(log_probs, axis=0) - math.log(log_probs.shape[0])
+    samples, probes = estimates.shape[:2]
+    others = estimates
+    if probes > 1:
+        others = (estimates.sum(axis=1, keepdims=True) - estimates) / (probes - 1)
+    log_weights = jax.nn.log_softmax(others, axis=0)
+    bounds = (jnp.exp(log_weights) * (estimates - log_weights)).sum(axis=0)
+    return bounds.mean(axis=0) - math.log(samples)
+
+
+def validate_probes(samples: int, divergence: str, probes: int) -> None:
+    """Raise UserError where dequantisations would be weighed by the very probe that scores them.
+
+    Args:
+        samples, divergence, probes: as of `image_bits_per_dim`.
+    """
+    if samples > 1 and divergence == "hutchinson" and probes < 2:
+        allowed = f"a bound of K = {samples} dequantisations takes 2 probes or more, or 'exact'"
+        raise UserError("probes", probes, allowed)
 
 
 class ImageLikelihood(NamedTuple):
@@ -187,47 +216,58 @@ class ImageLikelihood(NamedTuple):
 
     Attributes:
         bits_per_dim: [B], by all K dequantisations.
-        log_probs: [K, B], in nats, of each: the first k give the bound of k.
+        estimates: [K, P, B], log-densities in nats, of each dequantisation by each probe: the
+            first k give the bound of k.
         nfe: float32 [], the mean over the solves.
         converged: bool [], of all.
     """
 
     bits_per_dim: Array
-    log_probs: Array
+    estimates: Array
     nfe: Array
     converged: Array
 
 
 def image_bits_per_dim(
-    field: Field, image: Array, key: Array, levels: int = 256, samples: int = 1, **solve: Any
+    field: Field,
+    image: Array,
+    key: Array,
+    levels: int = 256,
+    samples: int = 1,
+    divergence: str = "hutchinson",
+    probes: int = 2,
+    **solve: Any,
 ) -> ImageLikelihood:
-    """Bits/dim of integer images by K uniform dequantisations.
+    """Bits/dim of integer images by K uniform dequantisations; see `importance_bound`.
 
-    Hutchinson's probes are drawn once for all K. Were they drawn for each, log (1/K) sum_k would
-    favour the dequantisations whose estimate came out too high: no bound any more.
+    Hutchinson's probes are drawn once for all K, so that most of their noise is common to all.
 
     Args:
         field: v(t, x) in model space [-1, 1].
         image: integers in [0, levels), [B, H, W, C].
         samples: K, the number of dequantisations.
+        divergence: "hutchinson" or "exact".
+        probes: number of Hutchinson probes; two or more where K > 1.
         **solve: the options of `log_prob`.
 
     Raises:
-        UserError: samples below one, or as `log_prob`.
+        UserError: samples below one, one probe for several, or as `log_prob`.
     """
     at_least("samples", samples, 1)
+    validate_probes(samples, divergence, probes)
     key, probe_key = jax.random.split(key)
+    solve = solve | {"divergence": divergence, "probes": probes}
 
     def once(noise_key: Array) -> LogProb:
         result = log_prob(field, dequantise(noise_key, image, levels), probe_key, **solve)
         return result._replace(x0=None)
 
     results = jax.lax.map(once, jax.random.split(key, samples))
-    bound = importance_bound(results.log_prob)
+    bound = importance_bound(results.estimates)
     dims = math.prod(image.shape[1:])
     return ImageLikelihood(
         bits_per_dim(bound, dims, levels),
-        results.log_prob,
+        results.estimates,
         results.nfe.mean(),
         results.converged.all(),
     )

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +29,35 @@ from flowmatch_jax import ancestral, couplings, predictions, times
 from flowmatch_jax.arrays import Apply, Array, Batch, Inputs, Params, expand_time
 from flowmatch_jax.errors import UserError
 from flowmatch_jax.likelihood import log_prob
-from flowmatch_jax.paths import GaussianPath, coefficients, flow_and_velocity, starts_without_data
+from flowmatch_jax.paths import (
+    GaussianPath,
+    coefficients,
+    flow_and_velocity,
+    log_snr,
+    starts_without_data,
+)
 
 Objective = Callable[[Apply, Params, Batch, Array], tuple[Array, dict[str, Array]]]
 Coupling = Callable[[Array, Array], Array]
-Time = Callable[[Array, int, float], Array]
-# (t, x_t, x_0, u_t, output) -> what is squared, of x_t's shape
-Residual = Callable[[Array, Array, Array, Array, Array], Array]
+Time = Callable[[Array, int, GaussianPath], Array]
+
+
+class Point(NamedTuple):
+    """A point of the path, and what it was made of; t is [B], the rest [B, ...]."""
+
+    t: Array
+    x_t: Array
+    u_t: Array
+    x0: Array
+    x1: Array
+
+
+# (point, the network's output) -> what is squared, of x_t's shape
+Residual = Callable[[Point, Array], Array]
+
+# Flow matching weighs an error of predicted data by its share in the velocity, which is 1 / sigma_t
+# on the OT path, up to this one: Li & He 2025 (2511.13720), whose sigma_t is 0.05 at least.
+LARGEST_SHARE = 20.0
 
 
 def flow_matching(
@@ -44,10 +66,19 @@ def flow_matching(
     coupling: Coupling = couplings.independent,
     time: Time = times.uniform,
 ) -> Objective:
-    """Conditional flow matching, E ||v_t(psi_t(x_0)) - d/dt psi_t(x_0)||^2 (Eq. 14)."""
+    """Conditional flow matching, E ||v_t(psi_t(x_0)) - d/dt psi_t(x_0)||^2 (Eq. 14).
 
-    def residual(t: Array, x_t: Array, x0: Array, u_t: Array, output: Array) -> Array:
-        return predictions.convert(path, t, x_t, output, predicts, "velocity") - u_t
+    A network that predicts the data has v_t - u_t = (alpha'_t - alpha_t sigma'_t / sigma_t)
+    (output - x_1). The factor grows without bound where sigma_t -> 0, and is kept at
+    LARGEST_SHARE there.
+    """
+
+    def residual(at: Point, output: Array) -> Array:
+        if predicts == "data":
+            c = coefficients(path, at.t, at.x_t)
+            share = jnp.abs(c.alpha_dot - c.alpha * c.sigma_dot / c.sigma)
+            return jnp.minimum(share, LARGEST_SHARE) * (output - at.x1)
+        return predictions.convert(path, at.t, at.x_t, output, predicts, "velocity") - at.u_t
 
     return _regression(path, residual, coupling, time)
 
@@ -60,8 +91,8 @@ def noise_matching(
 ) -> Objective:
     """DDPM's, E ||eps_t(x_t) - x_0||^2."""
 
-    def residual(t: Array, x_t: Array, x0: Array, u_t: Array, output: Array) -> Array:
-        return predictions.convert(path, t, x_t, output, predicts, "noise") - x0
+    def residual(at: Point, output: Array) -> Array:
+        return _noise_error(path, predicts, at, output)
 
     return _regression(path, residual, coupling, time)
 
@@ -78,9 +109,8 @@ def score_matching(
     predicts the score itself is another parametrisation of the same loss.
     """
 
-    def residual(t: Array, x_t: Array, x0: Array, u_t: Array, output: Array) -> Array:
-        sigma = coefficients(path, t, x_t).sigma
-        return sigma * _score_error(path, predicts, t, x_t, x0, output)
+    def residual(at: Point, output: Array) -> Array:
+        return coefficients(path, at.t, at.x_t).sigma * _score_error(path, predicts, at, output)
 
     return _regression(path, residual, coupling, time)
 
@@ -98,15 +128,37 @@ def scoreflow(
     Raises:
         UserError: the path is no diffusion: it starts without data, where beta is infinite.
     """
-    if starts_without_data(path):
-        raise UserError("name", "scoreflow", "this path is no diffusion; use path vp or ve")
+    _check_diffusion(path)
 
-    def residual(t: Array, x_t: Array, x0: Array, u_t: Array, output: Array) -> Array:
-        c = coefficients(path, t, x_t)
+    def residual(at: Point, output: Array) -> Array:
+        c = coefficients(path, at.t, at.x_t)
         beta = 2 * c.sigma * (c.sigma * c.alpha_dot / c.alpha - c.sigma_dot)
-        return jnp.sqrt(beta) * _score_error(path, predicts, t, x_t, x0, output)
+        return jnp.sqrt(beta) * _score_error(path, predicts, at, output)
 
     return _regression(path, residual, coupling, time)
+
+
+def scoreflow_by_importance(
+    path: GaussianPath, predicts: str = "noise", coupling: Coupling = couplings.independent
+) -> Objective:
+    """`scoreflow` with t drawn by its weight, beta / sigma^2, in place of weighting uniform times.
+
+    The same expectation with less variance, as Song et al. 2021 (2101.09258) train. With
+    lambda_t = log(alpha_t / sigma_t), beta / sigma^2 is 2 lambda'_t, so t is uniform in lambda_t
+    and the loss of uniform times t in [0, t_end] is
+
+        2 (lambda_t_end - lambda_0) / t_end  E ||eps_t(x_t) - x_0||^2.
+
+    Raises:
+        UserError: as `scoreflow`.
+    """
+    _check_diffusion(path)
+    weight = 2 * (log_snr(path, path.t_end) - log_snr(path, 0.0)) / path.t_end
+
+    def residual(at: Point, output: Array) -> Array:
+        return jnp.sqrt(weight) * _noise_error(path, predicts, at, output)
+
+    return _regression(path, residual, coupling, times.uniform_log_snr)
 
 
 def maximum_likelihood(path: GaussianPath, predicts: str = "velocity", **solve: Any) -> Objective:
@@ -176,12 +228,20 @@ def _inputs(batch: Batch) -> Inputs:
     return {name: batch.get(name) for name in ("label", "condition")}
 
 
-def _score_error(
-    path: GaussianPath, predicts: str, t: Array, x_t: Array, x0: Array, output: Array
-) -> Array:
+def _check_diffusion(path: GaussianPath) -> None:
+    if starts_without_data(path):
+        raise UserError("name", "scoreflow", "this path is no diffusion; use path vp or ve")
+
+
+def _noise_error(path: GaussianPath, predicts: str, at: Point, output: Array) -> Array:
+    """eps_t(x_t) - x_0."""
+    return predictions.convert(path, at.t, at.x_t, output, predicts, "noise") - at.x0
+
+
+def _score_error(path: GaussianPath, predicts: str, at: Point, output: Array) -> Array:
     """S_t(x_t) - grad log p_t(x_t | x_1), the latter being -x_0 / sigma_t."""
-    score = predictions.convert(path, t, x_t, output, predicts, "score")
-    return score + x0 / coefficients(path, t, x_t).sigma
+    score = predictions.convert(path, at.t, at.x_t, output, predicts, "score")
+    return score + at.x0 / coefficients(path, at.t, at.x_t).sigma
 
 
 def _regression(
@@ -193,11 +253,11 @@ def _regression(
         noise_key, time_key, dropout_key = jax.random.split(key, 3)
         x1 = batch["x"]
         x0 = coupling(noise_key, x1)
-        t = time(time_key, x1.shape[0], path.t_end)
+        t = time(time_key, x1.shape[0], path)
         x_t, u_t = flow_and_velocity(path, t, x0, x1)
         x_in = predictions.network_input(path, t, x_t)
         output = apply(params, t, x_in, **_inputs(batch), key=dropout_key)
-        loss = jnp.mean(residual(t, x_t, x0, u_t, output) ** 2)
+        loss = jnp.mean(residual(Point(t, x_t, u_t, x0, x1), output) ** 2)
         return loss, {"loss": loss}
 
     return objective

@@ -96,6 +96,41 @@ def coefficients(path: GaussianPath, t: Array | float, x: Array) -> Coefficients
     return Coefficients(*values, *rates)
 
 
+def log_snr(path: GaussianPath, t: Array | float) -> Array:
+    """lambda_t = log(alpha_t / sigma_t), half the log signal-to-noise ratio; of t's shape.
+
+    -inf where a path starts without data. For paths whose mean is alpha_t x_1 and whose std does
+    not depend on x_1.
+    """
+    t = jnp.asarray(t)
+    one = jnp.ones_like(t)
+    ratio = path.mean(t, one) / path.std(t, one)
+    # The derivative of log at 0 is infinite, and would make every derivative through here NaN.
+    some = jnp.where(ratio > 0, ratio, 1)
+    return jnp.where(ratio > 0, jnp.log(some), -jnp.inf)
+
+
+def time_at_log_snr(path: GaussianPath, value: Array | float) -> Array:
+    """The time t in [0, t_end] at which `log_snr` is ``value``, by bisection; of its shape.
+
+    The end of the path that is nearer where the path does not get so far. lambda_t must grow with
+    t, as it does on every path from noise to data.
+    """
+    value = jnp.asarray(value)
+
+    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        early, late = ends
+        middle = (early + late) / 2
+        before = log_snr(path, middle) < value
+        return jnp.where(before, middle, early), jnp.where(before, late, middle)
+
+    ends = (jnp.zeros_like(value), jnp.full_like(value, path.t_end))
+    early, _ = jax.lax.fori_loop(0, jnp.finfo(value.dtype).nmant + 8, halve, ends)
+    # Bisection never returns an end of the path itself, which is the answer beyond it.
+    early = jnp.where(log_snr(path, path.t_end) <= value, path.t_end, early)
+    return jnp.where(log_snr(path, 0.0) >= value, 0.0, early)
+
+
 def starts_without_data(path: GaussianPath) -> bool:
     """Whether mu_0 = 0, as OT's: at t = 0 a point of the path says nothing of x_1."""
     return not path.mean(jnp.zeros(()), jnp.ones((1, 1))).any()

@@ -1,7 +1,10 @@
-"""Times: how t is drawn in training, and where a fixed method's steps lie in a solve.
+"""Times: how t is drawn in training, and where the steps of a fixed method lie in a solve.
 
-A time distribution is a function (key, n, t_end) -> t [n], float32, in [0, t_end]; a grid is a
-function steps -> times [steps + 1], float64, from 0 to 1.
+A time distribution is a function (key, n, path) -> t [n], float32, in [0, path.t_end]; a grid is a
+function (steps, path) -> times [steps + 1], float64, from 0 to path.t_end.
+
+What is defined by a noise level is defined by sigma_t / alpha_t, noise over signal, so that it is
+the same on every path.
 """
 
 from __future__ import annotations
@@ -10,40 +13,56 @@ import jax
 import numpy as np
 
 from flowmatch_jax.arrays import Array
+from flowmatch_jax.paths import GaussianPath, log_snr, time_at_log_snr
 
 
-def uniform(key: Array, n: int, t_end: float) -> Array:
+def uniform(key: Array, n: int, path: GaussianPath) -> Array:
     """t ~ U[0, t_end], independent for each sample: the paper's."""
-    return jax.random.uniform(key, (n,), maxval=t_end)
+    return jax.random.uniform(key, (n,), maxval=path.t_end)
 
 
-def skewed(key: Array, n: int, t_end: float) -> Array:
-    """t = t_end / (1 + exp(-1.2 + 1.2 z)), z ~ N(0, 1): more often near the data.
+def skewed(key: Array, n: int, path: GaussianPath) -> Array:
+    """sigma_t / alpha_t = exp(-1.2 + 1.2 z), z ~ N(0, 1): more often near the data.
 
-    On the OT path sigma = exp(-1.2 + 1.2 z) is noise over signal, EDM's distribution of noise
-    levels. Scaled by t_end, so that no time lies beyond the path.
+    EDM's distribution of noise levels (Karras et al. 2022). On the OT path it is
+    t = 1 / (1 + exp(-1.2 + 1.2 z)), that of facebookresearch/flow_matching.
     """
     z = jax.random.normal(key, (n,))
-    return t_end * jax.nn.sigmoid(1.2 - 1.2 * z)
+    return time_at_log_snr(path, 1.2 - 1.2 * z)
+
+
+def uniform_log_snr(key: Array, n: int, path: GaussianPath) -> Array:
+    """lambda_t = log(alpha_t / sigma_t) uniform between its values at both ends of the path.
+
+    t has the density lambda'_t / (lambda_t_end - lambda_0). The path must start with some data in
+    its points, or lambda_0 is -inf.
+    """
+    low, high = log_snr(path, 0.0), log_snr(path, path.t_end)
+    return time_at_log_snr(path, jax.random.uniform(key, (n,), minval=low, maxval=high))
 
 
 TIMES = {"uniform": uniform, "skewed": skewed}
 
 
-def uniform_grid(steps: int) -> np.ndarray:
+def uniform_grid(steps: int, path: GaussianPath) -> np.ndarray:
     """Equal steps."""
-    return np.linspace(0, 1, steps + 1)
+    return np.linspace(0, path.t_end, steps + 1)
 
 
-def edm_grid(steps: int) -> np.ndarray:
-    """Short steps at both ends: EDM's noise levels (Karras et al. 2022, Eq. 5), t = 1/(1 + sigma).
+def edm_grid(steps: int, path: GaussianPath) -> np.ndarray:
+    """Short steps at both ends: EDM's noise levels (Karras et al. 2022, Eq. 5).
 
-    sigma_i = (80^(1/7) + i/(steps - 1) (0.002^(1/7) - 80^(1/7)))^7, noise over signal on the OT
-    path. sigma = 80 is t = 0.012, but the source is at 0, where the first step starts; the last
-    one goes from sigma = 0.002 to the data at 1.
+    sigma_i = (80^(1/7) + i/(steps - 1) (0.002^(1/7) - 80^(1/7)))^7 is noise over signal at the
+    start of step i, and the last step goes from 0.002 to the end of the path. The first one starts
+    at t = 0, the source. A path that is never as noisy as 80 begins with its own noisiest level,
+    and one that ends above 0.002 with its own last level.
     """
-    sigma = np.linspace(80 ** (1 / 7), 0.002 ** (1 / 7), steps) ** 7
-    return np.concatenate([[0.0], 1 / (1 + sigma[1:]), [1.0]])
+    first, last = (float(np.exp(-log_snr(path, t))) for t in (0.0, path.t_end))
+    ends_above = last >= 0.002
+    high, low = min(80.0, first) ** (1 / 7), max(0.002, last) ** (1 / 7)
+    levels = np.linspace(high, low, steps + ends_above) ** 7
+    times = np.asarray(time_at_log_snr(path, -np.log(levels[1:steps])), np.float64)
+    return np.concatenate([[0.0], times, [path.t_end]])
 
 
 GRIDS = {"uniform": uniform_grid, "edm": edm_grid}

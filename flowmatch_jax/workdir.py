@@ -22,6 +22,8 @@ from flowmatch_jax.files import write_atomically
 
 # These change how the same network is computed or trained, not what it is.
 NETWORK_IRRELEVANT = ("dtype", "remat", "dropout")
+# What runs went by that are older than a field.
+BEFORE = {"network.time_input": "t", "condition.max_noise": 0.0}
 # Of config.data: which images there are. The rest says where they lie and how they are read.
 WHICH_DATA = ("name", "version", "size")
 
@@ -101,15 +103,11 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def _check_identity(workdir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     was, wanted = identity(before), identity(now)
-    for name in wanted:
-        # A field that is younger than the run has the default that the run went by.
-        if name in was and was[name] != wanted[name]:
-            raise UserError(
-                f"config.{name}",
-                wanted[name],
-                f"the run in {workdir} has {was[name]!r}; go on with that, or give another "
-                "--workdir",
-            )
+    for name, value in wanted.items():
+        before = was.get(name, BEFORE.get(name, value))
+        if before != value:
+            allowed = f"the run in {workdir} has {before!r}; go on with that, or give another"
+            raise UserError(f"config.{name}", value, f"{allowed} --workdir")
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
@@ -123,6 +121,7 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
         "seed": config["seed"],
         "path.name": path,
         "network.name": network,
+        "network.time_input": config["network"].get("time_input", BEFORE["network.time_input"]),
         "train.batch_size": config["train"]["batch_size"],
     }
     data = config["data"]
@@ -131,10 +130,14 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
         "condition": config.get("condition", {}),
         "objective": config["objective"],
         f"path.{path}": config["path"][path],
-        f"network.{network}": config["network"][network],
+        f"network.{network}": {
+            name: value
+            for name, value in config["network"][network].items()
+            if name not in NETWORK_IRRELEVANT
+        },
     }
     if data["name"] == "folder":  # it may lie elsewhere now
         sections["data.folder"] = {k: v for k, v in data["folder"].items() if k != "path"}
     for section, fields in sections.items():
         parts |= {f"{section}.{name}": value for name, value in fields.items()}
-    return {name: value for name, value in parts.items() if not name.endswith(NETWORK_IRRELEVANT)}
+    return parts

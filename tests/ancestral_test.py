@@ -5,6 +5,7 @@ from absl.testing import absltest
 from scipy.stats import kstest
 
 from flowmatch_jax import ancestral
+from flowmatch_jax.paths import log_snr
 from tests.cases import PATHS, Float64TestCase
 
 VP = PATHS["vp"]
@@ -30,8 +31,14 @@ class LevelsTest(Float64TestCase):
     def test_drawn_between_neighbours_that_are_equally_likely(self):
         levels = jnp.array([0.0, 0.1, 0.8, 1.0])
         a = np.asarray(ancestral.draw_levels(jax.random.key(0), 9000, levels))
-        rank = np.interp(a, levels, np.arange(4) / 3)  # then uniform
+        # The square is uniform between neighbours, as in SR3's paper.
+        rank = np.interp(a**2, levels**2, np.arange(4) / 3)
         self.assertGreater(kstest(rank, "uniform").pvalue, 1e-3)
+
+    def test_log_snr_is_the_path_s(self):
+        t = np.linspace(0.1, 0.9, 5)
+        a = VP.mean(t, np.ones(5))
+        np.testing.assert_allclose(ancestral.log_snr(a), log_snr(VP, t), rtol=1e-9)
 
 
 class SampleTest(Float64TestCase):

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
+from scipy.stats import kstest
 
 from flowmatch_jax.conditioning import Conditioning
 from flowmatch_jax.errors import UserError
@@ -60,13 +61,23 @@ class TrainingInputsTest(parameterized.TestCase):
         other = conditioning.training_inputs(batch(n), jax.random.key(1))["label"]
         self.assertFalse(np.array_equal(label, other))
 
-    def test_noise_on_the_condition(self):
-        conditioning = Conditioning(low_resolution=4, noise=0.2, levels=17)
-        clean = conditioning.inputs(batch(200))["condition"]
-        noisy = conditioning.training_inputs(batch(200), jax.random.key(0))["condition"]
-        noise = np.asarray(noisy - clean)
-        self.assertLess(abs(noise.std() - 0.2), 4 * 0.2 / np.sqrt(2 * noise.size))
-        self.assertLess(abs(noise.mean()), 4 * 0.2 / np.sqrt(noise.size))
+    def test_noise_of_a_level_that_the_network_is_told(self):
+        """Each image's level ~ U(0, max_noise), in the last channel; 0 outside of training."""
+        conditioning, n = Conditioning(low_resolution=4, max_noise=0.4, levels=17), 2000
+        plain = Conditioning(low_resolution=4, levels=17)
+        clean = conditioning.inputs(batch(n))["condition"]
+        self.assertEqual(clean.shape, (n, 8, 8, 2))
+        self.assertEqual((conditioning.condition_channels(1), plain.condition_channels(1)), (2, 1))
+        np.testing.assert_array_equal(clean[..., :1], plain.inputs(batch(n))["condition"])
+        np.testing.assert_array_equal(clean[..., 1], 0)
+        noisy = conditioning.training_inputs(batch(n), jax.random.key(0))["condition"]
+        level = np.asarray(noisy[:, 0, 0, 1])
+        np.testing.assert_array_equal(
+            noisy[..., 1], np.broadcast_to(level[:, None, None], (n, 8, 8))
+        )
+        self.assertGreater(kstest(level / 0.4, "uniform").pvalue, 1e-3)
+        noise = np.asarray(noisy - clean)[..., 0] / level[:, None, None]
+        self.assertGreater(kstest(noise.ravel()[:20_000], "norm").pvalue, 1e-3)
 
     def test_without_augmentation_it_is_the_same(self):
         conditioning = Conditioning(labels=True, low_resolution=2, levels=17)
@@ -79,7 +90,7 @@ class MistakesTest(parameterized.TestCase):
         ({"labels": True}, SHAPE, None, "labels: got True; these data have none"),
         ({"label_dropout": 1.0}, SHAPE, CLASSES, "label_dropout: got 1.0"),
         ({"filter": "sinc"}, SHAPE, CLASSES, "filter: got 'sinc'"),
-        ({"noise": -1.0}, SHAPE, CLASSES, "noise: got -1.0"),
+        ({"max_noise": -1.0}, SHAPE, CLASSES, "max_noise: got -1.0"),
         ({"low_resolution": 8}, SHAPE, CLASSES, "low_resolution: got 8; .*below the images' 8x8"),
         ({"low_resolution": 3}, SHAPE, CLASSES, "low_resolution: got 3; .*divide"),
         ({"low_resolution": 0}, SHAPE, CLASSES, "low_resolution: got 0"),

@@ -208,6 +208,8 @@ class BuildTest(parameterized.TestCase):
         ("figures.reference_nfe", 999),
         ("figures.seeds", 0),
         ("evaluate.probes", 0),
+        ("objective.time", "importance"),
+        ("network.time_input", "sigma"),
         ("evaluate.images", 1),
         ("evaluate.divergence", "trace"),
         ("mesh.fsdp", 0),
@@ -217,7 +219,7 @@ class BuildTest(parameterized.TestCase):
         ("condition.low_resolution", 8),
         ("condition.low_resolution", 3),
         ("condition.filter", "sinc"),
-        ("condition.noise", -0.1),
+        ("condition.max_noise", -0.1),
         ("guidance.scale", -1.0),
         ("guidance.scale", 2.0),  # of a model without labels
         ("guidance.interval", (0.5, 1.5)),

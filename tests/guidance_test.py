@@ -94,6 +94,15 @@ class StretchesTest(Float64TestCase):
     def test_calls_of_the_network(self, interval, calls):
         self.assertEqual(self.follow(2.0, interval, method="euler", steps=10).nfe, calls)
 
+    def test_without_the_label_it_is_one_call(self):
+        """Scale 0: none of the field given the label is asked for."""
+        solution = self.follow(0.0, (0.0, 1.0), method="euler", steps=10)
+        self.assertEqual(solution.nfe, 10)
+        none = solvers.integrate(
+            field_given(np.full(5, -1)), jnp.asarray(X), method="euler", steps=10
+        )
+        np.testing.assert_allclose(solution.x, none.x, rtol=1e-12)
+
     def test_guided_in_the_interval_alone(self):
         """Euler's ten steps, each linear in x, by hand."""
         x, solution = X, self.follow(2.0, (0.2, 0.7), method="euler", steps=10)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -39,6 +40,14 @@ class DivergenceTest(Float64TestCase):
         for i in range(5):
             jacobian = jax.jacrev(lambda x: wavy(0.3, x[None])[0])(x[i]).reshape(dims, dims)
             np.testing.assert_allclose(div[i], jnp.trace(jacobian), rtol=1e-10)
+
+    def test_estimates_are_each_probe_s(self):
+        x, key = np.random.RandomState(0).randn(6, 3), jax.random.key(7)
+        z = jax.random.rademacher(key, (4, 6, 3), jnp.float64)
+        expected = norm.logpdf(x @ expm(-A).T).sum(axis=1) - jnp.einsum("pbi,ij,pbj->pb", z, A, z)
+        result = likelihood.log_prob(linear, x, key, probes=4, **TIGHT)
+        np.testing.assert_allclose(result.estimates, expected, rtol=1e-6)
+        np.testing.assert_allclose(result.log_prob, expected.mean(axis=0), rtol=1e-6)
 
     def test_hutchinson_is_unbiased(self):
         x = jax.random.normal(jax.random.key(0), (4, 2, 3))
@@ -124,7 +133,7 @@ class LogProbTest(Float64TestCase):
 
     def test_a_grid_from_0_to_1_is_walked_back(self):
         """Euler on v = t x, from grid[k] back over h, multiplies x by 1 - grid[k] h."""
-        grid, x = 0.9 * edm_grid(6), np.array([[0.5, -2.0]])
+        grid, x = edm_grid(6, replace(PATHS["ot"], t_end=0.9)), np.array([[0.5, -2.0]])
         field = lambda t, x: t * x  # noqa: E731
         result = likelihood.log_prob(
             field, x, t1=0.9, divergence="exact", method="euler", grid=grid
@@ -142,6 +151,14 @@ class LogProbTest(Float64TestCase):
         for options in (TIGHT, {"method": "rk4", "steps": 100}):
             result = likelihood.log_prob(linear, x, key, **options)
             np.testing.assert_allclose(result.log_prob, expected, rtol=1e-6)
+
+    def test_estimates_are_each_probe_s(self):
+        x, key = np.random.RandomState(0).randn(6, 3), jax.random.key(7)
+        z = jax.random.rademacher(key, (4, 6, 3), jnp.float64)
+        expected = norm.logpdf(x @ expm(-A).T).sum(axis=1) - jnp.einsum("pbi,ij,pbj->pb", z, A, z)
+        result = likelihood.log_prob(linear, x, key, probes=4, **TIGHT)
+        np.testing.assert_allclose(result.estimates, expected, rtol=1e-6)
+        np.testing.assert_allclose(result.log_prob, expected.mean(axis=0), rtol=1e-6)
 
     def test_hutchinson_is_unbiased(self):
         x = jnp.tile(jnp.array([[0.3, -0.2, 0.5]]), (4000, 1))
@@ -230,11 +247,27 @@ class BitsPerDimTest(Float64TestCase):
             likelihood.bits_per_dim(log_prob, 48), -log_prob / (48 * math.log(2)) + 7
         )
 
-    def test_importance_bound(self):
+    def test_importance_bound_of_exact_log_densities(self):
         log_probs = jnp.log(jnp.array([[0.1, 0.5], [0.3, 0.5]]))
         np.testing.assert_allclose(
-            likelihood.importance_bound(log_probs), jnp.log(jnp.array([0.2, 0.5]))
+            likelihood.importance_bound(log_probs[:, None]), jnp.log(jnp.array([0.2, 0.5]))
         )
+
+    @parameterized.parameters(1.0, 5.0)
+    def test_importance_bound_of_noisy_estimates(self, noise):
+        """Below log (1/K) sum_k p_k in expectation whatever the noise, and near it for little."""
+        n, samples, probes = 20_000, 5, 3
+        keys = jax.random.split(jax.random.key(0), 2)
+        exact = jax.random.normal(keys[0], (samples, 1, n))
+        estimates = exact + noise * jax.random.normal(keys[1], (samples, probes, n))
+        truth = likelihood.importance_bound(exact)
+        error = likelihood.importance_bound(estimates) - truth
+        standard_error = error.std() / math.sqrt(n)
+        self.assertLess(error.mean(), 4 * standard_error)
+        plain = likelihood.importance_bound(estimates.mean(axis=1, keepdims=True)) - truth
+        self.assertGreater(plain.mean(), 4 * plain.std() / math.sqrt(n))
+        one = likelihood.importance_bound(estimates[:1])
+        np.testing.assert_allclose(one, estimates[0].mean(axis=0))  # K = 1: unbiased
 
     def test_more_dequantisations_tighten_the_bound(self):
         """A narrow Gaussian on few levels: density varies within a bin, so K matters."""
@@ -254,22 +287,45 @@ class BitsPerDimTest(Float64TestCase):
         gain = score(1) - score(20)
         self.assertGreater(gain.mean(), 4 * gain.std() / math.sqrt(len(gain)))
 
-    def test_hutchinson_leaves_the_bound_of_many_dequantisations_alone(self):
-        """z . A z is 1.1 nats off; drawn for each dequantisation, the bound would rise by 0.6."""
-        image = np.random.RandomState(0).randint(0, 256, (500, 3, 1, 1))
+    def test_a_bound_although_hutchinson_s_noise_depends_on_the_dequantisation(self):
+        """v = M tanh 3x has a divergence of 0 and z . Dv z of +-2 sech^2 (3x): it varies with u.
+
+        Many copies of one image. One probe for all, as is common, over-states the likelihood.
+        """
+        mixing = jnp.ones((4, 4)) - jnp.eye(4)
+        field = lambda t, x: jnp.einsum("ij,bjhw->bihw", mixing, jnp.tanh(3 * x))  # noqa: E731
+        image = np.tile(np.array([0, 1, 1, 0])[:, None, None], (6000, 1, 1, 1))
         score = partial(
             likelihood.image_bits_per_dim,
-            lambda t, x: jnp.einsum("ij,bjhw->bihw", A, x),
+            field,
             image,
             jax.random.key(1),
-            samples=20,
+            levels=2,
+            samples=10,
             method="rk4",
-            steps=10,
+            steps=5,
         )
-        error = score(divergence="hutchinson").bits_per_dim - score(divergence="exact").bits_per_dim
-        standard_error = error.std() / math.sqrt(len(error))
-        self.assertGreater(error.std() * 3 * math.log(2), 0.5)  # the probes do matter
-        self.assertLess(abs(error.mean()), 4 * standard_error)
+        truth = likelihood.importance_bound(score(divergence="exact").estimates)
+        found = score().estimates
+
+        def over_stated(bound):
+            error = bound - truth
+            return float(error.mean()), float(error.std() / math.sqrt(len(error)))
+
+        one_probe, error = over_stated(likelihood.importance_bound(found[:, :1]))
+        self.assertGreater(one_probe, 4 * error)
+        ours, error = over_stated(likelihood.importance_bound(found))
+        self.assertLess(ours, 4 * error)
+        self.assertGreater(ours, -one_probe)  # and nearer to the truth
+        many, error = over_stated(likelihood.importance_bound(score(probes=30).estimates))
+        self.assertLess(abs(many), abs(ours) / 2 + 4 * error)
+
+    def test_one_probe_cannot_judge_its_own_choice(self):
+        one = partial(
+            likelihood.image_bits_per_dim, linear, np.zeros((1, 2, 2, 1)), jax.random.key(0)
+        )
+        with self.assertRaisesRegex(UserError, "probes: got 1; .*K = 3 .*2 probes"):
+            one(samples=3, probes=1)
 
     def test_no_dequantisations(self):
         with self.assertRaises(UserError):

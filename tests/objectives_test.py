@@ -39,7 +39,7 @@ class FlowMatchingTest(parameterized.TestCase):
         path, m, s = PATHS[path_name], 0.4, 0.7
         exact = optimal_prediction(path, m, s, predicts)
         # Targets grow without bound towards t_end; the data's side is enough here.
-        until_0_9 = lambda key, n, t_end: jax.random.uniform(key, (n,), maxval=0.9)  # noqa: E731
+        until_0_9 = lambda key, n, path: jax.random.uniform(key, (n,), maxval=0.9)  # noqa: E731
         objective = objectives.OBJECTIVES[name](path, predicts, time=until_0_9)
         to_unit = lambda t, x: predictions.network_input(path, t, jnp.ones_like(x))  # noqa: E731
 
@@ -62,6 +62,25 @@ class FlowMatchingTest(parameterized.TestCase):
         x1 = m + s * jax.random.normal(jax.random.key(1), (5000, 1))
         slope = jax.grad(lambda p: objective(wrong, p, {"x": x1}, jax.random.key(2))[0])
         self.assertGreater(float(slope(jnp.zeros(2)).sum()), 0)
+
+    @parameterized.parameters(("ot", 0.5, 2.0), ("ot", 0.99, 20.0), ("ot", 1.0, 20.0))
+    def test_an_error_of_predicted_data_weighs_400_at_most(self, name, t, share):
+        """On OT its share in the velocity is 1 / (1 - t), up to 1e5 at t = 1."""
+        at_t = lambda key, n, path: jnp.full(n, t)  # noqa: E731
+        objective = objectives.flow_matching(PATHS[name], "data", time=at_t)
+        x1 = jax.random.normal(jax.random.key(0), (100, 2))
+        off = lambda params, t, x, **_: x1 + 0.1  # noqa: E731
+        loss, _ = objective(off, None, {"x": x1}, jax.random.key(1))
+        np.testing.assert_allclose(loss, (0.1 * share) ** 2, rtol=1e-3)
+
+    def test_predicted_data_on_ve_weigh_alike_at_all_times(self):
+        for t in (0.0, 0.5, 1.0):
+            at_t = lambda key, n, path: jnp.full(n, t)  # noqa: B023, E731
+            objective = objectives.flow_matching(PATHS["ve"], "data", time=at_t)
+            x1 = jnp.zeros((10, 2))
+            off = lambda params, t, x, **_: jnp.full_like(x, 0.1)  # noqa: E731
+            loss, _ = objective(off, None, {"x": x1}, jax.random.key(1))
+            np.testing.assert_allclose(loss, (0.1 * np.log(5000)) ** 2, rtol=1e-4)
 
     def test_what_the_network_gets(self):
         path, seen = paths.optimal_transport(), {}
@@ -100,7 +119,7 @@ class DiffusionTest(parameterized.TestCase):
 
     def loss(self, name, t):
         path = PATHS["vp"]
-        at_t = lambda key, n, t_end: jnp.full(n, t)  # noqa: E731
+        at_t = lambda key, n, path: jnp.full(n, t)  # noqa: E731
         zero = lambda params, t, x, **_: jnp.zeros_like(x)  # noqa: E731
         x1 = jnp.zeros((20_000, 2))
         objective = objectives.OBJECTIVES[name](path, "noise", time=at_t)
@@ -118,9 +137,40 @@ class DiffusionTest(parameterized.TestCase):
             expected = beta / (1 - alpha**2)
             self.assertAlmostEqual(self.loss("scoreflow", t) / expected, 1, delta=0.03)
 
-    def test_scoreflow_needs_a_diffusion(self):
+    @parameterized.parameters("vp", "ve")
+    def test_scoreflow_by_importance_has_the_expectation_of_uniform_times(self, name):
+        """And a hundredth of the variance, for an error that does not depend on t."""
+        path = PATHS[name]
+        apply = lambda params, t, x, **_: 0.3 * x  # noqa: E731
+        losses = {}
+        for objective in (
+            objectives.scoreflow(path),
+            objectives.scoreflow_by_importance(path),
+        ):
+            one = lambda key, x1, f=objective: f(apply, None, {"x": x1}, key)[0]  # noqa: E731
+            x1 = jax.random.normal(jax.random.key(0), (200_000, 1, 4))
+            keys = jax.random.split(jax.random.key(1), len(x1))
+            losses[objective] = np.asarray(jax.jit(jax.vmap(one))(keys, x1), np.float64)
+        (uniform, importance) = losses.values()
+        error = np.hypot(*(x.std() / np.sqrt(len(x)) for x in (uniform, importance)))
+        self.assertLess(abs(uniform.mean() - importance.mean()), 4 * error)
+        if name == "vp":  # on VE the two are the same
+            self.assertLess(importance.var(), uniform.var() / 100)
+
+    def test_noise_output_makes_score_matching_ddpm_bit_for_bit(self):
+        """Up to rounding, that is: sigma (S + x_0 / sigma) with S = -eps / sigma."""
+        batch, key = {"x": jnp.ones((50, 3))}, jax.random.key(0)
+        apply = lambda params, t, x, **_: 0.3 * x  # noqa: E731
+        ddpm, score = (
+            objectives.OBJECTIVES[name](PATHS["vp"], "noise")(apply, None, batch, key)[0]
+            for name in ("ddpm", "score_matching")
+        )
+        np.testing.assert_allclose(ddpm, score, rtol=1e-5)
+
+    @parameterized.parameters(objectives.scoreflow, objectives.scoreflow_by_importance)
+    def test_scoreflow_needs_a_diffusion(self, objective):
         with self.assertRaisesRegex(UserError, "no diffusion"):
-            objectives.scoreflow(PATHS["ot"])
+            objective(PATHS["ot"])
 
 
 class NoiseLevelTest(absltest.TestCase):

@@ -6,6 +6,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from flowmatch_jax import paths
+from flowmatch_jax.arrays import expand_time
 from flowmatch_jax.errors import UserError
 from tests.cases import EACH_PATH, PATHS, Float64TestCase, coefficients, gaussian_velocity
 
@@ -127,6 +128,37 @@ class PathTest(Float64TestCase):
         with self.assertRaises(UserError) as caught:
             make(**arguments)
         self.assertEqual(caught.exception.field, field)
+
+
+class LogSnrTest(Float64TestCase):
+    @parameterized.named_parameters(EACH_PATH)
+    def test_log_of_signal_over_noise(self, path):
+        t = np.array([0.1, 0.5, 0.9])
+        alpha, sigma = np.transpose([coefficients(path, s) for s in t])
+        np.testing.assert_allclose(paths.log_snr(path, t), np.log(alpha / sigma), rtol=1e-12)
+        self.assertEqual(
+            float(paths.log_snr(path, 0.0)) == -np.inf, paths.starts_without_data(path)
+        )
+
+    @parameterized.named_parameters(EACH_PATH)
+    def test_the_time_of_each_ratio_and_the_ends_beyond(self, path):
+        t = np.linspace(0.01, 0.99, 50)
+        found = paths.time_at_log_snr(path, paths.log_snr(path, t))
+        np.testing.assert_allclose(found, t, atol=1e-12)
+        ends = paths.time_at_log_snr(path, jnp.array([-jnp.inf, -1e3, 1e3, jnp.inf]))
+        np.testing.assert_array_equal(ends, [0, 0, path.t_end, path.t_end])
+
+    def test_a_path_of_one_s_own(self):
+        """Cosine: tan(pi t / 2) is signal over noise."""
+        angle = lambda t, x: expand_time(t, x) * jnp.pi / 2  # noqa: E731
+        cosine = paths.GaussianPath(
+            mean=lambda t, x1: jnp.sin(angle(t, x1)) * x1,
+            std=lambda t, x1: jnp.cos(angle(t, x1)),
+            t_end=1 - 1e-5,
+        )
+        ratio = np.array([0.1, 1.0, 7.0])
+        found = paths.time_at_log_snr(cosine, np.log(ratio))
+        np.testing.assert_allclose(found, 2 / np.pi * np.arctan(ratio), rtol=1e-9)
 
 
 class OptimalTransportLawsTest(Float64TestCase):

@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,28 @@ class EndsTest(parameterized.TestCase):
             predictions.validate(kind, PATHS["ot"])
         with self.assertRaisesRegex(UserError, "predicts: got 'future'"):
             predictions.validate("future", PATHS["vp"])
+
+
+class ClockTest(parameterized.TestCase):
+    @parameterized.named_parameters(EACH_PATH)
+    def test_from_0_to_1_and_strictly_growing(self, path):
+        clock = predictions.log_snr_clock(partial(paths.log_snr, path))
+        told = np.asarray(clock(jnp.linspace(0, path.t_end, 1000)))
+        self.assertBetween(told.min(), 0, 1)
+        self.assertBetween(told.max(), 0, 1)
+        self.assertTrue((np.diff(told) > 0).all())
+
+    def test_each_halving_of_the_noise_counts_alike(self):
+        """On VP, t moves by 0.01 over [0.99, 1], where sigma_t falls by a factor of 45."""
+        path = PATHS["vp"]
+        clock = predictions.log_snr_clock(partial(paths.log_snr, path))
+        log_snr = jnp.array([-3.0, 0.0, 3.0, 6.0])
+        told = clock(paths.time_at_log_snr(path, log_snr))
+        np.testing.assert_allclose(24 * told - 12, log_snr, atol=1e-3)
+
+    def test_no_derivative_is_infinite_at_the_source(self):
+        clock = predictions.log_snr_clock(partial(paths.log_snr, PATHS["ot"]))
+        self.assertTrue(np.isfinite(jax.grad(clock)(0.0)))
 
 
 class NetworkInputTest(parameterized.TestCase):

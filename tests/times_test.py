@@ -4,50 +4,85 @@ from absl.testing import absltest, parameterized
 from scipy.special import logit
 from scipy.stats import kstest, norm
 
-from flowmatch_jax import times
+from flowmatch_jax import paths, times
+from tests.cases import EACH_PATH, PATHS
+
+
+def noise_over_signal(path, t):
+    return np.exp(-np.asarray(paths.log_snr(path, t), np.float64))
 
 
 class TimesTest(parameterized.TestCase):
-    @parameterized.product(name=sorted(times.TIMES), t_end=(1.0, 0.9))
-    def test_on_the_path(self, name, t_end):
-        t = np.asarray(times.TIMES[name](jax.random.key(0), 5000, t_end))
+    @parameterized.product(name=sorted(times.TIMES), path=sorted(PATHS))
+    def test_on_the_path(self, name, path):
+        t = np.asarray(times.TIMES[name](jax.random.key(0), 5000, PATHS[path]))
         self.assertEqual((t.shape, t.dtype), ((5000,), np.float32))
         self.assertGreaterEqual(t.min(), 0)
-        self.assertLess(t.max(), t_end)
+        self.assertLessEqual(t.max(), PATHS[path].t_end)
 
-    def test_uniform(self):
-        t = np.asarray(times.uniform(jax.random.key(0), 5000, 0.9))
-        self.assertGreater(kstest(t / 0.9, "uniform").pvalue, 1e-3)
+    @parameterized.parameters("ot_sigma_min_0", "vp")
+    def test_uniform(self, name):
+        path = PATHS[name]
+        t = np.asarray(times.uniform(jax.random.key(0), 5000, path))
+        self.assertGreater(kstest(t / path.t_end, "uniform").pvalue, 1e-3)
 
-    def test_skewed_is_logistic_normal(self):
-        """P(t <= s t_end) = P(1.2 - 1.2 z <= logit s), by the normal's distribution function."""
-        t = np.asarray(times.skewed(jax.random.key(0), 5000, 0.9), np.float64)
+    @parameterized.parameters("ot", "ot_sigma_min_0", "vp", "ve")
+    def test_skewed_noise_over_signal_is_edm_s_on_every_path(self, name):
+        """log(sigma_t / alpha_t) ~ N(-1.2, 1.2^2), of which VE's end at sigma_min cuts 0.2%."""
+        t = times.skewed(jax.random.key(0), 5000, PATHS[name])
+        z = (np.log(noise_over_signal(PATHS[name], t)) + 1.2) / 1.2
+        inside = z[z > (np.log(0.01) + 1.2) / 1.2 + 1e-3]
+        self.assertGreater(len(inside), 4970)
+        self.assertGreater(kstest(inside, "norm").pvalue, 1e-3)
+
+    def test_skewed_is_logistic_normal_on_ot(self):
+        t = np.asarray(times.skewed(jax.random.key(0), 5000, PATHS["ot_sigma_min_0"]), np.float64)
         cdf = lambda s: norm.cdf((logit(s) - 1.2) / 1.2)  # noqa: E731
-        self.assertGreater(kstest(t / 0.9, cdf).pvalue, 1e-3)
-        median = 1 / (1 + np.exp(-1.2))
-        self.assertAlmostEqual(np.mean(t < 0.9 * median), 0.5, delta=4 * 0.5 / np.sqrt(5000))
+        self.assertGreater(kstest(t, cdf).pvalue, 1e-3)
+
+    @parameterized.parameters("vp", "ve")
+    def test_uniform_log_snr(self, name):
+        path = PATHS[name]
+        t = times.uniform_log_snr(jax.random.key(0), 5000, path)
+        low, high = (float(paths.log_snr(path, t)) for t in (0.0, path.t_end))
+        rank = (np.asarray(paths.log_snr(path, t)) - low) / (high - low)
+        self.assertGreater(kstest(rank, "uniform").pvalue, 1e-3)
+
+    def test_uniform_log_snr_is_uniform_time_on_ve(self):
+        """There log sigma_t is linear in t."""
+        t = times.uniform_log_snr(jax.random.key(0), 5000, PATHS["ve"])
+        self.assertGreater(kstest(np.asarray(t), "uniform").pvalue, 1e-3)
 
 
 class GridTest(parameterized.TestCase):
-    @parameterized.product(name=sorted(times.GRIDS), steps=(1, 2, 50, 1000))
-    def test_leads_from_0_to_1(self, name, steps):
-        grid = times.GRIDS[name](steps)
-        self.assertEqual((grid.shape, grid[0], grid[-1]), ((steps + 1,), 0, 1))
+    @parameterized.product(name=sorted(times.GRIDS), path=sorted(PATHS), steps=(1, 2, 3, 50, 1000))
+    def test_leads_from_0_to_the_end_of_the_path(self, name, path, steps):
+        grid = times.GRIDS[name](steps, PATHS[path])
+        self.assertEqual(grid.shape, (steps + 1,))
+        self.assertEqual((grid[0], grid[-1], grid.dtype), (0, PATHS[path].t_end, np.float64))
         self.assertTrue((np.diff(grid.astype(np.float32)) > 0).all())
 
     def test_uniform(self):
-        np.testing.assert_allclose(times.uniform_grid(4), [0, 0.25, 0.5, 0.75, 1])
+        np.testing.assert_allclose(times.uniform_grid(4, PATHS["ot"]), [0, 0.25, 0.5, 0.75, 1])
 
-    def test_edm_s_formula(self):
-        grid, n = times.edm_grid(18), 18
-        sigma = [
-            (80 ** (1 / 7) + i / (n - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
-            for i in range(n)
-        ]
-        np.testing.assert_allclose(1 / grid[1:n] - 1, sigma[1:])
-        self.assertAlmostEqual(sigma[-1], 0.002)
+    @parameterized.named_parameters(EACH_PATH)
+    def test_edm_s_formula_for_noise_over_signal(self, path):
+        """Cut to the levels that the path has."""
+        n = 18
+        first, last = (float(noise_over_signal(path, t)) for t in (0.0, path.t_end))
+        high, low = min(80, first) ** (1 / 7), max(0.002, last) ** (1 / 7)
+        levels = n if last < 0.002 else n + 1
+        sigma = [(high + i / (levels - 1) * (low - high)) ** 7 for i in range(levels)]
+        grid = times.edm_grid(n, path)
+        np.testing.assert_allclose(noise_over_signal(path, grid[1:n]), sigma[1:n], rtol=2e-3)
+
+    def test_edm_s_grid_on_ot(self):
+        """noise over signal is (1 - t) / t there, and steps are short at both ends."""
+        grid, n = times.edm_grid(18, PATHS["ot_sigma_min_0"]), 18
+        sigma = np.linspace(80 ** (1 / 7), 0.002 ** (1 / 7), n) ** 7
+        np.testing.assert_allclose(grid[1:n], 1 / (1 + sigma[1:]), rtol=1e-5)
         h = np.diff(grid)
-        self.assertLess(max(h[0], h[-1]), 0.2 * h.max())  # short steps at both ends
+        self.assertLess(max(h[0], h[-1]), 0.2 * h.max())
 
 
 if __name__ == "__main__":

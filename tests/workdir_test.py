@@ -60,6 +60,28 @@ class WorkdirTest(parameterized.TestCase):
         self.assertEqual(caught.exception.field, f"config.{field}")
         self.assertEqual(before, {path: path.read_bytes() for path in self.workdir.rglob("*.*")})
 
+    def test_training_that_may_change_is_the_network_s_dropout_alone(self):
+        self.config.condition.labels = True
+        self.start_run()
+        self.config.network.unet.dropout = 0.3
+        open_workdir(self.workdir, self.config)
+        self.config.condition.label_dropout = 0.3
+        with self.assertRaisesRegex(UserError, "config.condition.label_dropout: got 0.3"):
+            open_workdir(self.workdir, self.config)
+
+    @parameterized.parameters(
+        ("network", "time_input", "log_snr", "'t'"), ("condition", "max_noise", 0.4, "0.0")
+    )
+    def test_a_run_from_before_a_field_went_by_what_there_was(self, section, field, value, was):
+        self.start_run()
+        recorded = json.loads((self.workdir / "config.json").read_text())
+        del recorded[section][field]
+        (self.workdir / "config.json").write_text(json.dumps(recorded))
+        open_workdir(self.workdir, self.config)
+        self.config[section][field] = value
+        with self.assertRaisesRegex(UserError, f"config.{section}.{field}: .* has {was}; go on"):
+            open_workdir(self.workdir, self.config)
+
     def test_a_folder_of_images_may_move_but_not_be_read_otherwise(self):
         self.config.data.name, self.config.data.size = "folder", 64
         self.config.data.folder.path = "/a"

@@ -284,7 +284,7 @@ def _inception_score(tally: Tally, reference: Reference, name: str) -> dict[str,
 
 def _kernel_distance(tally: Tally, reference: Reference, name: str) -> dict[str, float]:
     features = np.concatenate(tally.features)
-    size = min(1000, len(features), len(reference.features))
+    size = min(1000, len(features) // 2, len(reference.features) // 2)
     distance = kernel_distance(features, reference.features, subset_size=size)
     key = score_name("kd", name)
     return {key: distance.mean, f"{key}_standard_error": distance.standard_error}

@@ -60,9 +60,9 @@ def make_given_sampler(experiment: Experiment, size: int, **solver: Any) -> Give
     mesh = experiment.mesh
 
     def sampler(params: Params, key: Array, inputs: Inputs) -> Solution:
-        x0 = split_if_even(draw_source(key, shape, path.source_std), mesh)
+        source_key, noise_key = jax.random.split(key)
+        x0 = split_if_even(draw_source(source_key, shape, path.source_std), mesh)
         inputs = jax.tree.map(lambda x: split_if_even(x, mesh), inputs)
-        noise_key = jax.random.fold_in(key, 0)
         return experiment.generate(gather(params, mesh), x0, noise_key, inputs, **solver)
 
     return jax.jit(sampler)

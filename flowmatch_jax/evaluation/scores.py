@@ -53,7 +53,7 @@ def make_scorer(experiment: Experiment) -> Scorer:
         result = image_bits_per_dim(field, x, key, source.levels, most, **solve)
         bits = {
             bits_name(k): bits_per_dim(
-                importance_bound(result.log_probs[:k]), math.prod(source.shape), source.levels
+                importance_bound(result.estimates[:k]), math.prod(source.shape), source.levels
             )
             for k in config.dequantisations
         }

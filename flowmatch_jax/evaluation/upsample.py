@@ -119,11 +119,11 @@ def make_upsampler(experiment: Experiment) -> Upsampler:
     @jax.jit
     def generate(params: Params, picture: Array) -> Solution:
         sides = tuple(factor * length for length in picture.shape[:2])
-        condition = conditioning.enlarge(picture[None], sides)
-        key = sample_key(config.evaluate.seed)
-        x0 = draw_source(key, condition.shape, experiment.path.source_std)
-        inputs = {"condition": condition}
-        return canvas.generate(gather(params, mesh), x0, jax.random.fold_in(key, 0), inputs)
+        source_key, noise_key = jax.random.split(sample_key(config.evaluate.seed))
+        shape = (1, *sides, picture.shape[-1])
+        x0 = draw_source(source_key, shape, experiment.path.source_std)
+        inputs = {"condition": conditioning.condition(picture[None], sides)}
+        return canvas.generate(gather(params, mesh), x0, noise_key, inputs)
 
     def upsample(params: Params, picture: np.ndarray) -> np.ndarray:
         height, width = picture.shape[:2]

@@ -122,7 +122,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     # it has no rounding error of one.
     overlap = np.linalg.svd(_root(a.cov) @ _root(b.cov), compute_uv=False).sum()
     difference = a.mean - b.mean
-    return float(difference @ difference + np.trace(a.cov) + np.trace(b.cov) - 2 * overlap)
+    distance = difference @ difference + np.trace(a.cov) + np.trace(b.cov) - 2 * overlap
+    return max(0.0, float(distance))  # of equal moments the rounding of the traces is left
 
 
 def _root(cov: np.ndarray) -> np.ndarray:

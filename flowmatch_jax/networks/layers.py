@@ -110,7 +110,8 @@ class ResidualBlock(nn.Module):
         scale_shift_norm: the embedding scales and shifts the second GN instead of being added.
         resample: both branches "half" (by `average_pool`) or "double" (by `repeat`) their side;
             None: neither.
-        dtype: computing dtype of the convolutions; None follows the input.
+        dtype: computing dtype of the convolutions; None follows the input. The embedding keeps
+            its own.
     """
 
     features: int
@@ -129,12 +130,12 @@ class ResidualBlock(nn.Module):
         x = repeat(x) if doubled else x
 
         width = 2 * self.features if self.scale_shift_norm else self.features
-        embedding = nn.Dense(width, dtype=self.dtype, name="embedding")(nn.silu(embedding))
+        embedding = nn.Dense(width, name="embedding")(nn.silu(embedding))
         if self.scale_shift_norm:
             scale, shift = jnp.split(embedding, 2, axis=-1)
             h = GroupNorm(name="norm_out")(h, scale, shift)
         else:
-            h = GroupNorm(name="norm_out")(h + embedding[:, None, None])
+            h = GroupNorm(name="norm_out")(h + embedding[:, None, None].astype(h.dtype))
         h = nn.Dropout(self.dropout, deterministic=self.dropout == 0)(nn.silu(h))
         h = Convolution(self.features, 3, zero=True, dtype=self.dtype, name="conv_out")(h)
 

@@ -22,7 +22,8 @@ class MLP(nn.Module):
         width: of each hidden layer.
         depth: number of hidden layers; the paper has 5 of 512.
         frequencies: octaves of sinusoids, from period 8 down for x and from 2 down for t.
-        dtype: computing dtype; None follows x. The output has x's dtype.
+        dtype: computing dtype of all layers but the first, whose inputs bfloat16 would round; None
+            follows x. The output has x's dtype.
     """
 
     width: int = 512
@@ -46,12 +47,13 @@ class MLP(nn.Module):
         """
         if label is not None or condition is not None:
             raise UserError("network", "mlp", "it takes no label and no condition; use unet")
-        t = jnp.broadcast_to(t, x.shape[:1]).astype(x.dtype)
+        t = jnp.broadcast_to(t, x.shape[:1]).astype(jnp.promote_types(x.dtype, jnp.float32))
         # In units of its period: x of 8, t of 2.
         z = jnp.concatenate([x / 8, t[:, None] / 2], axis=-1)
         waves = [2 * jnp.pi * 2**k * z for k in range(self.frequencies)]
         h = jnp.concatenate([x, t[:, None], *map(jnp.sin, waves), *map(jnp.cos, waves)], axis=-1)
         for i in range(self.depth):
-            h = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name=f"hidden_{i}")(h))
+            dtype = self.dtype if i > 0 else None
+            h = nn.gelu(nn.Dense(self.width, dtype=dtype, name=f"hidden_{i}")(h))
         out = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")
         return out(h).astype(x.dtype)

@@ -44,9 +44,11 @@ class UNet(nn.Module):
         conv_resampling: those layers have a convolution; otherwise averaging and repetition.
         num_classes: of class-conditional networks; None for unconditional ones.
         condition_channels: channels of an image given beside x; 0 for none.
-        time_scale: t is multiplied by this before its sinusoids (not stated in the paper).
+        time_scale: t is multiplied by this before its sinusoids, whose frequencies are 1 and less
+            (not stated in the paper; ADM's is 1000).
         dtype: computing dtype, e.g. bfloat16; None follows x. Parameters are float32, the output
-            has x's dtype.
+            has x's dtype. Time and label are embedded in float32 at least: bfloat16 has 15
+            different times in [0.999, 1].
         remat: recompute each block in the backward pass instead of keeping its activations.
     """
 
@@ -97,11 +99,11 @@ class UNet(nn.Module):
         output_dtype = x.dtype
         block, attention = self._block(train), self._attention()
 
-        embedding = self._embed(jnp.broadcast_to(t, x.shape[:1]).astype(x.dtype), label)
+        embedding = self._embed(jnp.broadcast_to(t, x.shape[:1]), label)
         if condition is not None:
             x = jnp.concatenate([x, condition], axis=-1)
         if self.dtype is not None:
-            x, embedding = x.astype(self.dtype), embedding.astype(self.dtype)
+            x = x.astype(self.dtype)
 
         widths = [self.channels * multiplier for multiplier in self.multipliers]
         last = len(widths) - 1
@@ -176,14 +178,15 @@ class UNet(nn.Module):
                 raise UserError("heads", self.heads, f"they must divide {width} channels")
 
     def _embed(self, t: Array, label: Array | None) -> Array:
-        """Time and label, [B] each, as one vector of 4 x channels."""
+        """Time and label, [B] each, as one vector of 4 x channels, float32 or t's dtype."""
         width = 4 * self.channels
+        t = t.astype(jnp.promote_types(t.dtype, jnp.float32))
         h = time_embedding(self.time_scale * t, self.channels)
-        h = nn.Dense(width, dtype=self.dtype, name="time_0")(h)
-        h = nn.Dense(width, dtype=self.dtype, name="time_1")(nn.silu(h))
+        h = nn.Dense(width, name="time_0")(h)
+        h = nn.Dense(width, name="time_1")(nn.silu(h))
         if self.num_classes is None:
             return h
-        table = nn.Embed(self.num_classes, width, dtype=self.dtype, name="label")
+        table = nn.Embed(self.num_classes, width, name="label")
         label = jnp.full(t.shape, -1) if label is None else label
         return h + jnp.where(label[:, None] >= 0, table(jnp.maximum(label, 0)), 0)
 

@@ -58,7 +58,7 @@ def init_state(
 def roll_back(state: TrainState) -> TrainState:
     """A state to go on from along another way: with another key, and other data (`data_seed`)."""
     return state.replace(
-        key=jax.random.fold_in(state.key, 1),
+        key=jax.random.fold_in(state.key, jnp.iinfo(jnp.uint32).max),  # no step has this number
         skipped=jnp.zeros((), jnp.int32),
         rollbacks=state.rollbacks + 1,
     )

@@ -46,15 +46,15 @@ def make_gradient(
     """
 
     def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-        data_key, objective_key = jax.random.split(key)
+        flip_key, inputs_key, noise_key, objective_key = jax.random.split(key, 4)
         x = batch["x"]
         if flip:
-            x = random_flip(jax.random.fold_in(data_key, 1), x)
+            x = random_flip(flip_key, x)
         inputs = {}
         if training_inputs is not None:
-            inputs = training_inputs(batch | {"x": x}, jax.random.fold_in(data_key, 2))
+            inputs = training_inputs(batch | {"x": x}, inputs_key)
         if levels is not None:
-            x = dequantise(data_key, x, levels)
+            x = dequantise(noise_key, x, levels)
         return objective(apply, params, {"x": x, **inputs}, objective_key)
 
     gradient = jax.grad(loss, has_aux=True)

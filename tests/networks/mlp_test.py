@@ -44,6 +44,15 @@ class MLPTest(absltest.TestCase):
             self.module.apply(variables, jnp.full(2, 0.3), self.x),
         )
 
+    def test_bfloat16_tells_times_apart(self):
+        """The first layer, which sees t, is float32; in bfloat16 there were a dozen times here."""
+        module = MLP(16, 1, dtype=jnp.bfloat16)
+        t, x = jnp.linspace(0.999, 1, 100), jnp.zeros((100, 2))
+        variables = jax.tree.map(lambda p: p + 0.1, module.init(jax.random.key(0), t, x))
+        _, seen = module.apply(variables, t, x, capture_intermediates=True)
+        (hidden,) = seen["intermediates"]["hidden_0"]["__call__"]
+        self.assertGreater(len(np.unique(np.asarray(hidden), axis=0)), 90)
+
     def test_bfloat16_stays_inside(self):
         variables = jax.tree.map(lambda p: p + 0.1, self.variables)
         low = MLP(16, 3, dtype=jnp.bfloat16).apply(variables, self.t, self.x)

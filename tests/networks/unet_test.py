@@ -185,6 +185,21 @@ class OptionsTest(parameterized.TestCase):
         self.assertGreater(float(jnp.abs(first - second).max()), 1e-2)
         self.assertGreater(float(jnp.abs(first - calm[0]).max()), 1e-2)
 
+    @parameterized.parameters(1.0, 1000.0)
+    def test_bfloat16_tells_times_apart_as_float32_does(self, time_scale):
+        """Rounded to bfloat16, a thousand times in [0.999, 1] have 15 different embeddings."""
+        module = UNet(**TINY, time_scale=time_scale)
+        t = jnp.linspace(0.999, 1, 1000)
+        x = jnp.zeros((1000, *images().shape[1:]))
+        params = {"params": parameters(module, TIMES, images())}
+        embed = lambda module, t, x: UNet._embed(module, t, None)  # noqa: E731
+        embeddings = [
+            module.clone(dtype=dtype).apply(params, t, x, method=embed)
+            for dtype in (None, jnp.bfloat16)
+        ]
+        np.testing.assert_array_equal(*embeddings)
+        self.assertGreater(len(np.unique(np.asarray(embeddings[1]), axis=0)), 900)
+
     def test_bfloat16_stays_inside(self):
         module = UNet(**TINY)
         params = {"params": parameters(module, TIMES, images())}
