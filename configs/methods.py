@@ -1,14 +1,22 @@
 """The methods that are compared: each turns the config of flow matching with OT into its own.
 
-Path and objective change, and nothing else; but for `tuned`, which is another recipe.
+Path and objective change, and what the network is told of the time, which is each method's best on
+digits (docs/results.md); but for `tuned`, which is another recipe.
 """
 
 from ml_collections import ConfigDict
 
 
 def vp(config: ConfigDict) -> ConfigDict:
-    """Flow matching with the VP path, "FM w/ Diffusion"."""
+    """Flow matching with the VP path, "FM w/ Diffusion".
+
+    The network is told lambda_t = log(alpha_t / sigma_t), in units of its sinusoids' radians. In t
+    it cannot tell the noise levels near the data apart: sigma_t falls from 0.045 to 0.001 over
+    t in [0.99, 1].
+    """
     config.path.name = "vp"
+    config.network.time_input = "log_snr"
+    config.network.unet.time_scale = 24.0
     return config
 
 
@@ -20,19 +28,21 @@ def ddpm(config: ConfigDict) -> ConfigDict:
 
 
 def score(config: ConfigDict) -> ConfigDict:
-    """Score matching with lambda = sigma^2 on the VP path.
+    """Score matching with lambda = sigma^2 on the VP path, by a network that predicts the score.
 
-    The network predicts the score itself; with "noise" the loss would be DDPM's.
+    With the usual noise output, S_t = -eps_t / sigma_t, its loss is DDPM's, and so is its row.
     """
+    config.method = "Score Matching, score output"
     config.objective.name = "score_matching"
     config.objective.predicts = "score"
     return vp(config)
 
 
 def scoreflow(config: ConfigDict) -> ConfigDict:
-    """ScoreFlow: score matching with lambda = beta on the VP path."""
+    """ScoreFlow: score matching with lambda = beta on the VP path, t drawn by that weight."""
     config.objective.name = "scoreflow"
     config.objective.predicts = "noise"
+    config.objective.time = "importance"
     return vp(config)
 
 

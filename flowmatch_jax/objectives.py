@@ -4,10 +4,10 @@ An objective is a function (apply, params, batch, key) -> (loss, metrics): a sca
 a dict of scalars to log. ``batch["x"]`` is x_1 [B, ...] in model space; "label" [B] and
 "condition" [B, H, W, C'] are handed to the network where present.
 
-Those of OBJECTIVES regress on a point of the path, x_t = sigma_t x_0 + mu_t, and differ in the
-residual they square; it is averaged over dimensions, so that losses compare across image sizes.
-`maximum_likelihood`, what continuous normalizing flows were trained by before, solves the flow
-itself in each step instead. `sr3` and `regression` are what super-resolution is compared with.
+Those of OBJECTIVES regress on a point of the path, x_t = sigma_t x_0 + mu_t, and differ in their
+target and its weight. Squares are averaged over dimensions, so that losses compare across image
+sizes. `maximum_likelihood`, by which continuous normalizing flows were trained before, solves the
+flow itself in each step instead. `sr3` and `regression` are what super-resolution is compared with.
 Each regression on the path takes
 
     path: the conditional path;
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from flowmatch_jax.arrays import Apply, Array, Batch, Inputs, Params, expand_tim
 from flowmatch_jax.errors import UserError
 from flowmatch_jax.likelihood import log_prob
 from flowmatch_jax.paths import (
+    Coefficients,
     GaussianPath,
     coefficients,
     flow_and_velocity,
@@ -40,23 +41,12 @@ from flowmatch_jax.paths import (
 Objective = Callable[[Apply, Params, Batch, Array], tuple[Array, dict[str, Array]]]
 Coupling = Callable[[Array, Array], Array]
 Time = Callable[[Array, int, GaussianPath], Array]
+# coefficients at (t, x_t) -> the root of a loss's weight, of x_t's shape
+RootWeight = Callable[[Coefficients], Array]
 
-
-class Point(NamedTuple):
-    """A point of the path, and what it was made of; t is [B], the rest [B, ...]."""
-
-    t: Array
-    x_t: Array
-    u_t: Array
-    x0: Array
-    x1: Array
-
-
-# (point, the network's output) -> what is squared, of x_t's shape
-Residual = Callable[[Point, Array], Array]
-
-# Flow matching weighs an error of predicted data by its share in the velocity, which is 1 / sigma_t
-# on the OT path, up to this one: Li & He 2025 (2511.13720), whose sigma_t is 0.05 at least.
+# A network that predicts the data is asked for a target in which its error counts 1 / sigma_t or
+# more, without bound near t = 1. It counts this much at most: Li & He 2025 (2511.13720), whose
+# sigma_t is 0.05 at least on the OT path.
 LARGEST_SHARE = 20.0
 
 
@@ -66,21 +56,8 @@ def flow_matching(
     coupling: Coupling = couplings.independent,
     time: Time = times.uniform,
 ) -> Objective:
-    """Conditional flow matching, E ||v_t(psi_t(x_0)) - d/dt psi_t(x_0)||^2 (Eq. 14).
-
-    A network that predicts the data has v_t - u_t = (alpha'_t - alpha_t sigma'_t / sigma_t)
-    (output - x_1). The factor grows without bound where sigma_t -> 0, and is kept at
-    LARGEST_SHARE there.
-    """
-
-    def residual(at: Point, output: Array) -> Array:
-        if predicts == "data":
-            c = coefficients(path, at.t, at.x_t)
-            share = jnp.abs(c.alpha_dot - c.alpha * c.sigma_dot / c.sigma)
-            return jnp.minimum(share, LARGEST_SHARE) * (output - at.x1)
-        return predictions.convert(path, at.t, at.x_t, output, predicts, "velocity") - at.u_t
-
-    return _regression(path, residual, coupling, time)
+    """Conditional flow matching, E ||v_t(psi_t(x_0)) - d/dt psi_t(x_0)||^2 (Eq. 14)."""
+    return _regression(path, "velocity", _one, predicts, coupling, time)
 
 
 def noise_matching(
@@ -90,11 +67,7 @@ def noise_matching(
     time: Time = times.uniform,
 ) -> Objective:
     """DDPM's, E ||eps_t(x_t) - x_0||^2."""
-
-    def residual(at: Point, output: Array) -> Array:
-        return _noise_error(path, predicts, at, output)
-
-    return _regression(path, residual, coupling, time)
+    return _regression(path, "noise", _one, predicts, coupling, time)
 
 
 def score_matching(
@@ -108,11 +81,7 @@ def score_matching(
     With a network that predicts noise, S = -eps / sigma_t, this is `noise_matching`; one that
     predicts the score itself is another parametrisation of the same loss.
     """
-
-    def residual(at: Point, output: Array) -> Array:
-        return coefficients(path, at.t, at.x_t).sigma * _score_error(path, predicts, at, output)
-
-    return _regression(path, residual, coupling, time)
+    return _regression(path, "score", lambda c: c.sigma, predicts, coupling, time)
 
 
 def scoreflow(
@@ -130,12 +99,10 @@ def scoreflow(
     """
     _check_diffusion(path)
 
-    def residual(at: Point, output: Array) -> Array:
-        c = coefficients(path, at.t, at.x_t)
-        beta = 2 * c.sigma * (c.sigma * c.alpha_dot / c.alpha - c.sigma_dot)
-        return jnp.sqrt(beta) * _score_error(path, predicts, at, output)
+    def root_of_beta(c: Coefficients) -> Array:
+        return jnp.sqrt(2 * c.sigma * (c.sigma * c.alpha_dot / c.alpha - c.sigma_dot))
 
-    return _regression(path, residual, coupling, time)
+    return _regression(path, "score", root_of_beta, predicts, coupling, time)
 
 
 def scoreflow_by_importance(
@@ -154,11 +121,8 @@ def scoreflow_by_importance(
     """
     _check_diffusion(path)
     weight = 2 * (log_snr(path, path.t_end) - log_snr(path, 0.0)) / path.t_end
-
-    def residual(at: Point, output: Array) -> Array:
-        return jnp.sqrt(weight) * _noise_error(path, predicts, at, output)
-
-    return _regression(path, residual, coupling, times.uniform_log_snr)
+    root_weight = lambda c: jnp.sqrt(weight)  # noqa: E731
+    return _regression(path, "noise", root_weight, predicts, coupling, times.uniform_log_snr)
 
 
 def maximum_likelihood(path: GaussianPath, predicts: str = "velocity", **solve: Any) -> Objective:
@@ -233,20 +197,20 @@ def _check_diffusion(path: GaussianPath) -> None:
         raise UserError("name", "scoreflow", "this path is no diffusion; use path vp or ve")
 
 
-def _noise_error(path: GaussianPath, predicts: str, at: Point, output: Array) -> Array:
-    """eps_t(x_t) - x_0."""
-    return predictions.convert(path, at.t, at.x_t, output, predicts, "noise") - at.x0
-
-
-def _score_error(path: GaussianPath, predicts: str, at: Point, output: Array) -> Array:
-    """S_t(x_t) - grad log p_t(x_t | x_1), the latter being -x_0 / sigma_t."""
-    score = predictions.convert(path, at.t, at.x_t, output, predicts, "score")
-    return score + at.x0 / coefficients(path, at.t, at.x_t).sigma
+def _one(c: Coefficients) -> Array:
+    return jnp.ones_like(c.sigma)
 
 
 def _regression(
-    path: GaussianPath, residual: Residual, coupling: Coupling, time: Time
+    path: GaussianPath,
+    target: str,
+    root_weight: RootWeight,
+    predicts: str,
+    coupling: Coupling,
+    time: Time,
 ) -> Objective:
+    """E weight ||prediction of the target - target||^2, target "velocity", "noise" or "score"."""
+
     def objective(
         apply: Apply, params: Params, batch: Batch, key: Array
     ) -> tuple[Array, dict[str, Array]]:
@@ -257,7 +221,16 @@ def _regression(
         x_t, u_t = flow_and_velocity(path, t, x0, x1)
         x_in = predictions.network_input(path, t, x_t)
         output = apply(params, t, x_in, **_inputs(batch), key=dropout_key)
-        loss = jnp.mean(residual(Point(t, x_t, u_t, x0, x1), output) ** 2)
+
+        c = coefficients(path, t, x_t)
+        predicted = lambda x, output: predictions.convert(path, t, x, output, predicts, target)  # noqa: E731
+        if predicts == "data":
+            share = jnp.abs(root_weight(c) * predicted(jnp.zeros_like(x_t), jnp.ones_like(x_t)))
+            error = jnp.minimum(share, LARGEST_SHARE) * (output - x1)
+        else:
+            truth = {"velocity": u_t, "noise": x0, "score": -x0 / c.sigma}[target]
+            error = root_weight(c) * (predicted(x_t, output) - truth)
+        loss = jnp.mean(error**2)
         return loss, {"loss": loss}
 
     return objective

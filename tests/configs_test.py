@@ -235,12 +235,19 @@ class EveryConfigTest(ConfigTestCase):
         self.assertEqual((config.train.keep_every or 0) % config.train.checkpoint_every, 0)
 
     @parameterized.parameters(*[name for name in NAMES if name.split("_")[-1] in METHODS])
-    def test_methods_differ_in_path_and_objective_alone(self, name):
+    def test_methods_differ_in_path_objective_and_time_input_alone(self, name):
         data, _, method = name.rpartition("_")
         path, objective, predicts = METHODS[method]
         expected = load(f"{data}_ot")
         expected.path.name = path
         expected.objective.update(name=objective, predicts=predicts)
+        if method == "score":
+            expected.method = "Score Matching, score output"
+        if method == "scoreflow":
+            expected.objective.time = "importance"
+        if path == "vp":
+            expected.network.time_input = "log_snr"
+            expected.network.unet.time_scale = 24.0
         config = load(name)
         self.assertEqual(config.to_dict(), expected.to_dict())
         built = build(config).path
@@ -293,7 +300,8 @@ class SuperResolutionTest(ConfigTestCase):
         self.check(config, {"data.name": data, "condition.low_resolution": low, "path.name": "ot"})
         built = build(load(name))
         self.assertEqual(built.train_source.shape[0], high)
-        self.assertEqual(built.network.condition_channels, built.train_source.shape[-1])
+        channels = built.train_source.shape[-1] + (config.condition.max_noise > 0)
+        self.assertEqual(built.network.condition_channels, channels)
         for method, (path, predicts) in {
             "regression": ("ot", "data"),
             "sr3": ("vp", "noise"),
@@ -301,6 +309,9 @@ class SuperResolutionTest(ConfigTestCase):
             expected = load(name)
             expected.path.name = path
             expected.objective.update(name=method, predicts=predicts)
+            if method == "sr3":
+                expected.network.time_input = "log_snr"
+                expected.network.unet.time_scale = 24.0
             if (name, method) == ("imagenet_sr64_256", "regression"):
                 expected.optimizer.learning_rate = 1e-5  # SR3's
             self.assertEqual(load(f"{name}_{method}").to_dict(), expected.to_dict())

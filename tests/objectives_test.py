@@ -63,11 +63,21 @@ class FlowMatchingTest(parameterized.TestCase):
         slope = jax.grad(lambda p: objective(wrong, p, {"x": x1}, jax.random.key(2))[0])
         self.assertGreater(float(slope(jnp.zeros(2)).sum()), 0)
 
-    @parameterized.parameters(("ot", 0.5, 2.0), ("ot", 0.99, 20.0), ("ot", 1.0, 20.0))
-    def test_an_error_of_predicted_data_weighs_400_at_most(self, name, t, share):
-        """On OT its share in the velocity is 1 / (1 - t), up to 1e5 at t = 1."""
+    @parameterized.parameters(
+        ("flow_matching", "ot", 0.5, 2.0),
+        ("flow_matching", "ot", 0.99, 20.0),
+        ("flow_matching", "ot", 1.0, 20.0),
+        ("flow_matching", "vp", 1 - 1e-5, 20.0),
+        ("ddpm", "ot", 0.75, 3.0),
+        ("ddpm", "ot", 1.0, 20.0),
+        ("score_matching", "ot", 0.75, 3.0),
+        ("score_matching", "vp", 1 - 1e-5, 20.0),
+        ("scoreflow", "vp", 1 - 1e-5, 20.0),
+    )
+    def test_an_error_of_predicted_data_weighs_400_at_most(self, name, path, t, share):
+        """On OT its share in the velocity is 1 / (1 - t), and in the noise t / (1 - t)."""
         at_t = lambda key, n, path: jnp.full(n, t)  # noqa: E731
-        objective = objectives.flow_matching(PATHS[name], "data", time=at_t)
+        objective = objectives.OBJECTIVES[name](PATHS[path], "data", time=at_t)
         x1 = jax.random.normal(jax.random.key(0), (100, 2))
         off = lambda params, t, x, **_: x1 + 0.1  # noqa: E731
         loss, _ = objective(off, None, {"x": x1}, jax.random.key(1))
