@@ -11,7 +11,6 @@ FLOORS = [
     {
         "paths",
         "couplings",
-        "times",
         "networks",
         "solvers",
         "pixels",
@@ -32,6 +31,7 @@ FLOORS = [
         "conditioning",
         "piecewise",
         "tiling",
+        "times",
     },
     {"objectives", "guidance"},  # the upper half of WORKSPACE.md's floor 3
     {"data", "metrics", "plots"},
@@ -58,6 +58,31 @@ def imports(path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flowmatch_jax"):
             rest = node.module.split(".")[1:]
             yield from [rest[0]] if rest else [alias.name for alias in node.names]
+
+
+def uses_of_keys(function):
+    """(source of a key, what takes it) of each call of a function whose argument is named a key."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Call):
+            for argument in node.args:
+                if ast.unparse(argument).split(".")[-1].endswith("key"):
+                    yield ast.unparse(argument), ast.unparse(node.func)
+
+
+class KeysTest(absltest.TestCase):
+    def test_a_key_that_is_folded_is_used_for_nothing_else(self):
+        """fold_in(key, n) makes many keys of one, whose own numbers might be those of another."""
+        folded = 0
+        for path in sorted((ROOT / "flowmatch_jax").rglob("*.py")):
+            for function in ast.walk(ast.parse(path.read_text())):
+                if not isinstance(function, ast.FunctionDef):
+                    continue
+                uses = set(uses_of_keys(function))
+                for key in {key for key, taker in uses if taker == "jax.random.fold_in"}:
+                    folded += 1
+                    takers = {taker for other, taker in uses if other == key}
+                    self.assertEqual(takers, {"jax.random.fold_in"}, f"{path}: {key}")
+        self.assertGreater(folded, 3)
 
 
 class FloorsTest(absltest.TestCase):

@@ -30,6 +30,10 @@ class StateTest(absltest.TestCase):
         once = roll_back(before)
         twice = roll_back(once)
         self.assertEqual((once.rollbacks, once.skipped, twice.rollbacks), (1, 0, 2))
+        # None of the keys that steps take, fold_in(before.key, step), is the next state's own.
+        steps = jax.vmap(lambda n: jax.random.fold_in(before.key, n))(np.arange(1000))
+        of_steps = {bytes(key) for key in np.asarray(jax.random.key_data(steps))}
+        self.assertNotIn(bytes(np.asarray(jax.random.key_data(once.key))), of_steps)
         np.testing.assert_array_equal(once.params["w"], before.params["w"])
         keys = {jax.random.key_data(state.key).tobytes() for state in (before, once, twice)}
         self.assertLen(keys, 3)
