@@ -36,10 +36,15 @@ from flowmatch_jax.evaluation.upsample import upsample_pictures
 from flowmatch_jax.experiment import Experiment, build
 from flowmatch_jax.files import full_disk_stops
 from flowmatch_jax.mesh import with_shardings
-from flowmatch_jax.training import checkpoints
+from flowmatch_jax.training.checkpoints import Checkpoints, DamagedCheckpoint
 from flowmatch_jax.training.loop import train
 from flowmatch_jax.training.profile import profile_steps, table
-from flowmatch_jax.workdir import has_checkpoint, open_workdir, user_cache
+from flowmatch_jax.workdir import (
+    has_checkpoint,
+    open_workdir,
+    trained_by_this_run,
+    user_cache,
+)
 
 logger = logging.getLogger("flowmatch_jax")
 
@@ -151,24 +156,23 @@ def load_weights(
 ) -> dict[int, dict[str, Params]]:
     """Weights of the workdir's newest checkpoint, or of all: step -> kind -> parameters.
 
-    Checkpoints that cannot be read are left out.
+    Checkpoints that are damaged are left out.
     """
     if not has_checkpoint(workdir):
         raise UserError("--workdir", str(workdir), "no checkpoint there yet; train first")
     shapes = jax.eval_shape(experiment.init_params, jax.random.key(0))
     layout = with_shardings(shapes, experiment.mesh)
     found: dict[int, dict[str, Params]] = {}
-    with checkpoints.open_checkpoints(workdir, read_only=True) as saved:
-        for step in sorted(saved.all_steps(), reverse=True):
-            restore = partial(checkpoints.restore_weights, saved, step, layout=layout)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        for step in checkpoints.steps():
             try:
-                found[step] = {kind: restore(kind) for kind in kinds}
-            except checkpoints.DamagedCheckpoint as damage:
+                found[step] = {k: checkpoints.restore_weights(step, k, layout) for k in kinds}
+            except DamagedCheckpoint as damage:
                 logger.warning("Checkpoint %d cannot be used: %s", step, damage)
             if found and not every_step:
                 return found
     if not found:
-        raise UserError("--workdir", str(workdir), "none of its checkpoints can be read")
+        raise UserError("--workdir", str(workdir), "none of its checkpoints is whole")
     return dict(sorted(found.items()))
 
 
@@ -193,7 +197,8 @@ def run(mode: str, config: FrozenConfigDict, workdir: Path) -> None:
         return
     sampler = make_sampler(experiment, config.evaluate.samples)
     if mode == "train":
-        train(experiment, workdir, partial(draw, experiment, sampler, workdir, "ema"))
+        with trained_by_this_run(workdir):
+            train(experiment, workdir, partial(draw, experiment, sampler, workdir, "ema"))
     ((step, weights),) = load_weights(experiment, workdir, kinds).items()
     if mode == "sample":
         for kind, params in weights.items():
@@ -275,6 +280,7 @@ def main(overrides: list[str]) -> None:
     try:
         processes.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         use_compilation_cache()
+        jax.config.update("jax_enable_x64", False)  # whatever JAX_ENABLE_X64 says: see WORKSPACE.md
         if jax.process_index() == 0:
             logger.setLevel(logging.INFO)
         run_mode(_MODE.value, overrides)
@@ -291,16 +297,17 @@ def run_mode(mode: str, overrides: list[str]) -> None:
     """What the flags ask for."""
     config_file = _CONFIG.value
     name = Path(config_file.partition(":")[0]).stem if config_file else mode
-    workdir = Path(_WORKDIR.value or Path("runs") / name)
+    workdir = Path(_WORKDIR.value or Path("runs") / name).expanduser()
     with full_disk_stops(workdir):
         if mode == "report":
-            write_report([Path(run) for run in _RUNS.value], workdir)
+            write_report([Path(run).expanduser() for run in _RUNS.value], workdir)
         elif mode == "compare":
             seeds = [_seed(text) for text in _SEEDS.value]
             compare(_DATA.value, _METHODS.value, seeds, overrides, workdir)
         elif mode == "upsample":
             config = load_config(config_file, overrides)
-            upsample(config, workdir, Path(_INPUT.value), Path(_OUTPUT.value))
+            pictures, output = (Path(p.value).expanduser() for p in (_INPUT, _OUTPUT))
+            upsample(config, workdir, pictures, output)
         elif _PROFILE.value:
             profile(load_config(config_file, overrides), workdir)
         else:

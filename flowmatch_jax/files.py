@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flowmatch_jax.errors import RunStopped
+
+logger = logging.getLogger(__name__)
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
@@ -40,6 +43,33 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def owned(path: Path, owner: str) -> Iterator[str | None]:
+    """Own a file in this block, unless it is owned already; yields who owns it, or None for us.
+
+    The system ends an owner's hold with its process, however that ends. It reaches other hosts on
+    NFS version 4, and on Lustre where that is mounted with flock. A file system without locks is
+    warned of, and nobody is kept out.
+
+    Args:
+        path: of the lock, a file of no other use.
+        owner: how this process is told to others.
+    """
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            yield file.read().strip() or "another process"
+            return
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): give it to one run alone", path, error)
+        file.truncate(0)
+        file.write(f"{owner}\n")
+        file.flush()
+        yield None
 
 
 @contextmanager

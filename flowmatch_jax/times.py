@@ -57,11 +57,12 @@ def edm_grid(steps: int, path: GaussianPath) -> np.ndarray:
     at t = 0, the source. A path that is never as noisy as 80 begins with its own noisiest level,
     and one that ends above 0.002 with its own last level.
     """
-    first, last = (float(np.exp(-log_snr(path, t))) for t in (0.0, path.t_end))
-    ends_above = last >= 0.002
-    high, low = min(80.0, first) ** (1 / 7), max(0.002, last) ** (1 / 7)
-    levels = np.linspace(high, low, steps + ends_above) ** 7
-    times = np.asarray(time_at_log_snr(path, -np.log(levels[1:steps])), np.float64)
+    with jax.ensure_compile_time_eval():  # the same inside of jit, where a solve needs its grid
+        first, last = (float(np.exp(-log_snr(path, t))) for t in (0.0, path.t_end))
+        ends_above = last >= 0.002
+        high, low = min(80.0, first) ** (1 / 7), max(0.002, last) ** (1 / 7)
+        levels = np.linspace(high, low, steps + ends_above) ** 7
+        times = np.asarray(time_at_log_snr(path, -np.log(levels[1:steps])), np.float64)
     return np.concatenate([[0.0], times, [path.t_end]])
 
 

@@ -10,15 +10,20 @@ import csv
 import io
 import json
 import os
+import socket
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from flowmatch_jax.data.sources import Source
 from flowmatch_jax.errors import UserError
-from flowmatch_jax.files import write_atomically
+from flowmatch_jax.files import owned, write_atomically
+from flowmatch_jax.processes import everywhere
 
 # These change how the same network is computed or trained, not what it is.
 NETWORK_IRRELEVANT = ("dtype", "remat", "dropout")
@@ -32,9 +37,12 @@ def open_workdir(workdir: Path, config: ConfigDict) -> None:
     """Make the folder where it does not exist, and check that it can be written and is this run's.
 
     Raises:
-        UserError: it cannot be written, or holds checkpoints of another experiment. Nothing in it
-            is changed.
+        UserError: it cannot be written, has a path that Orbax would take for a pattern, or holds
+            checkpoints of another experiment. Nothing in it is changed.
     """
+    if any(character in str(workdir.absolute()) for character in "*?["):
+        allowed = "its path must be without * ? [, which stand for other letters; give another"
+        raise UserError("--workdir", str(workdir), allowed)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
@@ -45,6 +53,28 @@ def open_workdir(workdir: Path, config: ConfigDict) -> None:
     if has_checkpoint(workdir) and (workdir / "config.json").exists():
         before = json.loads((workdir / "config.json").read_text())
         _check_identity(workdir, before, json.loads(config.to_json()))
+
+
+@contextmanager
+def trained_by_this_run(workdir: Path) -> Iterator[None]:
+    """Keep other runs from training in the workdir during this block.
+
+    Reading it, as evaluation does, stays free. Process 0 has the lock for all processes of a run.
+
+    Raises:
+        UserError: another run trains in it.
+    """
+    with ExitStack() as stack:
+        owner = None
+        if jax.process_index() == 0:
+            me = f"process {os.getpid()} on {socket.gethostname()}"
+            owner = stack.enter_context(owned(workdir / "lock", me))
+        if not everywhere(owner is None):
+            allowed = (
+                f"{owner or 'another run'} is training in it; wait, stop that, or give another"
+            )
+            raise UserError("--workdir", str(workdir), allowed)
+        yield
 
 
 def has_checkpoint(workdir: Path) -> bool:

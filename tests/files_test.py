@@ -1,5 +1,7 @@
 import errno
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -8,7 +10,7 @@ from unittest import mock
 from absl.testing import absltest
 
 from flowmatch_jax.errors import RunStopped
-from flowmatch_jax.files import full_disk_stops, locked, move_folder, write_atomically
+from flowmatch_jax.files import full_disk_stops, locked, move_folder, owned, write_atomically
 
 
 class FilesTest(absltest.TestCase):
@@ -45,6 +47,35 @@ class FilesTest(absltest.TestCase):
             thread.join()
         self.assertIn(path.read_text(), texts)
         self.assertEqual(os.listdir(self.folder), ["a.json"])
+
+    def test_one_owner(self):
+        path = self.folder / "lock"
+        with owned(path, "process 1") as first, owned(path, "process 2") as second:
+            self.assertEqual((first, second), (None, "process 1"))
+        with owned(path, "process 3") as third:
+            self.assertIsNone(third)
+        self.assertEqual(path.read_text(), "process 3\n")
+
+    def test_a_killed_owner_owns_nothing(self):
+        path = self.folder / "lock"
+        code = (
+            "import os, sys; from pathlib import Path; from flowmatch_jax.files import owned\n"
+            "with owned(Path(sys.argv[1]), 'it') as other: print(other); os.kill(os.getpid(), 9)"
+        )
+        killed = subprocess.run([sys.executable, "-c", code, path], check=False)
+        self.assertEqual(killed.returncode, -9)
+        with owned(path, "us") as other:
+            self.assertIsNone(other)
+
+    def test_a_file_system_without_locks(self):
+        no_locks = OSError(errno.ENOLCK, "No locks available")
+        with (
+            mock.patch("fcntl.flock", side_effect=no_locks),
+            self.assertLogs("flowmatch_jax.files", "WARNING") as logs,
+            owned(self.folder / "lock", "us") as other,
+        ):
+            self.assertIsNone(other)
+        self.assertIn("cannot be locked", logs.output[0])
 
     def test_a_folder_is_on_the_disk_before_it_has_its_name(self):
         partial, final = self.folder / "x.partial", self.folder / "x"

@@ -76,6 +76,11 @@ class GridTest(parameterized.TestCase):
         grid = times.edm_grid(n, path)
         np.testing.assert_allclose(noise_over_signal(path, grid[1:n]), sigma[1:n], rtol=2e-3)
 
+    def test_the_same_inside_of_jit(self):
+        found = []
+        jax.jit(lambda: found.append(times.edm_grid(5, PATHS["vp"])))()
+        np.testing.assert_array_equal(found[0], times.edm_grid(5, PATHS["vp"]))
+
     def test_edm_s_grid_on_ot(self):
         """noise over signal is (1 - t) / t there, and steps are short at both ends."""
         grid, n = times.edm_grid(18, PATHS["ot_sigma_min_0"]), 18

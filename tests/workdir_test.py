@@ -8,7 +8,13 @@ from absl.testing import absltest, parameterized
 from configs import digits_ot
 from flowmatch_jax.data.digits import digits
 from flowmatch_jax.errors import UserError
-from flowmatch_jax.workdir import check_data, open_workdir, write_config, write_data
+from flowmatch_jax.workdir import (
+    check_data,
+    open_workdir,
+    trained_by_this_run,
+    write_config,
+    write_data,
+)
 
 
 class WorkdirTest(parameterized.TestCase):
@@ -109,6 +115,26 @@ class WorkdirTest(parameterized.TestCase):
         (self.workdir / "checkpoints").mkdir()  # as a run leaves it that stopped early
         self.config.network.unet.channels = 64
         open_workdir(self.workdir, self.config)
+
+    @parameterized.parameters("a[1]", "a*", "what?")
+    def test_a_path_that_orbax_takes_for_a_pattern(self, name):
+        with self.assertRaisesRegex(UserError, r"--workdir: .* without \* \? \["):
+            open_workdir(self.workdir / name / "run", self.config)
+        self.assertFalse(self.workdir.exists())
+
+    def test_one_run_trains_in_it_at_a_time(self):
+        self.start_run()
+        with trained_by_this_run(self.workdir):
+            with (
+                self.assertRaisesRegex(
+                    UserError, r"--workdir: .*process \d+ on .* is training in it"
+                ),
+                trained_by_this_run(self.workdir),
+            ):
+                pass
+            open_workdir(self.workdir, self.config)  # evaluation may
+        with trained_by_this_run(self.workdir):
+            pass
 
     def test_a_folder_that_cannot_be_written(self):
         occupied = self.create_tempfile("file").full_path

@@ -4,27 +4,30 @@ A checkpoint has three parts, so that evaluation reads the weights alone: "param
 "progress" (step, optimiser, key, what became of updates that were not finite). The position in the
 data is the step: batch n is a function of the seed and n (`data.pipeline`).
 
-Orbax checks that files are there and can be decoded, not that they hold what was written, so a
-checkpoint also has "checksums" of its parts.
+Once a checkpoint is written it is *sealed*: it is opened, and files.json in it lists its files with
+their sizes and hashes. A checkpoint is damaged where one of these files is missing or differs. It
+is then set aside, and the one before is used. Any other reason why it cannot be read (permissions,
+a network disk, memory) is the system's: it ends the run in one line, and nothing is moved.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from flowmatch_jax.arrays import Array, Params
-from flowmatch_jax.errors import UserError
+from flowmatch_jax.arrays import Params
+from flowmatch_jax.errors import RunStopped, UserError
+from flowmatch_jax.files import write_atomically
 from flowmatch_jax.processes import barrier, everywhere
 from flowmatch_jax.training.state import TrainState
 
@@ -32,120 +35,227 @@ logger = logging.getLogger(__name__)
 
 PARTS = ("params", "ema", "progress")
 WEIGHTS = {"raw": "params", "ema": "ema"}
+SEAL = "files.json"
 HALF_WRITTEN = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that Orbax is writing
 DAMAGED = "damaged"  # folder of the workdir with checkpoints that were set aside
-# Odd numbers without pattern: a number's weight in a checksum changes much from place to place.
-ODD = np.array([2654435761, 2246822519, 3266489917, 668265263], np.uint32)
 
 
 class DamagedCheckpoint(Exception):
-    """A checkpoint that cannot be read, or does not hold what was written."""
+    """A checkpoint whose files are not those that were written."""
 
 
-def open_checkpoints(
-    workdir: Path,
-    keep_last: int = 1,
-    keep_every: int | None = None,
-    read_only: bool = False,
-) -> ocp.CheckpointManager:
-    """The checkpoints of a workdir; to be used in a ``with``, which waits for the last write.
+class Checkpoints:
+    """The checkpoints of a workdir, for a ``with`` that waits for the last write.
 
     Args:
+        workdir: of the run.
         keep_last: newest checkpoints kept.
         keep_every: checkpoints at multiples of this step are kept too; None: no others.
         read_only: for reading checkpoints that another process may be writing.
     """
-    # Telling Orbax the kind of each part lets it read the shapes of a checkpoint it did not write.
-    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    for part in PARTS:
-        registry.add(part, ocp.args.StandardSave)
-        registry.add(part, ocp.args.StandardRestore)
-    registry.add("checksums", ocp.args.JsonSave)
-    registry.add("checksums", ocp.args.JsonRestore)
-    policies = [checkpoint_managers.LatestN(keep_last)]
-    if keep_every is not None:
-        policies.append(checkpoint_managers.EveryNSteps(keep_every))
-    return ocp.CheckpointManager(
-        workdir.absolute() / "checkpoints",
-        options=ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-            enable_async_checkpointing=True,
-            read_only=read_only,
-            create=not read_only,
-        ),
-        handler_registry=registry,
-    )
 
+    def __init__(
+        self,
+        workdir: Path,
+        keep_last: int = 1,
+        keep_every: int | None = None,
+        read_only: bool = False,
+    ) -> None:
+        # Telling Orbax the kind of each part lets it read the shapes of a checkpoint it did not
+        # write.
+        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        for part in PARTS:
+            registry.add(part, ocp.args.StandardSave)
+            registry.add(part, ocp.args.StandardRestore)
+        policies = [checkpoint_managers.LatestN(keep_last)]
+        if keep_every is not None:
+            policies.append(checkpoint_managers.EveryNSteps(keep_every))
+        self.folder = workdir.absolute() / "checkpoints"
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                enable_async_checkpointing=True,
+                read_only=read_only,
+                create=not read_only,
+            ),
+            handler_registry=registry,
+        )
+        self._written: int | None = None  # a step whose checkpoint is not sealed yet
+        self._sealing: threading.Thread | None = None
+        self._failure: Exception | None = None  # of the thread
 
-def save(checkpoints: ocp.CheckpointManager, step: int, state: TrainState) -> None:
-    """Start writing the state after ``step`` steps; returns once it is copied off the device."""
-    parts = _parts(state)
-    checksums = {part: checksum(tree) for part, tree in parts.items()}
-    saved = {part: ocp.args.StandardSave(tree) for part, tree in parts.items()}
-    checkpoints.save(step, args=ocp.args.Composite(checksums=ocp.args.JsonSave(checksums), **saved))
+    def __enter__(self) -> Checkpoints:
+        return self
 
-
-def restore_newest(checkpoints: ocp.CheckpointManager, layout: TrainState) -> TrainState | None:
-    """The newest state that can be read; None where there is none.
-
-    Newer ones that cannot be read, or are half written, are set aside: kept in the workdir's folder
-    "damaged".
-
-    Args:
-        layout: shapes with their shardings (see `mesh.with_shardings`), which need not be those
-            that the state was saved with.
-
-    Raises:
-        UserError: it is of another network.
-    """
-    _set_half_written_aside(checkpoints)
-    for step in sorted(checkpoints.all_steps(), reverse=True):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         try:
-            return restore(checkpoints, step, layout)
-        except DamagedCheckpoint as damage:
-            _set_aside(checkpoints, str(step), str(step), str(damage))
-    return None
+            if error is None:
+                self.finish()
+        finally:
+            self._manager.close()
 
+    def steps(self) -> list[int]:
+        """Steps of which there are checkpoints, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
 
-def restore(checkpoints: ocp.CheckpointManager, step: int, layout: TrainState) -> TrainState:
-    """The state saved at a step, laid out like ``layout``.
+    def save(self, step: int, state: TrainState) -> None:
+        """Start writing the state after ``step`` steps; return once it is off the device."""
+        self.finish()
+        parts = {name: ocp.args.StandardSave(tree) for name, tree in _parts(state).items()}
+        if self._manager.save(step, args=ocp.args.Composite(**parts)):
+            self._written = step
 
-    Raises:
-        UserError: it is of another network.
-        DamagedCheckpoint: it cannot be read, or is not what was written.
-    """
-    saved = _restore(checkpoints, step, _parts(layout))
-    return TrainState(params=saved["params"], ema=saved["ema"], **saved["progress"])
+    def check(self) -> None:
+        """Look after the checkpoint that is being written, without waiting for it.
 
+        Raises:
+            RunStopped: it cannot be read back.
+            Exception: what went wrong when it was written, as a full disk.
+        """
+        self._manager.check_for_errors()
+        if self._written is not None and not self._manager.is_saving_in_progress():
+            self._seal()
 
-def restore_weights(
-    checkpoints: ocp.CheckpointManager, step: int, weights: str, layout: Params
-) -> Params:
-    """The "raw" or "ema" weights saved at a step, laid out like ``layout``; raises as `restore`."""
-    part = WEIGHTS[weights]
-    return _restore(checkpoints, step, {part: layout})[part]
+    def finish(self) -> None:
+        """Wait until the last checkpoint is written and sealed; raises as `check`."""
+        self._manager.wait_until_finished()
+        self.check()
+        if self._sealing is not None:
+            self._sealing.join()
+            self._sealing = None
+        if self._failure is not None:
+            raise self._failure
 
+    def _seal(self) -> None:
+        folder, self._written = self.folder / str(self._written), None
+        try:
+            metadata = self._manager.item_metadata(int(folder.name))
+            readable = all(metadata[part].tree is not None for part in PARTS)
+            reason = "parts of it are missing"
+        except Exception as error:
+            readable, reason = False, _in_one_line(error)
+        if not readable:
+            raise RunStopped(f"{folder} was written, and cannot be read back: {reason}")
+        if jax.process_index() == 0:
+            self._sealing = threading.Thread(target=self._write_seal, args=(folder,))
+            self._sealing.start()
 
-def checksum(tree: Any) -> int:
-    """A number below 2^32 that tells states apart that differ in anything, but for chance.
+    def _write_seal(self, folder: Path) -> None:
+        try:
+            files = {
+                str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _hash(path)}
+                for path in sorted(folder.rglob("*"))
+                if path.is_file() and path.name != SEAL
+            }
+            write_atomically(folder / SEAL, json.dumps(files, indent=1) + "\n")
+        except Exception as error:
+            self._failure = error
 
-    The bits of each number times an odd number of its place, summed modulo 2^32: exact, so the same
-    in every layout over devices. Compiled once a shape: one program for all 322 arrays of a U-Net,
-    and one for its optimiser's, took 24 s.
-    """
-    sums = [_array_checksum(array, np.uint32(i)) for i, array in enumerate(jax.tree.leaves(tree))]
-    return sum(map(int, jax.device_get(sums))) % 2**32
+    def restore_newest(self, layout: TrainState) -> TrainState | None:
+        """The newest state that is whole; None where there has been no checkpoint.
 
+        Newer ones that are damaged or half written are set aside: kept in the workdir's folder
+        "damaged".
 
-@jax.jit
-def _array_checksum(array: Array, number: Array) -> Array:
-    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        array = jax.random.key_data(array)
-    bits = jax.lax.bitcast_convert_type(array, jnp.uint32)
-    place = jnp.asarray(number)
-    for axis in range(bits.ndim):
-        place = place + ODD[axis] * jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+        Args:
+            layout: shapes with their shardings (see `mesh.with_shardings`), which need not be those
+                that the state was saved with.
+
+        Raises:
+            UserError: it is of another network.
+            RunStopped: it cannot be read, or there were checkpoints and none is left.
+        """
+        self._set_half_written_aside()
+        for step in self.steps():
+            try:
+                return self.restore(step, layout)
+            except DamagedCheckpoint as damage:
+                self._set_aside(str(step), str(step), str(damage))
+        kept = self.folder.parent / DAMAGED
+        if any("half-written" not in path.name for path in kept.glob("*")):
+            raise RunStopped(
+                f"none of the run's checkpoints is whole; {kept} has them. To start over, give "
+                "another --workdir, or remove that folder"
+            )
+        return None
+
+    def restore(self, step: int, layout: TrainState) -> TrainState:
+        """The state saved at a step, laid out like ``layout``.
+
+        Raises:
+            UserError: it is of another network.
+            DamagedCheckpoint: its files are not those that were written.
+            RunStopped: it cannot be read for another reason.
+        """
+        saved = self._restore(step, _parts(layout))
+        return TrainState(params=saved["params"], ema=saved["ema"], **saved["progress"])
+
+    def restore_weights(self, step: int, weights: str, layout: Params) -> Params:
+        """The "raw" or "ema" weights saved at a step; arguments and errors as of `restore`."""
+        part = WEIGHTS[weights]
+        return self._restore(step, {part: layout})[part]
+
+    def _restore(self, step: int, layout: dict[str, Any]) -> dict[str, Any]:
+        """These parts of a checkpoint; what happens in one process happens in all."""
+        damage, failure, saved = None, None, {}
+        try:
+            if jax.process_index() == 0:
+                damage = _damage(self.folder / str(step))
+        except OSError as error:
+            failure = error
+        if not everywhere(damage is None):
+            raise DamagedCheckpoint(damage or "process 0 found it so")
+        if everywhere(failure is None):
+            try:
+                saved = self._read(step, layout)
+            except UserError:
+                raise
+            except Exception as error:
+                failure = error
+        if not everywhere(failure is None):
+            reason = "another process cannot read it" if failure is None else _in_one_line(failure)
+            raise RunStopped(
+                f"{self.folder / str(step)} cannot be read: {reason}. Nothing was changed; mend "
+                "that and give the same command, or move the checkpoint away to use the one before"
+            ) from failure
+        return saved
+
+    def _read(self, step: int, layout: dict[str, Any]) -> dict[str, Any]:
+        metadata = self._manager.item_metadata(step)
+        for part, tree in layout.items():
+            _check_structure(self.folder, part, metadata[part].tree, tree)
+        parts = {part: ocp.args.StandardRestore(tree) for part, tree in layout.items()}
+        saved = self._manager.restore(step, args=ocp.args.Composite(**parts))
+        return {part: saved[part] for part in layout}
+
+    def _set_half_written_aside(self) -> None:
+        """What a killed run was writing: the last of these is kept, as large as any checkpoint."""
+        half_written = sorted(self.folder.glob(f"*{HALF_WRITTEN}*"))
+        barrier("half-written checkpoints are listed")
+        for path in half_written:
+            if jax.process_index() == 0:
+                for older in (self.folder.parent / DAMAGED).glob("*-half-written"):
+                    shutil.rmtree(older)
+            name = f"{path.name.partition('.')[0]}-half-written"
+            self._set_aside(path.name, name, "it is half written")
+
+    def _set_aside(self, name: str, new_name: str, reason: str) -> None:
+        kept = self.folder.parent / DAMAGED / new_name
+        while kept.exists():
+            kept = kept.with_name(f"{kept.name}-again")
+        barrier(f"{name} is set aside as {kept.name}")
+        if jax.process_index() == 0:
+            kept.parent.mkdir(exist_ok=True)
+            (self.folder / name).rename(kept)
+        barrier(f"{name} was set aside")
+        self._manager.reload()
+        logger.warning("Checkpoint %s cannot be used, and is kept as %s: %s", name, kept, reason)
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
@@ -153,63 +263,58 @@ def _parts(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "ema": state.ema, "progress": progress}
 
 
-def _restore(
-    checkpoints: ocp.CheckpointManager, step: int, layout: dict[str, Any]
-) -> dict[str, Any]:
-    """These parts of a checkpoint; damaged in one process is damaged in all."""
-    saved, damage = {}, None
+def _damage(folder: Path) -> str | None:
+    """How the files of a checkpoint differ from what was written; None where they do not.
+
+    Of one that was not sealed, because the run was killed or is older, it is known only that each
+    part has files.
+
+    Raises:
+        OSError: a file is there and cannot be read.
+    """
+    if not (folder / SEAL).exists():
+        empty = [part for part in PARTS if not any(f.is_file() for f in (folder / part).rglob("*"))]
+        return f"it has no {' and no '.join(empty)}" if empty else None
     try:
-        with _damage():
-            saved = _read(checkpoints, step, layout)
-    except DamagedCheckpoint as error:
-        damage = error
-    if not everywhere(damage is None):
-        raise damage or DamagedCheckpoint("another process cannot read it")
-    return saved
+        files = json.loads((folder / SEAL).read_bytes())
+        written = {name: (file["bytes"], file["sha256"]) for name, file in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"its {SEAL} is not what was written"
+    for name, (size, sha256) in written.items():
+        path = folder / name
+        try:
+            if path.stat().st_size != size:
+                return f"its {name} has {path.stat().st_size} bytes in place of {size}"
+            if _hash(path) != sha256:
+                return f"its {name} is not what was written"
+        except FileNotFoundError:
+            return f"it has no {name}"
+    return None
 
 
-def _read(checkpoints: ocp.CheckpointManager, step: int, layout: dict[str, Any]) -> dict[str, Any]:
-    metadata = checkpoints.item_metadata(step)
-    for part, tree in layout.items():
-        _check_structure(checkpoints, part, metadata[part].tree, tree)
-    args = {part: ocp.args.StandardRestore(tree) for part, tree in layout.items()}
-    args["checksums"] = ocp.args.JsonRestore()
-    saved = checkpoints.restore(step, args=ocp.args.Composite(**args))
-    for part in layout:
-        if checksum(saved[part]) != saved.checksums[part]:
-            raise DamagedCheckpoint(f"its {part} are not those that were saved")
-    return {part: saved[part] for part in layout}
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextmanager
-def _damage() -> Iterator[None]:
-    """What Orbax raises at a damaged checkpoint, errors of many types, as `DamagedCheckpoint`."""
-    try:
-        yield
-    except (UserError, DamagedCheckpoint, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
-        raise
-    except Exception as error:
-        if "PERMISSION_DENIED" in str(error):
-            raise
-        raise DamagedCheckpoint(" ".join(str(error).split())[:200]) from error
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _check_structure(
-    checkpoints: ocp.CheckpointManager, part: str, saved: Any, layout: Any
-) -> None:
+def _check_structure(folder: Path, part: str, saved: Any, layout: Any) -> None:
     """Raise UserError unless a part of a checkpoint has the names and shapes of the layout."""
     saved, wanted = _shapes(saved), _shapes(layout)
     if part == "progress":
         if saved.keys() != wanted.keys():
             allowed = "its checkpoints are of another version of flowmatch_jax; give another one"
-            raise UserError("--workdir", str(checkpoints.directory.parent), allowed)
+            raise UserError("--workdir", str(folder.parent), allowed)
         return
     for name in sorted(saved.keys() | wanted.keys()):
         if saved.get(name) != wanted.get(name):
             raise UserError(
                 "config.network",
                 f"{name} {wanted.get(name, 'absent')}",
-                f"the checkpoint in {checkpoints.directory} has {saved.get(name, 'none')}: it is "
+                f"the checkpoint in {folder} has {saved.get(name, 'none')}: it is "
                 "of another network; give that network's config, or another --workdir",
             )
 
@@ -217,30 +322,3 @@ def _check_structure(
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(p, simple=True, separator="/"): tuple(a.shape) for p, a in leaves}
-
-
-def _set_half_written_aside(checkpoints: ocp.CheckpointManager) -> None:
-    """What a killed run was writing: the last of these is kept, as large as any checkpoint."""
-    half_written = sorted(Path(checkpoints.directory).glob(f"*{HALF_WRITTEN}*"))
-    barrier("half-written checkpoints are listed")
-    for path in half_written:
-        kept = Path(checkpoints.directory).parent / DAMAGED
-        if jax.process_index() == 0:
-            for older in kept.glob("*-half-written"):
-                shutil.rmtree(older)
-        name = f"{path.name.partition('.')[0]}-half-written"
-        _set_aside(checkpoints, path.name, name, "it is half written")
-
-
-def _set_aside(checkpoints: ocp.CheckpointManager, name: str, new_name: str, reason: str) -> None:
-    folder = Path(checkpoints.directory)
-    kept = folder.parent / DAMAGED / new_name
-    while kept.exists():
-        kept = kept.with_name(f"{kept.name}-again")
-    barrier(f"{name} is set aside as {kept.name}")
-    if jax.process_index() == 0:
-        kept.parent.mkdir(exist_ok=True)
-        (folder / name).rename(kept)
-    barrier(f"{name} was set aside")
-    checkpoints.reload()
-    logger.warning("Checkpoint %s cannot be used, and is kept as %s: %s", name, kept, reason)

@@ -8,15 +8,14 @@ from contextlib import closing
 from pathlib import Path
 
 import jax
-import orbax.checkpoint as ocp
 
 from flowmatch_jax.arrays import Batch, Params
 from flowmatch_jax.errors import RunStopped, section
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.mesh import describe, put_batches
 from flowmatch_jax.processes import StopNotice
-from flowmatch_jax.training import checkpoints as ckpt
 from flowmatch_jax.training import cost
+from flowmatch_jax.training.checkpoints import Checkpoints
 from flowmatch_jax.training.diagnosis import write_diagnosis
 from flowmatch_jax.training.log import Meter, RunLog
 from flowmatch_jax.training.run import Run
@@ -56,8 +55,8 @@ def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples) -> N
     """
     run = Run.of(experiment)
     config = experiment.config.train
-    with ckpt.open_checkpoints(workdir, config.keep_last, config.keep_every) as checkpoints:
-        state = ckpt.restore_newest(checkpoints, run.layout)
+    with Checkpoints(workdir, config.keep_last, config.keep_every) as checkpoints:
+        state = checkpoints.restore_newest(run.layout)
         check_data(workdir, experiment.train_source)
         if jax.process_index() == 0:
             write_config(workdir, experiment.config)
@@ -82,7 +81,7 @@ def _advance(
     run: Run,
     workdir: Path,
     state: TrainState,
-    checkpoints: ocp.CheckpointManager,
+    checkpoints: Checkpoints,
     notice: StopNotice,
     draw_samples: DrawSamples,
 ) -> TrainState:
@@ -121,10 +120,10 @@ def _advance(
                     draw_samples(state.ema, step)
             # A state that gives no finite update may be one that no other follows from.
             if last or stop or (due and not skipped):
-                ckpt.save(checkpoints, step, state)
-            checkpoints.check_for_errors()
+                checkpoints.save(step, state)
+            checkpoints.check()
             if stop:
-                checkpoints.wait_until_finished()
+                checkpoints.finish()
                 raise RunStopped(
                     f"{notice.signal}: training stopped at step {step}, which is saved; the same "
                     "command goes on from there"
@@ -132,9 +131,7 @@ def _advance(
     return state
 
 
-def _go_back(
-    run: Run, workdir: Path, failure: NotFinite, checkpoints: ocp.CheckpointManager
-) -> TrainState:
+def _go_back(run: Run, workdir: Path, failure: NotFinite, checkpoints: Checkpoints) -> TrainState:
     """The newest checkpoint, to go on from with other data; only once in a run."""
     state, batch = failure.state, {name: x[-1] for name, x in failure.batch.items()}
     if run.images is not None:
@@ -149,7 +146,7 @@ def _go_back(
         )
     for array in jax.tree.leaves(state):  # there may not be room for two
         array.delete()
-    checkpoints.wait_until_finished()
-    state = roll_back(ckpt.restore_newest(checkpoints, run.layout) or run.init())
+    checkpoints.finish()
+    state = roll_back(checkpoints.restore_newest(run.layout) or run.init())
     logger.warning("%s; going back to step %d, on with other data", in_a_row, int(state.step))
     return state

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from flowmatch_jax.training.checkpoints import PARTS, open_checkpoints
+from flowmatch_jax.training.checkpoints import PARTS, Checkpoints
 
 ROOT = Path(__file__).parents[2]
 DIGITS = "--config=configs/digits_ot.py"
@@ -96,18 +96,18 @@ def evaluations(workdir, step):
 def saved_state(workdir):
     """The step of the last checkpoint, and all its arrays by name."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with open_checkpoints(Path(workdir)) as checkpoints:
-        step = checkpoints.latest_step()
-        metadata = checkpoints.item_metadata(step)
-        layout = {
-            part: jax.tree.map(
-                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), metadata[part].tree
+    with Checkpoints(Path(workdir), read_only=True) as checkpoints:
+        step = checkpoints.steps()[0]
+    restored = {}
+    with ocp.StandardCheckpointer() as reader:
+        for part in PARTS:
+            folder = checkpoints.folder / str(step) / part
+            layout = jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here),
+                reader.metadata(folder).item_metadata.tree,
             )
-            for part in PARTS
-        }
-        args = {part: ocp.args.StandardRestore(tree) for part, tree in layout.items()}
-        restored = checkpoints.restore(step, args=ocp.args.Composite(**args))
-    return step, {part: restored[part] for part in PARTS}
+            restored[part] = reader.restore(folder, layout)
+    return step, restored
 
 
 def bits(tree):

@@ -3,7 +3,10 @@
 import copy
 import json
 
+import jax
 import numpy as np
+
+from flowmatch_jax.evaluation.samples import sample_key
 
 CONFIG = {
     "seed": 0,
@@ -107,3 +110,8 @@ def write_figures(workdir, points=False, super_resolution=False, flow=True, **se
         return
     np.savez(folder / "sample_paths.npz", t=np.linspace(0, 1, 9), x=x)
     np.savez(folder / "samples_nfe.npz", nfe=np.array([4, 8]), x=x[:2])
+
+
+def source_key(seed, batch=0):
+    """The key of the noise that a batch of samples starts from."""
+    return jax.random.split(sample_key(seed, batch))[0]

@@ -5,8 +5,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from flowmatch_jax.evaluation import curves
-from flowmatch_jax.evaluation.samples import make_sampler, sample_key
+from flowmatch_jax.evaluation.samples import make_sampler
 from flowmatch_jax.sampling import draw_source
+from tests.evaluation.cases import source_key
 from tests.evaluation.experiments import images, points
 
 ONE = jnp.ones(())
@@ -25,7 +26,7 @@ class CurvesTest(parameterized.TestCase):
         cells = [(row["method"], row["nfe"]) for row in rows]
         wanted = [(m, n) for m in curves.METHODS for n in (4, 8, 10) if (m, n) != ("rk4", 10)]
         self.assertEqual(cells, wanted)  # ten calls are no whole number of rk4's steps
-        noise = np.concatenate([draw_source(sample_key(1, i), (8, 2)) for i in range(3)])[:20]
+        noise = np.concatenate([draw_source(source_key(1, i), (8, 2)) for i in range(3)])[:20]
 
         def growth(method, nfe):
             steps = curves.steps_for(method, nfe)
@@ -59,7 +60,7 @@ class CurvesTest(parameterized.TestCase):
         t, x = curves.paths_of_samples(points(), ONE, 6, 5)
         np.testing.assert_allclose(t, [0, 0.25, 0.5, 0.75, 1])
         np.testing.assert_allclose(x, np.exp(0.5 * t)[:, None, None] * x[0], rtol=1e-4)
-        np.testing.assert_allclose(x[0], draw_source(sample_key(1), (6, 2)), rtol=1e-6)
+        np.testing.assert_allclose(x[0], draw_source(source_key(1), (6, 2)), rtol=1e-6)
 
     def test_samples_at_few_calls_start_from_the_same_noise(self):
         nfe, x = curves.samples_at(points(), ONE, 6, (2, 4, 8))

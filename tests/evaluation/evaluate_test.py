@@ -7,11 +7,12 @@ from absl.testing import absltest
 from scipy.stats import norm
 
 from flowmatch_jax.evaluation import evaluate
-from flowmatch_jax.evaluation.samples import make_sampler, sample_key
+from flowmatch_jax.evaluation.samples import make_sampler
 from flowmatch_jax.evaluation.scores import make_scorer, score_key
 from flowmatch_jax.metrics.similarity import psnr
 from flowmatch_jax.pixels import quantise
 from flowmatch_jax.sampling import draw_source
+from tests.evaluation.cases import source_key
 from tests.evaluation.experiments import images, points, regression
 
 ONE = jnp.ones(())
@@ -31,7 +32,7 @@ class GridTest(absltest.TestCase):
         experiment = points(**EDM, path__name="vp", path__vp__eps=0.01)
         grow = np.exp(0.5 * 0.99)
         solution = make_sampler(experiment, 8)(ONE)
-        noise = draw_source(sample_key(1), (8, 2))
+        noise = draw_source(source_key(1), (8, 2))
         np.testing.assert_allclose(solution.x, grow * noise, rtol=1e-4)
         scores, nfe, _ = make_scorer(experiment)(ONE, {"x": solution.x}, score_key(1))
         expected = norm(scale=grow).logpdf(solution.x).sum(axis=1)
@@ -79,7 +80,7 @@ class ConditionTest(absltest.TestCase):
         record = evaluate.evaluate(experiment, sampler, {"ema": ONE}, 3, workdir)
         self.assertEqual(set(record["baselines"]), {"Reference", "Bicubic"})
         result = record["results"]["ema"]
-        noise = np.concatenate([draw_source(sample_key(1, i), (8, 8, 8, 1)) for i in range(3)])
+        noise = np.concatenate([draw_source(source_key(1, i), (8, 8, 8, 1)) for i in range(3)])
         x = np.asarray(quantise(noise, 17))[:20]
         expected = psnr(x, experiment.test_source.x[:20], 16).mean()
         self.assertAlmostEqual(result["psnr"], expected, places=5)

@@ -9,11 +9,12 @@ from absl.testing import absltest
 
 from flowmatch_jax.errors import UserError
 from flowmatch_jax.evaluation import quality
-from flowmatch_jax.evaluation.samples import make_sampler, sample_key
+from flowmatch_jax.evaluation.samples import make_sampler
 from flowmatch_jax.metrics.extractors import pixels
 from flowmatch_jax.metrics.frechet import Moments, frechet_distance
 from flowmatch_jax.pixels import quantise
 from flowmatch_jax.sampling import draw_source
+from tests.evaluation.cases import source_key
 from tests.evaluation.experiments import images
 
 ONE = jnp.ones(())
@@ -33,7 +34,7 @@ class QualityTest(absltest.TestCase):
 
     def noise(self, batches):
         """Features of the samples of a field that is zero, and its scores' reference."""
-        x = np.concatenate([draw_source(sample_key(1, i), (8, 8, 8, 1)) for i in range(batches)])
+        x = np.concatenate([draw_source(source_key(1, i), (8, 8, 8, 1)) for i in range(batches)])
         return pixels(np.asarray(quantise(x, 17)), 17)
 
     def test_samples_are_quantised_and_no_more_than_asked_for(self):

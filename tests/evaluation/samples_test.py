@@ -7,6 +7,7 @@ from PIL import Image
 
 from flowmatch_jax.evaluation import samples
 from flowmatch_jax.sampling import draw_source
+from tests.evaluation.cases import source_key
 from tests.evaluation.experiments import images
 
 ONE = jnp.ones(())
@@ -45,7 +46,7 @@ class GivenTest(absltest.TestCase):
         experiment = images(apply=apply, **BOTH)
         x = samples.make_sampler(experiment, 8)(ONE, 3).x
         given = samples.sample_inputs(experiment, 8, 3)
-        noise = draw_source(samples.sample_key(1, 3), (8, 8, 8, 1))
+        noise = draw_source(source_key(1, 3), (8, 8, 8, 1))
         expected = noise + given["condition"] + given["label"][:, None, None, None]
         np.testing.assert_allclose(x, expected, atol=1e-4)
 
@@ -102,7 +103,7 @@ class ClassesTest(parameterized.TestCase):
         name = "5_ema_guidance3_nfe8" if scale != 1 else "5_ema_nfe4"
         kept = np.load(workdir / "samples" / f"{name}.npz")
         np.testing.assert_array_equal(kept["label"], [7, 7, 7, 7, 2, 2, 2, 2])
-        noise = draw_source(samples.sample_key(1), (9, 8, 8, 1))[:8]
+        noise = draw_source(source_key(1), (9, 8, 8, 1))[:8]
         shift = 5 + scale * (kept["label"] / 10 - 5)
         np.testing.assert_allclose(kept["x"], noise + shift[:, None, None, None], atol=1e-4)
         picture = Image.open(workdir / "samples" / f"{name}.png")
