@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flowmatch_jax.errors import UserError
+
 Array = jax.Array
 Params = Any
 Field = Callable[[Array, Array], Array]
@@ -26,8 +28,14 @@ Inputs = dict[str, Array]
 
 
 def expand_time(t: Array | float, x: Array) -> Array:
-    """Reshape t ([] or [B]) so that it broadcasts against x [B, ...], in x's dtype."""
+    """Reshape t ([] or [B]) so that it broadcasts against x [B, ...], in x's dtype.
+
+    Raises:
+        UserError: t of another shape, which would broadcast to something else.
+    """
     t = jnp.asarray(t, x.dtype)
+    if t.shape not in ((), x.shape[:1]):
+        raise UserError("t", t.shape, f"for x of shape {x.shape} it is [] or {list(x.shape[:1])}")
     return t if t.ndim == 0 else t.reshape(t.shape + (1,) * (x.ndim - 1))
 
 

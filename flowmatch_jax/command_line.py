@@ -38,6 +38,8 @@ def load_config(path: str, overrides: list[str]) -> FrozenConfigDict:
     file = path.partition(":")[0]
     if not Path(file).is_file():
         raise UserError("--config", file, "there is no such file; see configs/")
+    # Of a field that is given twice the last value counts; tuples would be added up.
+    overrides = list({o.partition("=")[0].lstrip("-"): o for o in overrides}.values())
     arguments = ["", f"--config={path}", *overrides]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)

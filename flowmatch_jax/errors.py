@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
@@ -56,6 +57,26 @@ def fraction(field: str, got: float) -> None:
 
 
 def at_least(field: str, got: float, least: float) -> None:
-    """Raise UserError unless ``got >= least``."""
-    if not got >= least:
-        raise UserError(field, got, f"it must be {least} or more")
+    """Raise UserError unless ``got >= least``, and finite."""
+    if not least <= got < math.inf:
+        raise UserError(field, got, f"it must be {least} or more, and finite")
+
+
+def positive(field: str, got: float) -> None:
+    """Raise UserError unless ``got > 0``, and finite."""
+    if not 0 < got < math.inf:
+        raise UserError(field, got, "it must be greater than 0, and finite")
+
+
+def whole_numbers(field: str, got: Iterable[object], least: int) -> None:
+    """Raise UserError unless each element is an integer of ``least`` or more."""
+    for element in got:
+        if not isinstance(element, int) or isinstance(element, bool) or element < least:
+            allowed = f"it takes whole numbers of {least} or more"
+            raise UserError(field, element, allowed)
+
+
+def seed(field: str, got: int) -> None:
+    """Raise UserError unless keys tell ``got`` from every other seed: they have 32 bits of it."""
+    if not 0 <= got < 2**32:
+        raise UserError(field, got, "it must be in [0, 2^32)")

@@ -23,7 +23,7 @@ from flowmatch_jax.conditioning import Conditioning
 from flowmatch_jax.couplings import COUPLINGS
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.sources import Source
-from flowmatch_jax.errors import UserError, at_least, one_of, section
+from flowmatch_jax.errors import UserError, at_least, one_of, section, seed, whole_numbers
 from flowmatch_jax.guidance import Guidance, stretches
 from flowmatch_jax.mesh import make_mesh
 from flowmatch_jax.metrics.extractor import Extractor
@@ -41,7 +41,8 @@ WEIGHTS = ("ema", "raw")
 # Objectives that do not regress on a point of the path.
 OTHER_OBJECTIVES = ("maximum_likelihood", "regression", "sr3")
 WITHOUT_FIELD = {"regression": "data", "sr3": "noise"}  # and what their network predicts
-SCORES = ("inception_score", "kernel_distance", "precision_recall")
+# score of samples -> how many it takes: its parts, subsets of half of them, its neighbours
+SCORES = {"inception_score": 10, "kernel_distance": 4, "precision_recall": 4}
 # Of config.data: what says which set, and how it is kept.
 FIELDS_OF_SET = ("name", "version", "data_dir", "size", "storage", "max_corrupt")
 
@@ -307,7 +308,7 @@ def _clock(config: ConfigDict, path: GaussianPath) -> Callable[[Array], Array]:
 def _check_numbers(config: ConfigDict) -> None:
     """Everything that can be judged without building anything."""
     with section("config"):
-        at_least("seed", config.seed, 0)
+        seed("seed", config.seed)
     with section("config.data"):
         _data_options(config.data).validate()
         at_least("max_corrupt", config.data.max_corrupt, 0)
@@ -348,13 +349,14 @@ def _check_numbers(config: ConfigDict) -> None:
             at_least(name, config.sr3[name], 1)
     with section("config.evaluate"):
         one_of("divergence", config.evaluate.divergence, likelihood.DIVERGENCES)
-        at_least("seed", config.evaluate.seed, 0)
+        seed("seed", config.evaluate.seed)
         for name in ("batch_size", "probes", "samples"):
             at_least(name, config.evaluate[name], 1)
         if not config.evaluate.dequantisations:
             raise UserError("dequantisations", (), "give at least one K, such as (1,)")
+        whole_numbers("dequantisations", config.evaluate.dequantisations, 1)
+        whole_numbers("classes", config.evaluate.classes, 0)
         for k in config.evaluate.dequantisations:
-            at_least("dequantisations", k, 1)
             likelihood.validate_probes(k, config.evaluate.divergence, config.evaluate.probes)
         if config.evaluate.extractor is not None:
             one_of("extractor", config.evaluate.extractor, EXTRACTORS)
@@ -363,6 +365,10 @@ def _check_numbers(config: ConfigDict) -> None:
                 if (config.evaluate.extractor, name) == ("pixels", "inception_score"):
                     raise UserError("scores", name, "pixels tell no classes: leave it out")
             at_least("generated", config.evaluate.generated, 2)  # for a covariance
+            for name in config.evaluate.scores:
+                if config.evaluate.generated < SCORES[name]:
+                    allowed = f"{name} takes {SCORES[name]} samples or more"
+                    raise UserError("generated", config.evaluate.generated, allowed)
         if config.evaluate.images is not None:
             at_least("images", config.evaluate.images, 2)  # for a standard error
         if not config.evaluate.weights:
@@ -374,8 +380,9 @@ def _check_numbers(config: ConfigDict) -> None:
             raise UserError("overlap", config.upsample.overlap, "it must be in [0, 0.5]")
     with section("config.figures"):
         for name in ("nfe", "sample_nfe"):
-            for n in config.figures[name] or (0,):
-                at_least(name, n, 1)
+            if not config.figures[name]:
+                raise UserError(name, (), "give at least one number of calls")
+            whole_numbers(name, config.figures[name], 1)
         for name in ("seeds", "reference_nfe"):
             at_least(name, config.figures[name], 1)
         at_least("generated", config.figures.generated, 2)

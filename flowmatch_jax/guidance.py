@@ -46,7 +46,8 @@ class Guidance:
         """Raise UserError unless there is such guidance for models of this conditioning."""
         at_least("scale", self.scale, 0)
         times = self.interval
-        if len(times) != 2 or not 0 <= times[0] < times[1] <= 1:
+        are_numbers = all(isinstance(t, int | float) for t in times)
+        if not are_numbers or len(times) != 2 or not 0 <= times[0] < times[1] <= 1:
             raise UserError("interval", times, "it takes two times, 0 <= from < to <= 1")
         if self and not conditioning.labels:
             allowed = "the model is given no labels (config.condition.labels): leave it 1"

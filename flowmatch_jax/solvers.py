@@ -18,7 +18,7 @@ import numpy as np
 import optimistix
 
 from flowmatch_jax.arrays import Array
-from flowmatch_jax.errors import UserError, at_least, one_of
+from flowmatch_jax.errors import UserError, at_least, one_of, positive
 
 
 class RK4(diffrax.AbstractERK):
@@ -98,9 +98,8 @@ def validate(
                     f"the adaptive method {method!r} takes rtol and atol only; "
                     f"leave {field} unset or choose one of: {', '.join(sorted(FIXED))}",
                 )
-        for field, value in (("rtol", rtol), ("atol", atol)):
-            if not value > 0:
-                raise UserError(field, value, "it must be greater than 0")
+        positive("rtol", rtol)
+        positive("atol", atol)
     elif (steps is None) == (grid is None):
         raise UserError(
             "steps",
@@ -110,6 +109,17 @@ def validate(
         )
     elif steps is not None:
         at_least("steps", steps, 1)
+
+
+def validate_save_at(save_at: Sequence[float] | Array, t0: float, t1: float) -> None:
+    """Raise UserError unless these times are in order from t0 to t1."""
+    times = np.asarray(save_at, np.float64)
+    direction = np.sign(t1 - t0)
+    between = (direction * (times - t0) >= -1e-6) & (direction * (t1 - times) >= -1e-6)
+    if times.ndim != 1 or not len(times) or not between.all():
+        raise UserError("save_at", save_at, f"it takes one time or more between {t0} and {t1}")
+    if (direction * np.diff(times) < 0).any():
+        raise UserError("save_at", save_at, f"its times must be in order from {t0} to {t1}")
 
 
 def validate_grid(grid: Sequence[float] | Array, t0: float, t1: float) -> None:
@@ -209,7 +219,8 @@ def integrate(
 
     Args:
         field: v(t, x) of x's shape; t is a scalar.
-        x: state at t0, [B, ...], or a pytree of arrays of one float dtype.
+        x: state at t0, [B, ...], or a pytree of arrays of one float dtype. The solve is in float32
+            at least, whatever the field's dtype; the result has x's.
         t0, t1: the first and the last time.
         method: euler, midpoint, heun, rk4 (fixed) or dopri5, tsit5, dopri8, bosh3 (adaptive).
         rtol, atol: tolerances of an adaptive method; not used by a fixed one.
@@ -235,8 +246,15 @@ def integrate(
         raise UserError("save_at", save_at, "backsolve keeps the end alone; take 'checkpointed'")
     if grid is not None:
         validate_grid(grid, t0, t1)
-    dtype = jnp.result_type(*jax.tree.leaves(x))
+    if save_at is not None:
+        validate_save_at(save_at, t0, t1)
+    given = jnp.result_type(*jax.tree.leaves(x))
+    dtype = jnp.promote_types(given, jnp.float32)
+    if dtype != given:
+        # In fewer digits steps stand still: the state has float32's, and the field sees its own.
+        field, x = _in_lower_precision(field, given, dtype), _cast(x, dtype)
     t0, t1 = jnp.asarray(t0, dtype), jnp.asarray(t1, dtype)
+    ends_are_finite = jnp.isfinite(t0) & jnp.isfinite(t1)
     solver = (FIXED | ADAPTIVE)[method]()
     if method in FIXED:
         times = jnp.linspace(t0, t1, steps + 1) if grid is None else jnp.asarray(grid, dtype)
@@ -285,10 +303,21 @@ def integrate(
     end, trajectory = (solution.ys, None) if save_at is None else solution.ys
     x1 = jax.tree.map(lambda y: y[0], end)
     return Solution(
-        x=x1,
+        x=_cast(x1, given),
         nfe=count_calls(method, solution.stats["num_steps"]),
         steps=solution.stats["num_steps"],
         rejected=solution.stats["num_rejected_steps"],
-        converged=(solution.result == diffrax.RESULTS.successful) & all_finite(x1),
-        trajectory=trajectory,
+        converged=(solution.result == diffrax.RESULTS.successful)
+        & all_finite(x1)
+        & ends_are_finite,
+        trajectory=_cast(trajectory, given),
     )
+
+
+def _cast(x: Any, dtype: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), x)
+
+
+def _in_lower_precision(field: Callable[[Array, Any], Any], low: Any, high: Any) -> Any:
+    """A field of states of dtype ``low``, for a solve in ``high``."""
+    return lambda t, x: _cast(field(t.astype(low), _cast(x, low)), high)

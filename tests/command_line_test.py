@@ -21,6 +21,12 @@ class CommandLineTest(parameterized.TestCase):
         self.assertEqual((config.train.steps, config.evaluate.dequantisations), (5, (1, 20)))
         self.assertEqual(load_config(DIGITS, []).train.steps, 1200)  # and are no one else's
 
+    def test_the_last_of_a_field_counts(self):
+        overrides = ["--config.evaluate.dequantisations=(1,2)", "--config.seed=1"]
+        again = ["-config.evaluate.dequantisations=(5,)", "--config.seed=2"]
+        config = load_config(DIGITS, overrides + again)
+        self.assertEqual((config.evaluate.dequantisations, config.seed), ((5,), 2))
+
     @parameterized.parameters(
         ("configs/nope.py", [], "--config: got 'configs/nope.py'; there is no such file"),
         ("README.md", [], "--config: got 'README.md'; it is not a config file"),

@@ -1,9 +1,20 @@
-from absl.testing import absltest
+import math
 
-from flowmatch_jax.errors import UserError, at_least, one_of, section
+import jax
+from absl.testing import absltest, parameterized
+
+from flowmatch_jax.errors import (
+    UserError,
+    at_least,
+    one_of,
+    positive,
+    section,
+    seed,
+    whole_numbers,
+)
 
 
-class ErrorsTest(absltest.TestCase):
+class ErrorsTest(parameterized.TestCase):
     def test_field_value_and_remedy_in_one_line(self):
         with self.assertRaises(UserError) as caught:
             one_of("method", "rk5", {"euler": 1, "dopri5": 2})
@@ -21,9 +32,30 @@ class ErrorsTest(absltest.TestCase):
             at_least("depth", 0, 1)
         self.assertEqual(caught.exception.field, "config.network.unet.depth")
 
-    def test_not_a_number_is_not_enough(self):
+    @parameterized.parameters(math.nan, math.inf, -1.0)
+    def test_neither_nan_nor_infinity_is_enough(self, value):
+        for check in (lambda x: at_least("x", x, 0), lambda x: positive("x", x)):
+            with self.assertRaisesRegex(UserError, f"x: got {value}; .*finite"):
+                check(value)
+        at_least("x", 0, 0)
+        positive("x", 1e-30)
         with self.assertRaises(UserError):
-            at_least("rtol", float("nan"), 0)
+            positive("x", 0.0)
+
+    @parameterized.parameters(1.5, "a", True, 0, None)
+    def test_elements_that_are_no_whole_numbers(self, element):
+        whole_numbers("k", (1, 20), 1)
+        with self.assertRaisesRegex(UserError, f"k: got {element!r}; .*whole numbers of 1"):
+            whole_numbers("k", (1, element), 1)
+
+    @parameterized.parameters(-1, 2**32, 2**63, 2**80)
+    def test_seeds_that_keys_cannot_tell_from_others(self, number):
+        with self.assertRaisesRegex(UserError, "seed: got"):
+            seed("seed", number)
+        for fine in (0, 2**32 - 1):
+            seed("seed", fine)
+        keys = {jax.random.key_data(jax.random.key(n)).tobytes() for n in (0, 1, 2**32 - 1)}
+        self.assertLen(keys, 3)
 
 
 if __name__ == "__main__":

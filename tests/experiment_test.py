@@ -164,6 +164,17 @@ class BuildTest(parameterized.TestCase):
         self.assertEqual(sample.nfe, 6)
 
     @parameterized.parameters(
+        ("inception_score", "efficientnet_lite0", 9),
+        ("kernel_distance", "pixels", 3),
+        ("precision_recall", "pixels", 3),
+    )
+    def test_scores_say_before_training_how_many_samples_they_take(self, score, extractor, few):
+        config = digits_ot.get_config()
+        config.evaluate.update(scores=(score,), extractor=extractor, generated=few)
+        with self.assertRaisesRegex(UserError, f"config.evaluate.generated: .*{few + 1} samples"):
+            build(config)
+
+    @parameterized.parameters(
         ("seed", -1),
         ("data.name", "mnist"),
         ("data.threads", 0),
@@ -210,6 +221,14 @@ class BuildTest(parameterized.TestCase):
         ("evaluate.probes", 0),
         ("objective.time", "importance"),
         ("network.time_input", "sigma"),
+        ("seed", 2**32),
+        ("evaluate.seed", 2**32),
+        ("evaluate.dequantisations", (1.5,)),
+        ("guidance.interval", ("a", 1)),
+        ("network.unet.time_scale", float("nan")),
+        ("network.unet.time_scale", 0.0),
+        ("solver.rtol", float("inf")),
+        ("figures.nfe", (2.5,)),
         ("evaluate.images", 1),
         ("evaluate.divergence", "trace"),
         ("mesh.fsdp", 0),

@@ -131,7 +131,7 @@ class CostTest(parameterized.TestCase):
 
     def test_heun_on_the_edm_grid(self):
         """On x' = A x Heun multiplies by I + h A + (h A)^2 / 2 at each step h; two calls a step."""
-        grid = edm_grid(50)
+        grid = edm_grid(50, PATHS["ot"])
         field = CallCounter(linear)
         solution = solvers.integrate(field, START.astype(np.float32), method="heun", grid=grid)
         expected = START
@@ -140,6 +140,26 @@ class CostTest(parameterized.TestCase):
         np.testing.assert_allclose(solution.x, expected, rtol=1e-4)
         np.testing.assert_allclose(solution.x, START @ expm(A).T, atol=0.02)
         self.assertEqual((field.calls, int(solution.nfe)), (100, 100))
+
+    @parameterized.product(dtype=(jnp.bfloat16, jnp.float16), t1=(1.0, -1.0))
+    def test_low_precision_ends(self, dtype, t1):
+        """In bfloat16 itself no step keeps to 1e-5, and t + h is t: the solve would never end."""
+        x = jnp.array([[0.5, -1.0]], dtype)
+        solution = jax.jit(lambda x: solvers.integrate(lambda t, x: -x * t, x, 0.0, t1))(x)
+        self.assertTrue(solution.converged)
+        self.assertEqual(solution.x.dtype, dtype)
+        expected = np.asarray(x, np.float64) * np.exp(-0.5)
+        np.testing.assert_allclose(np.asarray(solution.x, np.float64), expected, rtol=0.02)
+
+    @parameterized.parameters(np.nan, np.inf)
+    def test_an_end_that_is_no_time_is_not_reached(self, t1):
+        x = jnp.ones((1, 2))
+        self.assertFalse(solvers.integrate(lambda t, x: x, x, 0.0, t1).converged)
+
+    @parameterized.parameters(([0.5, 0.2],), ([-0.1, 0.5],), ([0.5, 1.2],), ([],), ([[0.5]],))
+    def test_times_to_keep_that_are_not_in_order_on_the_way(self, save_at):
+        with self.assertRaisesRegex(UserError, "save_at: got"):
+            solvers.integrate(lambda t, x: x, jnp.ones((1, 2)), save_at=save_at)
 
     def test_first_step_saves_calls_over_a_fixed_guess(self):
         """Hairer's first step of x' = -x is near the largest that passes: none is rejected."""

@@ -81,6 +81,9 @@ def evaluate(
                 partial=(partial, json.dumps(conditions)),
             )
         logger.info("%s weights at step %d: %s", name, step, json.dumps(results[name]))
+        for what, flag in (("likelihood", "converged"), ("samples", "samples_converged")):
+            if not results[name].get(flag, True):
+                logger.warning("The %s' solver gave up: its numbers are no results", what)
     record = conditions | {"results": results}
     if reference is not None and experiment.conditioning.low_resolution is not None:
         record["baselines"] = judge_baselines(experiment, reference)

@@ -194,8 +194,7 @@ def _caption(rows: Rows, wanted: dict[str, Any], frechet: dict[str, Any] | None)
     what = "points" if wanted["data.levels"] is None else "images"
     parts = [
         f"{wanted['data.name']} ({wanted['data.version']}), {images} {what} of its "
-        f"{wanted['data.split']} split; {_solver(wanted)}; {wanted['likelihood.divergence']} "
-        "divergence."
+        f"{wanted['data.split']} split; {_solver(wanted)}; {_divergence(wanted)}."
     ]
     if wanted["data.entropy"] is not None:
         parts.append(f"A perfect density has NLL {wanted['data.entropy']:.3f}.")
@@ -215,6 +214,15 @@ def _caption_2(rows: Rows, wanted: dict[str, Any], frechet: dict[str, Any]) -> s
         f"{wanted['samples.batch_size']}."
     ]
     return " ".join([*parts, _errors(rows, "images"), *_unfinished(rows)])
+
+
+def _divergence(wanted: dict[str, Any]) -> str:
+    if wanted["likelihood.divergence"] == "exact":
+        return "exact divergence"
+    probes = wanted["likelihood.probes"]
+    if probes == 1:  # evaluations from before bounds took two
+        return "hutchinson divergence by one probe, with which K > 1 over-states the likelihood"
+    return f"hutchinson divergence by {probes} probes"
 
 
 def _solver(wanted: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ METHODS = {
     ("sr3", "vp"): "SR3",
 }
 WITHOUT_PATH = {"maximum_likelihood": "CNF, maximum likelihood", "regression": "Regression"}
+# How the scores that a solve for the likelihood makes are named.
+LIKELIHOODS = ("bits_per_dim", "log_likelihood", "likelihood_nfe")
 # Sections of a config that do not change what is trained.
 EVALUATION = ("guidance", "solver", "evaluate", "upsample", "figures", "mesh")
 
@@ -131,8 +134,23 @@ def results(run: Run, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for record in run.records:
         if conditions(record) == wanted:
             for weights, values in record["results"].items():
-                found[weights] = found.get(weights, {}) | values
+                found[weights] = found.get(weights, {}) | trusted(values)
     return found
+
+
+def trusted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what an evaluation measured, all that is a result.
+
+    A likelihood whose solve gave up is none, nor is the number of calls of such samples; a number
+    that is not finite is none.
+    """
+    names = set(values)
+    if not values.get("converged", True):
+        names -= {name for name in values if name.startswith(LIKELIHOODS)}
+    if not values.get("samples_converged", True):
+        names.discard("sample_nfe")
+    is_number = lambda x: not isinstance(x, float) or math.isfinite(x)  # noqa: E731
+    return {name: x for name, x in values.items() if name in names and is_number(x)}
 
 
 def baselines(run: Run, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:

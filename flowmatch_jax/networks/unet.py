@@ -6,6 +6,7 @@ are settings of it, with the same number of parameters (tests/networks/unet_test
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -150,6 +151,8 @@ class UNet(nn.Module):
             raise UserError(
                 "multipliers", self.multipliers, "they are one positive integer a level"
             )
+        if not math.isfinite(self.time_scale) or self.time_scale == 0:
+            raise UserError("time_scale", self.time_scale, "it must be finite, and not 0")
         at_least("heads", self.heads, 1)
         if self.head_channels is not None:
             at_least("head_channels", self.head_channels, 1)

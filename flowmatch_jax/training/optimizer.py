@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import optax
 
-from flowmatch_jax.errors import UserError, at_least, fraction, one_of
+from flowmatch_jax.errors import UserError, at_least, fraction, one_of, positive
 
 FLOOR = 1e-8  # the learning rate at both ends of the paper's schedule
 
@@ -55,8 +55,7 @@ def learning_rate_schedule(
     at_least("warmup_steps", warmup_steps, 0)
     if not warmup_steps < steps:
         raise UserError("warmup_steps", warmup_steps, f"it must be below train.steps = {steps}")
-    if not learning_rate > 0:
-        raise UserError("learning_rate", learning_rate, "it must be greater than 0")
+    positive("learning_rate", learning_rate)
     return SCHEDULES[schedule](learning_rate, steps, warmup_steps)
 
 
@@ -69,8 +68,8 @@ def adam(
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
     """Adam after clipping the gradient's global norm; AdamW where there is weight decay."""
-    if clip_norm is not None and not clip_norm > 0:
-        raise UserError("clip_norm", clip_norm, "it must be greater than 0, or unset")
+    if clip_norm is not None:
+        positive("clip_norm", clip_norm)
     at_least("weight_decay", weight_decay, 0.0)
     fraction("b1", b1)
     fraction("b2", b2)

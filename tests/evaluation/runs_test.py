@@ -90,6 +90,17 @@ class RunsTest(parameterized.TestCase):
         self.assertEqual(runs.ks(found["ema"]), [1, 20])
         self.assertEqual(runs.ks(found["raw"]), [1])
 
+    def test_a_solve_that_gave_up_is_no_result(self):
+        values = scores(4.867) | {"converged": False, "samples_converged": True, "sample_nfe": 50.0}
+        run = self.run_of("a", records=[self.record({"ema": values})])
+        found = runs.results(run, runs.alike([run]))["ema"]
+        self.assertEmpty(runs.ks(found))
+        self.assertEqual(found["sample_nfe"], 50.0)
+        values |= {"converged": True, "samples_converged": False}
+        self.assertNotIn("sample_nfe", runs.trusted(values))
+        self.assertEqual(runs.trusted(values)["bits_per_dim_k1"], 4.867)
+        self.assertNotIn("psnr", runs.trusted({"psnr": float("nan")}))
+
     def test_distances_measured_differently_are_refused(self):
         other = self.record({"ema": scores()}, frechet__generated=50)
         both = [self.run_of("a"), self.run_of("b", records=[other])]
