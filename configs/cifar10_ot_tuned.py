@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.network.unet.heads = 1
     config.network.unet.conv_resampling = False
     config.network.unet.dropout = 0.3
+    config.network.unet.time_scale = 1.0
 
     config.optimizer.learning_rate = 1e-4
     config.optimizer.schedule = "constant"

@@ -1,22 +1,14 @@
 """The methods that are compared: each turns the config of flow matching with OT into its own.
 
-Path and objective change, and what the network is told of the time, which is each method's best on
-digits (docs/results.md); but for `tuned`, which is another recipe.
+Path and objective change, and nothing else; but for `tuned`, which is another recipe.
 """
 
 from ml_collections import ConfigDict
 
 
 def vp(config: ConfigDict) -> ConfigDict:
-    """Flow matching with the VP path, "FM w/ Diffusion".
-
-    The network is told lambda_t = log(alpha_t / sigma_t), in units of its sinusoids' radians. In t
-    it cannot tell the noise levels near the data apart: sigma_t falls from 0.045 to 0.001 over
-    t in [0.99, 1].
-    """
+    """Flow matching with the VP path, "FM w/ Diffusion"."""
     config.path.name = "vp"
-    config.network.time_input = "log_snr"
-    config.network.unet.time_scale = 24.0
     return config
 
 

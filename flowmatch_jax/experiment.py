@@ -355,7 +355,6 @@ def _check_numbers(config: ConfigDict) -> None:
         if not config.evaluate.dequantisations:
             raise UserError("dequantisations", (), "give at least one K, such as (1,)")
         whole_numbers("dequantisations", config.evaluate.dequantisations, 1)
-        whole_numbers("classes", config.evaluate.classes, 0)
         for k in config.evaluate.dequantisations:
             likelihood.validate_probes(k, config.evaluate.divergence, config.evaluate.probes)
         if config.evaluate.extractor is not None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from flowmatch_jax.errors import RunStopped
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
@@ -27,6 +31,54 @@ def write_atomically(path: Path, data: str | bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: it cannot be read; FileNotFoundError: it is not there.
+        Unreadable: it is cut, empty or no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise Unreadable(path, f"it is no whole JSON file: {error}") from error
+
+
+class Unreadable(ValueError):
+    """A file that does not hold what it is for: its path, and why."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+
+def remembered(
+    path: Path, load: Callable[[Path], T], make: Callable[[], T], dump: Callable[[T], bytes]
+) -> T:
+    """What ``make`` gives, remembered in a file of a cache, which is never worth a run.
+
+    A file that cannot be read is made again, and one that cannot be written is done without, each
+    with a warning.
+
+    Args:
+        load: reads the file; any exception of it means that the file is of no use.
+        dump: turns the value into what is written.
+    """
+    try:
+        return load(path)
+    except FileNotFoundError:
+        pass
+    except Exception as error:  # a damaged file makes readers raise all kinds
+        logger.warning("%s cannot be read, and is made again: %s", path, error)
+    value = make()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, dump(value))
+    except OSError as error:
+        logger.warning("%s cannot be written, and is made again next time: %s", path, error)
+    return value
 
 
 def move_folder(partial: Path, final: Path) -> None:

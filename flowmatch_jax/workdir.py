@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 import socket
 import tempfile
@@ -22,8 +23,10 @@ from ml_collections import ConfigDict
 
 from flowmatch_jax.data.sources import Source
 from flowmatch_jax.errors import UserError
-from flowmatch_jax.files import owned, write_atomically
+from flowmatch_jax.files import Unreadable, owned, read_json, write_atomically
 from flowmatch_jax.processes import everywhere
+
+logger = logging.getLogger(__name__)
 
 # These change how the same network is computed or trained, not what it is.
 NETWORK_IRRELEVANT = ("dtype", "remat", "dropout")
@@ -51,7 +54,7 @@ def open_workdir(workdir: Path, config: ConfigDict) -> None:
         allowed = f"it cannot be written ({error.strerror}); give another --workdir"
         raise UserError("--workdir", str(workdir), allowed) from error
     if has_checkpoint(workdir) and (workdir / "config.json").exists():
-        before = json.loads((workdir / "config.json").read_text())
+        before = read_record(workdir / "config.json", "the run is by the config that you give")
         _check_identity(workdir, before, json.loads(config.to_json()))
 
 
@@ -84,8 +87,35 @@ def has_checkpoint(workdir: Path) -> bool:
 
 
 def user_cache() -> Path:
-    """The folder of what can be made again: compiled programs, statistics of data sets."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "flowmatch_jax"
+    """The folder of what can be made again: compiled programs, statistics of data sets.
+
+    Without a home it lies among the system's temporary files.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        folder = Path(tempfile.gettempdir())
+    return folder / "flowmatch_jax"
+
+
+def read_record(path: Path, if_sure: str) -> dict[str, Any]:
+    """A record of a run, config.json or data.json.
+
+    Args:
+        if_sure: of what the user must be sure to do without it.
+
+    Raises:
+        UserError: it is cut, empty or no record.
+    """
+    try:
+        record = read_json(path)
+        if isinstance(record, dict):
+            return record
+        reason = "it is no record of a run"
+    except Unreadable as error:
+        reason = error.reason
+    allowed = f"{path.name} in it cannot be read ({reason}); delete that file if you are sure that "
+    raise UserError("--workdir", str(path.parent), allowed + if_sure)
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
@@ -100,13 +130,28 @@ def check_data(workdir: Path, source: Source) -> None:
     """
     path = workdir / "data.json"
     if has_checkpoint(workdir) and path.exists():
-        before = json.loads(path.read_text())
+        before = read_record(path, "the run was trained on the data that you give")
         if before["sha256"] != source.content_hash:
             allowed = (
                 f"the run in {workdir} was trained on other {before['name']} data (version "
                 f"{before['version']}, {before['items']} items); give another --workdir"
             )
             raise UserError("config.data", f"{source.name} {source.version}", allowed)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The measurements of a metrics.jsonl; lines that are none, as torn ones, are left out."""
+    lines, torn = [], 0
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+            record["step"] + 0
+            lines.append(record)
+        except (ValueError, KeyError, TypeError):
+            torn += 1
+    if torn:
+        logger.warning("%s: %d lines that are no measurements are left out", path, torn)
+    return lines
 
 
 def write_data(workdir: Path, source: Source) -> None:

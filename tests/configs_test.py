@@ -128,6 +128,7 @@ TUNED = {
     "data.flip": True,
     "objective.time": "skewed",
     "network.unet.dropout": 0.3,
+    "network.unet.time_scale": 1.0,
     "optimizer.learning_rate": 1e-4,
     "optimizer.b1": 0.9,
     "optimizer.b2": 0.95,
@@ -235,7 +236,7 @@ class EveryConfigTest(ConfigTestCase):
         self.assertEqual((config.train.keep_every or 0) % config.train.checkpoint_every, 0)
 
     @parameterized.parameters(*[name for name in NAMES if name.split("_")[-1] in METHODS])
-    def test_methods_differ_in_path_objective_and_time_input_alone(self, name):
+    def test_methods_differ_in_path_and_objective_alone(self, name):
         data, _, method = name.rpartition("_")
         path, objective, predicts = METHODS[method]
         expected = load(f"{data}_ot")
@@ -245,9 +246,6 @@ class EveryConfigTest(ConfigTestCase):
             expected.method = "Score Matching, score output"
         if method == "scoreflow":
             expected.objective.time = "importance"
-        if path == "vp":
-            expected.network.time_input = "log_snr"
-            expected.network.unet.time_scale = 24.0
         config = load(name)
         self.assertEqual(config.to_dict(), expected.to_dict())
         built = build(config).path
@@ -309,9 +307,6 @@ class SuperResolutionTest(ConfigTestCase):
             expected = load(name)
             expected.path.name = path
             expected.objective.update(name=method, predicts=predicts)
-            if method == "sr3":
-                expected.network.time_input = "log_snr"
-                expected.network.unet.time_scale = 24.0
             if (name, method) == ("imagenet_sr64_256", "regression"):
                 expected.optimizer.learning_rate = 1e-5  # SR3's
             self.assertEqual(load(f"{name}_{method}").to_dict(), expected.to_dict())

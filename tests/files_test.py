@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,16 @@ from unittest import mock
 from absl.testing import absltest
 
 from flowmatch_jax.errors import RunStopped
-from flowmatch_jax.files import full_disk_stops, locked, move_folder, owned, write_atomically
+from flowmatch_jax.files import (
+    Unreadable,
+    full_disk_stops,
+    locked,
+    move_folder,
+    owned,
+    read_json,
+    remembered,
+    write_atomically,
+)
 
 
 class FilesTest(absltest.TestCase):
@@ -47,6 +57,39 @@ class FilesTest(absltest.TestCase):
             thread.join()
         self.assertIn(path.read_text(), texts)
         self.assertEqual(os.listdir(self.folder), ["a.json"])
+
+    def test_json_that_is_whole(self):
+        path = self.folder / "a.json"
+        with self.assertRaises(FileNotFoundError):
+            read_json(path)
+        path.write_text('{"a": [1]}')
+        self.assertEqual(read_json(path), {"a": [1]})
+        for data in (b"", b'{"a": [', b"\xff"):
+            path.write_bytes(data)
+            with self.assertRaisesRegex(Unreadable, "a.json: it is no whole JSON"):
+                read_json(path)
+
+    def test_what_is_remembered_is_made_once_and_never_worth_a_run(self):
+        path, made = self.folder / "deep" / "n.json", []
+
+        def recall():
+            dump = lambda n: json.dumps(n).encode()  # noqa: E731
+            return remembered(path, read_json, lambda: made.append(1) or 7, dump)
+
+        self.assertEqual((recall(), recall(), len(made)), (7, 7, 1))
+        path.write_bytes(b"")
+        with self.assertLogs("flowmatch_jax.files", "WARNING") as logs:
+            self.assertEqual(recall(), 7)
+        self.assertIn("n.json cannot be read, and is made again", logs.output[0])
+        self.assertEqual((recall(), len(made)), (7, 2))
+        path.unlink()
+        full = OSError(errno.ENOSPC, "No space left on device")
+        with (
+            mock.patch.object(os, "fsync", side_effect=full),
+            self.assertLogs("flowmatch_jax.files", "WARNING") as logs,
+        ):
+            self.assertEqual(recall(), 7)
+        self.assertIn("No space left", logs.output[0])
 
     def test_one_owner(self):
         path = self.folder / "lock"

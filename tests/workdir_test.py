@@ -1,6 +1,8 @@
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -12,6 +14,7 @@ from flowmatch_jax.workdir import (
     check_data,
     open_workdir,
     trained_by_this_run,
+    user_cache,
     write_config,
     write_data,
 )
@@ -115,6 +118,31 @@ class WorkdirTest(parameterized.TestCase):
         (self.workdir / "checkpoints").mkdir()  # as a run leaves it that stopped early
         self.config.network.unet.channels = 64
         open_workdir(self.workdir, self.config)
+
+    @parameterized.parameters(b"", b"{", b"[]", b"\xff")
+    def test_records_that_are_cut_are_told_and_may_be_deleted(self, data):
+        self.start_run()
+        write_data(self.workdir, digits("train"))
+        config, source = self.workdir / "config.json", digits("train")
+        for path, check in (
+            (config, lambda: open_workdir(self.workdir, self.config)),
+            (self.workdir / "data.json", lambda: check_data(self.workdir, source)),
+        ):
+            path.write_bytes(data)
+            with self.assertRaisesRegex(UserError, f"{path.name} in it cannot be read .*delete"):
+                check()
+            path.unlink()
+            check()
+
+    def test_a_cache_without_a_home(self):
+        for environment in ({}, {"XDG_CACHE_HOME": ""}):
+            with (
+                mock.patch.dict(os.environ, environment, clear=True),
+                mock.patch.object(Path, "home", side_effect=RuntimeError("no home")),
+            ):
+                self.assertTrue(user_cache().is_absolute())
+        with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": "/a"}):
+            self.assertEqual(user_cache(), Path("/a/flowmatch_jax"))
 
     @parameterized.parameters("a[1]", "a*", "what?")
     def test_a_path_that_orbax_takes_for_a_pattern(self, name):

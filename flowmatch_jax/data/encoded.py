@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from flowmatch_jax.progress import progress_bar
 logger = logging.getLogger(__name__)
 
 CHUNK = 4096  # images decoded between two writes
+SEALED, SEALED_BLOCKS = 4096, 256  # bytes of a block that a seal knows, and how many there are
 
 
 class CorruptImage(ValueError):
@@ -104,7 +106,7 @@ def decoded(
     """All pictures as one array, mapped from a file that is made the first time.
 
     The file is built beside its place and moved there when whole; of several processes one builds
-    and the others wait.
+    and the others wait. One that is no longer what was built is built again.
 
     Args:
         folder: where x.npy, kept.npy and corrupt.json go.
@@ -117,20 +119,53 @@ def decoded(
     Raises:
         UserError: more are unreadable, or the folder cannot be written.
     """
-    if not folder.is_dir():
-        try:
+    try:
+        if _harm(folder) is not None:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with locked(folder.with_suffix(".lock")):
-                if not folder.is_dir():
+                harm = _harm(folder)
+                if folder.is_dir() and harm is not None:
+                    logger.warning("%s %s: its pictures are decoded again", folder, harm)
+                    shutil.rmtree(folder)
+                if harm is not None:
                     _build(pictures, folder, max_corrupt, desc)
-        except OSError as error:
-            allowed = (
-                f"the images cannot be decoded into {folder} ({error}); make room, give another "
-                "data_dir, or decode them whenever they are read: storage=records"
-            )
-            raise UserError("storage", "memory", allowed) from error
+    except OSError as error:
+        allowed = (
+            f"the images cannot be decoded into {folder} ({error}); make room, give another "
+            "data_dir, or decode them whenever they are read: storage=records"
+        )
+        raise UserError("storage", "memory", allowed) from error
     CorruptCount(max_corrupt).add(json.loads((folder / "corrupt.json").read_text()))
     return np.load(folder / "x.npy", mmap_mode="r"), np.load(folder / "kept.npy")
+
+
+def _harm(folder: Path) -> str | None:
+    """What keeps decoded pictures from being used; None where nothing does.
+
+    The large file is judged by its size and some of its blocks, so that a start stays quick.
+    """
+    if not folder.is_dir():
+        return "is not there"
+    try:
+        json.loads((folder / "corrupt.json").read_bytes())
+        x, kept = np.load(folder / "x.npy", mmap_mode="r"), np.load(folder / "kept.npy")
+        seal = folder / "seal.txt"  # which older ones have not
+        is_other = seal.exists() and seal.read_bytes() != _seal(folder / "x.npy").encode()
+        if is_other or len(x) != len(kept):
+            return "does not hold what was decoded"
+    except (ValueError, EOFError, FileNotFoundError) as error:
+        return f"cannot be read ({error})"
+    return None
+
+
+def _seal(path: Path) -> str:
+    """The size of a file and a hash of blocks of it, some hundred from its begin to its end."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        for place in np.linspace(0, max(0, size - SEALED), SEALED_BLOCKS, dtype=np.int64):
+            file.seek(int(place))
+            digest.update(file.read(SEALED))
+    return f"{size} {digest.hexdigest()}"
 
 
 def _build(pictures: Pictures, folder: Path, max_corrupt: int, desc: str) -> None:
@@ -141,6 +176,7 @@ def _build(pictures: Pictures, folder: Path, max_corrupt: int, desc: str) -> Non
         kept, corrupt = _decode_into(partial / "x.npy", pictures, max_corrupt, desc)
         np.save(partial / "kept.npy", np.array(kept, np.int64))
         (partial / "corrupt.json").write_text(json.dumps(corrupt))
+        (partial / "seal.txt").write_text(_seal(partial / "x.npy"))
         move_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from flowmatch_jax.errors import UserError
-from flowmatch_jax.files import write_atomically
+from flowmatch_jax.files import Unreadable, read_json, remembered
 from flowmatch_jax.progress import progress_bar
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -126,15 +126,19 @@ def _hashes(root: Path, files: list[str], cache: Path) -> list[str]:
         [path, stat.st_size, stat.st_mtime_ns] for path, stat in zip(files, stats, strict=True)
     ]
     known = cache / f"{hashlib.sha256(json.dumps([str(root), listing]).encode()).hexdigest()}.json"
-    if known.exists():
-        return json.loads(known.read_text())
 
     def sha256(path: str) -> str:
         return hashlib.sha256((root / path).read_bytes()).hexdigest()
 
-    with ThreadPoolExecutor() as pool:
-        hashing = pool.map(sha256, files)
-        hashes = list(progress_bar(hashing, total=len(files), desc=f"hashing {root.name}"))
-    cache.mkdir(parents=True, exist_ok=True)
-    write_atomically(known, json.dumps(hashes))
-    return hashes
+    def make() -> list[str]:
+        with ThreadPoolExecutor() as pool:
+            hashing = pool.map(sha256, files)
+            return list(progress_bar(hashing, total=len(files), desc=f"hashing {root.name}"))
+
+    def load(path: Path) -> list[str]:
+        hashes = read_json(path)
+        if len(hashes) != len(files) or not all(len(sha) == 64 for sha in hashes):
+            raise Unreadable(path, "it does not hold a hash of each file")
+        return hashes
+
+    return remembered(known, load, make, lambda hashes: json.dumps(hashes).encode())

@@ -36,7 +36,7 @@ from flowmatch_jax.data import records
 from flowmatch_jax.data.archives import LAYOUTS, Archive, Item, Layout, Split
 from flowmatch_jax.data.images import decode, encode, square
 from flowmatch_jax.errors import UserError, one_of
-from flowmatch_jax.files import locked, write_atomically
+from flowmatch_jax.files import locked, read_json, write_atomically
 
 TIMEOUT = 10  # seconds without an answer from a server
 BLOCK = 1 << 20
@@ -127,7 +127,10 @@ def _download(archive: Archive, path: Path) -> None:
 
 def _check_archives(paths: dict[Archive, Path], origin: str, remembered: Path) -> None:
     """Compare checksums; archives that were checked and have not changed are not read again."""
-    checked = json.loads(remembered.read_text()) if remembered.exists() else {}
+    try:
+        checked = dict(read_json(remembered))
+    except (OSError, ValueError, TypeError):  # not there, or cut: all are checked again
+        checked = {}
     for archive, path in paths.items():
         stat = path.stat()
         mark = [str(path), stat.st_size, stat.st_mtime_ns]

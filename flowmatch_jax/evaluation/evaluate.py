@@ -23,6 +23,7 @@ from flowmatch_jax.evaluation.quality import (
 from flowmatch_jax.evaluation.samples import Sampler, draw
 from flowmatch_jax.evaluation.scores import batch_size, make_scorer, score_split
 from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.files import read_json
 from flowmatch_jax.workdir import write_json
 
 logger = logging.getLogger(__name__)
@@ -105,13 +106,13 @@ def is_evaluated(experiment: Experiment, workdir: Path) -> bool:
     return any(
         set(experiment.config.evaluate.weights) <= record["results"].keys()
         and all(record.get(name) == wanted[name] for name in wanted)
-        for record in json.loads(path.read_text())["evaluations"]
+        for record in read_records(path)
     )
 
 
 def add_record(path: Path, record: dict[str, Any]) -> None:
     """Add an evaluation to the file of its step, in place of one made with the same settings."""
-    records = json.loads(path.read_text())["evaluations"] if path.exists() else []
+    records = read_records(path)
     results = {}
     for other in list(records):
         if all(other.get(name) == record[name] for name in record if name not in MEASURED):
@@ -119,6 +120,24 @@ def add_record(path: Path, record: dict[str, Any]) -> None:
             results = other["results"]
     records.append(record | {"results": results | record["results"]})
     write_json(path, {"step": record["step"], "evaluations": records})
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The evaluations of evaluation/<step>.json, oldest first; none where there is no such file.
+
+    A file that is cut or no JSON is put beside as <step>.json.unreadable, so that no evaluation is
+    lost because of the ones before it.
+    """
+    try:
+        return list(read_json(path)["evaluations"])
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        kept = path.with_name(f"{path.name}.unreadable")
+        logger.warning("%s cannot be read, and is kept as %s: %s", path, kept.name, error)
+        if jax.process_index() == 0:
+            path.replace(kept)
+        return []
 
 
 def settings(experiment: Experiment, step: int, reference: Reference | None) -> dict[str, Any]:

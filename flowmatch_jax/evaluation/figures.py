@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import tempfile
@@ -21,6 +20,7 @@ from flowmatch_jax.evaluation.runs import method_name
 from flowmatch_jax.evaluation.samples import items_of_batch, make_sampler
 from flowmatch_jax.evaluation.super_resolution import side_by_side
 from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.files import Unreadable, read_json
 from flowmatch_jax.likelihood import log_prob
 from flowmatch_jax.mesh import to_host
 from flowmatch_jax.metrics.extractors import score_name
@@ -70,7 +70,10 @@ def are_drawn(experiment: Experiment, workdir: Path) -> bool:
     """Whether the figures of the run's last step are there, drawn with these very settings."""
     path = workdir / "figures" / "figures.json"
     wanted = settings(experiment, experiment.config.train.steps)
-    return path.exists() and json.loads(path.read_text()) == wanted
+    try:
+        return read_json(path) == wanted
+    except (FileNotFoundError, Unreadable):
+        return False
 
 
 def settings(experiment: Experiment, step: int) -> dict[str, Any]:

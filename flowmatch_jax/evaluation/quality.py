@@ -7,6 +7,8 @@ import io
 import logging
 import math
 import time
+import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from flowmatch_jax.errors import UserError, section
 from flowmatch_jax.evaluation.samples import Sampler, items_of_batch
 from flowmatch_jax.evaluation.super_resolution import pair_scores, summary
 from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.files import write_atomically
+from flowmatch_jax.files import Unreadable, remembered, write_atomically
 from flowmatch_jax.mesh import to_host
 from flowmatch_jax.metrics.extractors import features_of, score_name
 from flowmatch_jax.metrics.frechet import Moments, frechet_distance
@@ -94,19 +96,26 @@ def _published_moments(experiment: Experiment) -> Moments:
 def _training_moments(experiment: Experiment) -> Moments:
     source, net = experiment.train_source, experiment.extractor
     name = f"{net.name}{net.side}-{net.sha256[:16]}-{source.levels}-{source.content_hash}.npz"
-    path = user_cache() / "reference" / name
-    if path.exists():
-        return Moments.load(path)
-    moments = Moments.empty(net.dims)
-    batches = ordered_batches(source, BATCH, max_corrupt=experiment.config.data.max_corrupt)
-    total = math.ceil(len(source) / BATCH)
-    for batch in progress_bar(batches, total=total, desc="reference"):
-        moments = moments.add(features_of(net, batch["x"])[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        path, _npz(mu=moments.mean, sigma=moments.cov, count=moments.count, shape=source.shape)
-    )
-    return moments
+
+    def make() -> Moments:
+        moments = Moments.empty(net.dims)
+        batches = ordered_batches(source, BATCH, max_corrupt=experiment.config.data.max_corrupt)
+        total = math.ceil(len(source) / BATCH)
+        for batch in progress_bar(batches, total=total, desc="reference"):
+            moments = moments.add(features_of(net, batch["x"])[0])
+        return moments
+
+    def dump(moments: Moments) -> bytes:
+        return _npz(mu=moments.mean, sigma=moments.cov, count=moments.count, shape=source.shape)
+
+    def load(path: Path) -> Moments:
+        path.stat()  # raises FileNotFoundError
+        moments = Moments.load(path)
+        if moments.mean.shape != (net.dims,) or moments.count != len(source):
+            raise Unreadable(path, "it holds moments of other features")
+        return moments
+
+    return remembered(user_cache() / "reference" / name, load, make, dump)
 
 
 def _training_features(experiment: Experiment) -> np.ndarray:
@@ -162,17 +171,21 @@ class Tally:
         """What `save` wrote; None where there is nothing, or it was drawn by other settings."""
         if not path.exists():
             return None
-        with np.load(path) as saved:
-            if str(saved["settings"]) != settings:
-                return None
-            return cls(
-                moments=Moments(int(saved["count"]), saved["mu"], saved["sigma"]),
-                drawn=int(saved["drawn"]),
-                not_finite=int(saved["not_finite"]),
-                converged=bool(saved["converged"]),
-                nfe=saved["nfe"].tolist(),
-                **{name: [saved[name]] if saved[name].size else [] for name in PARTS},
-            )
+        try:
+            with np.load(path) as saved:
+                if str(saved["settings"]) != settings:
+                    return None
+                return cls(
+                    moments=Moments(int(saved["count"]), saved["mu"], saved["sigma"]),
+                    drawn=int(saved["drawn"]),
+                    not_finite=int(saved["not_finite"]),
+                    converged=bool(saved["converged"]),
+                    nfe=saved["nfe"].tolist(),
+                    **{name: [saved[name]] if saved[name].size else [] for name in PARTS},
+                )
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            logger.warning("%s cannot be read, and samples are drawn anew: %s", path, error)
+            return None
 
 
 def judge_samples(

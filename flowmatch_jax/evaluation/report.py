@@ -14,7 +14,7 @@ from flowmatch_jax.evaluation import runs as runs_
 from flowmatch_jax.evaluation.overlays import draw_overlays
 from flowmatch_jax.evaluation.runs import Run
 from flowmatch_jax.evaluation.tables import Cell, Column, Table
-from flowmatch_jax.files import write_atomically
+from flowmatch_jax.files import Unreadable, write_atomically
 from flowmatch_jax.metrics.extractors import score_name
 from flowmatch_jax.workdir import write_csv
 
@@ -27,7 +27,8 @@ Rows = dict[str, list[Run]]
 def write_report(workdirs: Sequence[Path], folder: Path) -> None:
     """Write report.md with its tables (.md, .csv, .tex) and the figures beside it.
 
-    Of super-resolution that is table2, else table1 and, of images, table4.
+    Of super-resolution that is table2, else table1 and, of images, table4. Runs whose records are
+    cut are left out, with a warning.
 
     Args:
         workdirs: of runs; those that differ in nothing but the seed share a row.
@@ -36,7 +37,12 @@ def write_report(workdirs: Sequence[Path], folder: Path) -> None:
     Raises:
         UserError: a folder that is no evaluated run, or runs that were not evaluated alike.
     """
-    runs = [runs_.load_run(workdir) for workdir in dict.fromkeys(workdirs)]
+    runs = []
+    for workdir in dict.fromkeys(workdirs):
+        try:
+            runs.append(runs_.load_run(workdir))
+        except Unreadable as error:
+            logger.warning("Left out, since it cannot be read: %s", error)
     if not runs:
         raise UserError("--runs", "", "give the folders of one or more runs, a,b,...")
     wanted = runs_.alike(runs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from statistics import median
 from typing import Any
 
 from flowmatch_jax.errors import UserError
+from flowmatch_jax.files import Unreadable, read_json
+from flowmatch_jax.workdir import read_metrics
 
 # (objective, path) -> the paper's name of a method
 METHODS = {
@@ -52,10 +53,8 @@ class Run:
 
     def milliseconds_a_step(self) -> float | None:
         """Median over the measurements of training; None where there are none."""
-        path = self.workdir / "metrics.jsonl"
-        if not path.exists():
-            return None
-        rates = [json.loads(line)["images_per_second"] for line in path.read_text().splitlines()]
+        lines = read_metrics(self.workdir / "metrics.jsonl")
+        rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
         # The first interval compiles.
         rates = rates[1:] or rates
         return 1000 * self.config["train"]["batch_size"] / median(rates) if rates else None
@@ -76,19 +75,27 @@ def load_run(workdir: Path) -> Run:
 
     Raises:
         UserError: it is no run, or has no evaluation yet.
+        Unreadable: its config or its evaluation is cut.
     """
     if not (workdir / "config.json").exists():
         allowed = "there is no run (no config.json); give the folders of runs"
         raise UserError("--runs", str(workdir), allowed)
-    files = {int(path.stem): path for path in (workdir / "evaluation").glob("*.json")}
+    files = {
+        int(path.stem): path
+        for path in (workdir / "evaluation").glob("*.json")
+        if path.stem.isdigit()
+    }
     if not files:
         allowed = (
             f"it has no evaluation; make one: --mode=evaluate --config=... --workdir={workdir}"
         )
         raise UserError("--runs", str(workdir), allowed)
     step = max(files)
-    config = json.loads((workdir / "config.json").read_text())
-    return Run(workdir, config, step, json.loads(files[step].read_text())["evaluations"])
+    try:
+        config, evaluations = read_json(workdir / "config.json"), read_json(files[step])
+        return Run(workdir, config, step, list(evaluations["evaluations"]))
+    except (KeyError, TypeError) as error:
+        raise Unreadable(files[step], "it holds no evaluations") from error
 
 
 def conditions(record: dict[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class UNet(nn.Module):
         num_classes: of class-conditional networks; None for unconditional ones.
         condition_channels: channels of an image given beside x; 0 for none.
         time_scale: t is multiplied by this before its sinusoids, whose frequencies are 1 and less
-            (not stated in the paper; ADM's is 1000).
+            (not stated in the paper; ADM's is 1000, torchcfm's and facebookresearch's 1).
         dtype: computing dtype, e.g. bfloat16; None follows x. Parameters are float32, the output
             has x's dtype. Time and label are embedded in float32 at least: bfloat16 has 15
             different times in [0.999, 1].
@@ -66,7 +66,7 @@ class UNet(nn.Module):
     conv_resampling: bool = True
     num_classes: int | None = None
     condition_channels: int = 0
-    time_scale: float = 1.0
+    time_scale: float = 1000.0
     dtype: Any = None
     remat: bool = False
 

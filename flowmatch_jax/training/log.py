@@ -15,6 +15,7 @@ from tensorboardX import SummaryWriter
 from flowmatch_jax.files import write_atomically
 from flowmatch_jax.processes import largest
 from flowmatch_jax.progress import progress_bar
+from flowmatch_jax.workdir import read_metrics
 
 
 class RunLog:
@@ -137,13 +138,6 @@ class Meter:
 
 
 def _keep_lines_until(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            break  # the line that a killed run was writing
-    write_atomically(path, "".join(kept))
+    if path.exists():
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -60,6 +61,38 @@ class EncodedTest(absltest.TestCase):
         before = (self.folder / "x.npy").stat().st_mtime_ns
         again, _ = decoded(pictures(300), self.folder, 0, "test")
         np.testing.assert_array_equal(again, x)
+        self.assertEqual((self.folder / "x.npy").stat().st_mtime_ns, before)
+
+    def test_what_is_no_longer_what_was_decoded_is_decoded_again(self):
+        def zeros(path):
+            path.write_bytes(path.read_bytes()[:128] + bytes(path.stat().st_size - 128))
+
+        harms = {
+            "x.npy": (
+                zeros,
+                lambda p: os.truncate(p, 5000),
+                lambda p: p.write_bytes(b""),
+                os.remove,
+            ),
+            "kept.npy": (lambda p: os.truncate(p, 60), lambda p: np.save(p, np.arange(3))),
+            "corrupt.json": (lambda p: p.write_text("{"), lambda p: p.write_bytes(b"\xff")),
+            "seal.txt": (lambda p: p.write_bytes(b"\xff"),),
+        }
+        for name, kinds in harms.items():
+            for harm in kinds:
+                decoded(pictures(300), self.folder, 0, "test")
+                harm(self.folder / name)
+                with self.assertLogs("flowmatch_jax", "WARNING") as logs:
+                    x, kept = decoded(pictures(300), self.folder, 0, "test")
+                self.assertIn("decoded again", logs.output[0])
+                np.testing.assert_array_equal(x[:, 0, 0, 0], np.arange(300) % 256)
+                self.assertLen(kept, 300)
+
+    def test_what_was_decoded_before_there_were_seals_is_used(self):
+        decoded(pictures(), self.folder, 0, "test")
+        (self.folder / "seal.txt").unlink()
+        before = (self.folder / "x.npy").stat().st_mtime_ns
+        decoded(pictures(), self.folder, 0, "test")
         self.assertEqual((self.folder / "x.npy").stat().st_mtime_ns, before)
 
     def test_unreadable_ones_are_left_out_and_logged_by_name(self):

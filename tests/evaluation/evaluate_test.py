@@ -90,6 +90,17 @@ class ConditionTest(absltest.TestCase):
         (record,) = json.loads((workdir / "evaluation" / "3.json").read_text())["evaluations"]
         self.assertEqual(set(record["results"]), {"ema", "raw"})
 
+    def test_an_evaluation_is_not_lost_because_of_the_ones_before_it(self):
+        path = Path(self.create_tempdir().full_path) / "7.json"
+        record = {"step": 7, "results": {"ema": {"psnr": 1.0}}}
+        for data in (b"", b'{"evaluations": [', b"\xff", b"[]", b'{"other": 1}'):
+            path.write_bytes(data)
+            with self.assertLogs("flowmatch_jax.evaluation.evaluate", "WARNING") as logs:
+                evaluate.add_record(path, record)
+            self.assertIn("cannot be read", logs.output[0])
+            self.assertEqual(evaluate.read_records(path), [record])
+            self.assertEqual(path.with_name("7.json.unreadable").read_bytes(), data)
+
     def test_no_likelihood_without_a_field(self):
         experiment = regression(evaluate__generated=64 + 8)
         workdir = Path(self.create_tempdir().full_path)

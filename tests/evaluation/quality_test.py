@@ -133,6 +133,36 @@ class QualityTest(absltest.TestCase):
         expected = frechet_distance(reference(rest).moments, held.moments)
         self.assertAlmostEqual(judged["fd_pixels"], expected, places=9)
 
+    def test_a_partial_evaluation_that_is_cut_is_begun_anew(self):
+        held, path = reference(self.noise(2)), Path(self.create_tempdir().full_path) / "p.npz"
+        expected = self.judge(20, held)
+        for data in (b"", b"PK\3\4 cut", b"\xff" * 100):
+            path.write_bytes(data)
+            with self.assertLogs("flowmatch_jax.evaluation.quality", "WARNING") as logs:
+                self.assertEqual(self.judge(20, held, partial=(path, "{}")), expected)
+            self.assertIn("drawn anew", logs.output[0])
+
+    def test_a_cache_is_not_worth_a_run(self):
+        """Cut, of other features, in a folder that is a file: the reference is computed."""
+        expected = quality.moments_hash(quality.make_reference(images()).moments)
+        cache = Path(self.create_tempdir().full_path)
+        with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(cache)}):
+            quality.make_reference(images())
+            (path,) = (cache / "flowmatch_jax" / "reference").iterdir()
+            whole, other = path.read_bytes(), cache / "other.npz"
+            np.savez(other, mu=np.zeros(3), sigma=np.eye(3), count=1500)
+            for data in (b"", whole[:200], other.read_bytes()):
+                path.write_bytes(data)
+                with self.assertLogs("flowmatch_jax.files", "WARNING"):
+                    moments = quality.make_reference(images()).moments
+                self.assertEqual(quality.moments_hash(moments), expected)
+                self.assertEqual(path.read_bytes(), whole)
+        with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(other)}):
+            with self.assertLogs("flowmatch_jax.files", "WARNING") as logs:
+                moments = quality.make_reference(images()).moments
+            self.assertIn("cannot be", logs.output[0])
+            self.assertEqual(quality.moments_hash(moments), expected)
+
     def test_scores_besides_the_distance(self):
         held = reference(self.noise(5))
         judged = self.judge(40, held, evaluate__scores=("kernel_distance", "precision_recall"))

@@ -4,6 +4,7 @@ from absl.testing import absltest, parameterized
 
 from flowmatch_jax.errors import UserError
 from flowmatch_jax.evaluation import runs
+from flowmatch_jax.files import Unreadable
 from tests.evaluation.cases import CONFIG, RECORD, changed, scores, write_run
 
 
@@ -44,6 +45,22 @@ class RunsTest(parameterized.TestCase):
             runs.load_run(self.folder)
         with self.assertRaisesRegex(UserError, "--runs: got .*no evaluation; .*--mode=evaluate"):
             self.run_of("a", records=[])
+
+    @parameterized.parameters("config.json", "evaluation/100.json")
+    def test_records_that_are_cut(self, name):
+        workdir = write_run(self.folder / "a")
+        for data in (b"", b'{"a": ', b"\xff", b"[]", b'{"evaluations": 3}'):
+            if name == "config.json" and data[:1] in b"[{" and data.endswith((b"]", b"}")):
+                continue
+            (workdir / name).write_bytes(data)
+            with self.assertRaisesRegex(Unreadable, f"{name}: "):
+                runs.load_run(workdir)
+
+    def test_stray_files_are_not_looked_at(self):
+        workdir = write_run(self.folder / "a")
+        for name in ("._100.json", ".DS_Store", "notes.json", "100.json.unreadable"):
+            (workdir / "evaluation" / name).write_bytes(b"\0")
+        self.assertEqual(runs.load_run(workdir).step, 100)
 
     def test_the_newest_step_counts(self):
         workdir = write_run(self.folder / "a", records=[self.record({}, step=50)])

@@ -37,6 +37,17 @@ class RunLogTest(absltest.TestCase):
         self.write(20, 30)
         self.assertEqual([line["step"] for line in self.lines()], [10, 20, 30])
 
+    def test_lines_that_are_no_measurements_cost_no_others(self):
+        self.write(0, 10, 20)
+        path = self.workdir / "metrics.jsonl"
+        first, second = path.read_bytes().splitlines(keepends=True)
+        torn = [b"\n", b'{"step": 15, "lo\n', b"\xff\xfe\n", b"[1]\n", b'{"step": "x"}\n']
+        path.write_bytes(first + b"".join(torn) + second)
+        with self.assertLogs("flowmatch_jax.workdir", "WARNING") as logs:
+            self.write(20, 30)
+        self.assertIn("5 lines", logs.output[0])
+        self.assertEqual([line["step"] for line in self.lines()], [10, 20, 30])
+
     def test_tensorboard_events(self):
         self.write(0, 10)
         (path,) = (self.workdir / "tensorboard").iterdir()
