@@ -12,6 +12,7 @@ when a signal or a full disk ends it, told in one line too.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -277,6 +278,7 @@ def main(overrides: list[str]) -> None:
     """Run the mode asked for, alone or as one of several processes."""
     # This package's own messages; of the libraries', only warnings.
     absl.logging.set_verbosity(absl.logging.WARNING)
+    processes.interrupt_on_stops()
     try:
         processes.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         use_compilation_cache()
@@ -286,8 +288,9 @@ def main(overrides: list[str]) -> None:
         run_mode(_MODE.value, overrides)
     except (UserError, RunStopped) as error:
         stop(error)
-    except KeyboardInterrupt:
-        stop(RunStopped("SIGINT: the same command goes on from what is saved"))
+    except KeyboardInterrupt as interrupt:
+        name = interrupt.args[0] if interrupt.args else "SIGINT"
+        stop(RunStopped(f"{name}: the same command goes on from what is saved"))
     except Exception:
         traceback.print_exc()
         processes.leave(1)
@@ -298,6 +301,7 @@ def run_mode(mode: str, overrides: list[str]) -> None:
     config_file = _CONFIG.value
     name = Path(config_file.partition(":")[0]).stem if config_file else mode
     workdir = Path(_WORKDIR.value or Path("runs") / name).expanduser()
+    processes.same_everywhere("--mode", mode)
     with full_disk_stops(workdir):
         if mode == "report":
             write_report([Path(run).expanduser() for run in _RUNS.value], workdir)
@@ -320,5 +324,15 @@ def _seed(text: str) -> int:
     return int(text)
 
 
+def open_standard_streams() -> None:
+    """Open those that are closed, as by ``2>&-``: the next file would take their number."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+
+
 if __name__ == "__main__":
+    open_standard_streams()
     app.run(main, flags_parser=parse_flags)

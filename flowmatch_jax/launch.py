@@ -5,8 +5,9 @@
 
 Each process gets --coordinator, --processes and --process besides the script's own arguments, and
 an even part of the NVIDIA GPUs. Lines of output begin with the process's number; empty ones, and
-what moves progress bars back to the start of their line, are left out. SIGTERM and SIGINT are
-handed on to all. When a process fails, the others are ended.
+what moves progress bars back to the start of their line, are left out. SIGTERM, SIGINT and SIGHUP
+are handed on to all. When a process fails, it is named and the others are ended; they also end when
+the launcher is killed, or when nobody reads its output any more.
 Exit codes: that of the process that failed first (128 + n when signal n ended it), or 0; 2 a
 mistake of the user's, told in one line.
 """
@@ -14,6 +15,7 @@ mistake of the user's, told in one line.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import signal
 import socket
@@ -28,14 +30,17 @@ from threading import Lock, Thread
 from typing import IO, NoReturn
 
 from flowmatch_jax.errors import UserError, at_least
+from flowmatch_jax.processes import heard
 
-STOPS = (signal.SIGTERM, signal.SIGINT)
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # When a process has failed: seconds until the others are asked to end; the same where all were
 # asked before and may be writing a checkpoint; and from there until they are killed.
 FOLLOW, SAVE, END = 5.0, 300.0, 30.0
 
-# What happens, in order: signals to this process, exit codes of the others.
-Events = SimpleQueue[signal.Signals | int]
+PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that a process gets when its parent dies
+
+# What happens, in order: signals to this process, (number, exit code) of the others.
+Events = SimpleQueue[signal.Signals | tuple[int, int]]
 
 
 def launch(command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> int:
@@ -48,16 +53,16 @@ def launch(command: Sequence[str], environments: Sequence[Mapping[str, str]]) ->
     events: Events = SimpleQueue()
     previous = {
         number: signal.signal(number, lambda number, _: events.put(signal.Signals(number)))
-        for number in STOPS
+        for number in heard(STOPS)
     }
     flags = [f"--coordinator=127.0.0.1:{_free_port()}", f"--processes={len(environments)}"]
     children = [
         _start([*command, *flags, f"--process={i}"], environment)
         for i, environment in enumerate(environments)
     ]
-    copying = _copy_all(children)
-    for child in children:
-        Thread(target=_await, args=(child, events), daemon=True).start()
+    copying = _copy_all(children, events)
+    for i, child in enumerate(children):
+        Thread(target=_await, args=(i, child, events), daemon=True).start()
     try:
         return _supervise(children, events)
     finally:
@@ -85,13 +90,19 @@ def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess
         encoding="utf-8",
         errors="replace",
         start_new_session=True,  # Ctrl-C reaches a terminal's session: only us, who hand it on once
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
     )
 
 
-def _await(child: subprocess.Popen[str], events: Events) -> None:
+def _end_with_parent() -> None:
+    """Have this process get SIGTERM when the launcher is killed, which can hand nothing on."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _await(i: int, child: subprocess.Popen[str], events: Events) -> None:
     code = child.wait()
     _kill(child)  # what it has left behind would keep its output open
-    events.put(code if code >= 0 else 128 - code)
+    events.put((i, code if code >= 0 else 128 - code))
 
 
 def _kill(child: subprocess.Popen[str]) -> None:
@@ -120,17 +131,31 @@ def _supervise(children: Sequence[subprocess.Popen[str]], events: Events) -> int
             send(event if received < 3 else signal.SIGKILL)
             continue
         left -= 1
-        if event and not failure:
-            failure = event
+        i, code = event
+        if code and not failure:
+            failure = code
             deadline = time.monotonic() + (SAVE if received else FOLLOW)
+            if left and not received:
+                _tell(f"process {i} {_ended(code)}; the others are ended")
     return failure
 
 
-def _copy_all(children: Sequence[subprocess.Popen[str]]) -> list[Thread]:
+def _ended(code: int) -> str:
+    if code <= 128:
+        return f"failed with exit code {code}"
+    return f"was ended by {signal.Signals(code - 128).name}"
+
+
+def _tell(text: str) -> None:
+    with suppress(BrokenPipeError):
+        print(f"launch: {text}", file=sys.stderr, flush=True)
+
+
+def _copy_all(children: Sequence[subprocess.Popen[str]], events: Events) -> list[Thread]:
     """Threads that copy what processes write."""
     lock = Lock()
     threads = [
-        Thread(target=_copy, args=(source, target, f"[{i}] ", lock), daemon=True)
+        Thread(target=_copy, args=(source, target, f"[{i}] ", lock, events), daemon=True)
         for i, child in enumerate(children)
         for source, target in ((child.stdout, sys.stdout), (child.stderr, sys.stderr))
     ]
@@ -139,14 +164,23 @@ def _copy_all(children: Sequence[subprocess.Popen[str]]) -> list[Thread]:
     return threads
 
 
-def _copy(source: IO[str], target: IO[str], prefix: str, lock: Lock) -> None:
-    """Copy lines, which the \\r of progress bars ends too, with a prefix."""
-    with source, suppress(BrokenPipeError):
+def _copy(source: IO[str], target: IO[str], prefix: str, lock: Lock, events: Events) -> None:
+    """Copy lines, which the \\r of progress bars ends too, with a prefix.
+
+    When nobody reads them any more, as after ``| head``, the processes are asked to end; their
+    lines are still taken from them, or they would wait for that for ever.
+    """
+    is_read = True
+    with source:
         for line in source:
-            if line.strip():
-                with lock:
-                    target.write(f"{prefix}{line.rstrip()}\n")
-                    target.flush()
+            if is_read and line.strip():
+                try:
+                    with lock:
+                        target.write(f"{prefix}{line.rstrip()}\n")
+                        target.flush()
+                except BrokenPipeError:
+                    is_read = False
+                    events.put(signal.SIGTERM)
 
 
 def environments(

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
@@ -28,7 +29,7 @@ from flowmatch_jax.errors import RunStopped, UserError
 PATIENCE = 600.0  # seconds that processes wait for each other
 FAREWELL = 10.0  # seconds that a process that failed waits for the others to fail too
 HEARING = 2.0  # seconds between two looks at whether a process was asked to stop
-STOPS = (signal.SIGTERM, signal.SIGINT)
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # SIGHUP: the terminal is gone
 HOW_TO_GO_ON = "its own output says why; the same command goes on from the newest checkpoint"
 
 _rounds: Counter[str] = Counter()  # how often each meeting was held
@@ -270,8 +271,27 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
+def interrupt_on_stops() -> None:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt with their name, as Ctrl-C does without one.
+
+    So that they end every phase of a program alike.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    for number in heard((signal.SIGTERM, signal.SIGHUP)):
+        signal.signal(number, interrupt)
+
+
+def heard(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """Those of the signals that are to be handled: all but SIGHUP under nohup, which ignores it."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in numbers if number != signal.SIGHUP or not ignored]
+
+
 class StopNotice:
-    """SIGTERM and SIGINT ask a run to stop after a step, in all processes after the same one.
+    """SIGTERM, SIGINT and SIGHUP ask to stop after a step, in all processes after the same one.
 
         with StopNotice() as notice:
             for step in ...:
@@ -300,7 +320,7 @@ class StopNotice:
 
     def __enter__(self) -> StopNotice:
         if threading.current_thread() is threading.main_thread():
-            for number in STOPS:
+            for number in heard(STOPS):
                 self._previous[number] = signal.signal(number, self._receive) or signal.SIG_DFL
         return self
 

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import yaml
@@ -93,8 +94,7 @@ processes.barrier("the end")
             timeout=LIMIT,
             check=False,
         )
-        self.assertEqual(child.stderr, "")
-        return child.returncode
+        return child.returncode, child.stderr
 
     def test_failure_ends_the_others(self):
         """The first exit code counts, not those of the processes that are ended after it."""
@@ -103,7 +103,10 @@ if me == 1:
     sys.exit(7)
 signal.pause()
 """
-        self.assertEqual(self.run_impatiently(body, "--processes=3"), 7)
+        code, err = self.run_impatiently(body, "--processes=3")
+        self.assertEqual(code, 7)
+        said = "launch: process 1 failed with exit code 7; the others are ended\n"
+        self.assertEqual(err, said)
 
     def test_what_does_not_end_is_killed(self):
         body = """
@@ -113,7 +116,28 @@ if me == 1:
 while True:
     signal.pause()
 """
-        self.assertEqual(self.run_impatiently(body, "--processes=2"), 128 + signal.SIGKILL)
+        code, err = self.run_impatiently(body, "--processes=2")
+        self.assertEqual(code, 128 + signal.SIGKILL)
+        self.assertEqual(err, "launch: process 1 was ended by SIGKILL; the others are ended\n")
+
+    def test_processes_end_with_a_launcher_that_is_killed(self):
+        body = "print(os.getpid(), flush=True)\nsignal.pause()\n"
+        with self.start(body, "--processes=2") as launcher:
+            pids = [int(launcher.stdout.readline().split()[1]) for _ in range(2)]
+            launcher.kill()
+        deadline = time.monotonic() + LIMIT
+        while any(Path(f"/proc/{pid}").exists() for pid in pids):
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.05)
+
+    def test_processes_end_when_nobody_reads_them(self):
+        """As after ``| head -1``: they would fill the pipe and wait."""
+        body = "while True:\n    print('x' * 1000, flush=True)\n"
+        with self.start(body, "--processes=2") as launcher:
+            self.assertStartsWith(launcher.stdout.readline(), "[")
+            launcher.stdout.close()
+            self.assertEqual(launcher.wait(timeout=LIMIT), 128 + signal.SIGTERM)
+            launcher.stderr.close()
 
     def stop(self, body, number):
         """Signal a launcher whose processes say "ready"; the lines after it, and the exit code."""
@@ -131,7 +155,7 @@ while True:
     def test_signal_is_handed_on_once(self, number):
         """To all, and all may end in their own time."""
         body = """
-stops = {signal.SIGTERM, signal.SIGINT}
+stops = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 signal.pthread_sigmask(signal.SIG_BLOCK, stops)
 print("ready", flush=True)
 print(signal.sigwait(stops), signal.sigtimedwait(stops, 0.5), flush=True)

@@ -172,9 +172,12 @@ class AloneTest(parameterized.TestCase):
 class StopNoticeTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
-        # Commands that shells start in the background ignore SIGINT.
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        self.addCleanup(signal.signal, signal.SIGINT, before)
+        # Commands that shells start in the background ignore SIGINT, and under nohup SIGHUP.
+        for number, handler in (
+            (signal.SIGINT, signal.default_int_handler),
+            (signal.SIGHUP, signal.SIG_DFL),
+        ):
+            self.addCleanup(signal.signal, number, signal.signal(number, handler))
 
     @parameterized.parameters(*processes.STOPS)
     def test_stops_at_the_next_step(self, number):
@@ -204,6 +207,24 @@ class StopNoticeTest(parameterized.TestCase):
             signal.raise_signal(signal.SIGINT)
             ended = True
         self.assertTrue(ended)
+
+    def test_what_is_ignored_stays_ignored(self):
+        """As SIGHUP under nohup."""
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self.addCleanup(signal.signal, signal.SIGHUP, before)
+        processes.interrupt_on_stops()
+        with processes.StopNotice() as notice:
+            signal.raise_signal(signal.SIGHUP)
+            self.assertFalse(notice.reached(1))
+        self.assertEqual(signal.getsignal(signal.SIGHUP), signal.SIG_IGN)
+
+    @parameterized.parameters(signal.SIGTERM, signal.SIGHUP)
+    def test_stops_interrupt_by_name(self, number):
+        before = signal.signal(number, signal.SIG_DFL)
+        self.addCleanup(signal.signal, number, before)
+        processes.interrupt_on_stops()
+        with self.assertRaisesRegex(KeyboardInterrupt, number.name):
+            signal.raise_signal(number)
 
     def test_exception_passes(self):
         before = [signal.getsignal(number) for number in processes.STOPS]

@@ -20,7 +20,7 @@ import numpy as np
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.data.encoded import CorruptCount
 from flowmatch_jax.data.pipeline import ordered_batches, read_items
-from flowmatch_jax.errors import UserError, section
+from flowmatch_jax.errors import RunStopped, UserError, section
 from flowmatch_jax.evaluation.samples import Sampler, items_of_batch
 from flowmatch_jax.evaluation.super_resolution import pair_scores, summary
 from flowmatch_jax.experiment import Experiment
@@ -32,6 +32,7 @@ from flowmatch_jax.metrics.inception_score import inception_score
 from flowmatch_jax.metrics.kid import kernel_distance
 from flowmatch_jax.metrics.precision_recall import precision_recall
 from flowmatch_jax.pixels import quantise
+from flowmatch_jax.processes import StopNotice
 from flowmatch_jax.progress import progress_bar
 from flowmatch_jax.workdir import user_cache
 
@@ -261,7 +262,10 @@ def _draw(
     if tally.drawn:
         logger.info("Going on with %d samples drawn before", tally.drawn)
     saved_at = time.monotonic()
-    with progress_bar(total=count, initial=tally.drawn, desc="samples", hidden=silent) as bar:
+    with (
+        progress_bar(total=count, initial=tally.drawn, desc="samples", hidden=silent) as bar,
+        StopNotice() as notice,
+    ):
         while tally.drawn < count:
             batch = len(tally.nfe)
             solution = sampler(params, batch)
@@ -283,10 +287,17 @@ def _draw(
                 pairs = pair_scores(experiment.conditioning, to_host(images), originals)
                 tally.pairs.append(pairs[:wanted][finite])
             bar.update(wanted)
-            if partial is not None and time.monotonic() - saved_at > SAVE_EVERY:
+            stop = notice.reached(len(tally.nfe))
+            if partial is not None and (stop or time.monotonic() - saved_at > SAVE_EVERY):
                 if jax.process_index() == 0:
                     tally.save(*partial)
                 saved_at = time.monotonic()
+            if stop:
+                kept = f"which are kept in {partial[0]}" if partial else "which are not kept"
+                raise RunStopped(
+                    f"{notice.signal}: stopped after {tally.drawn} of {count} samples, {kept}; the "
+                    "same command goes on"
+                )
     return tally
 
 
