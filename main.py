@@ -146,6 +146,18 @@ def stop(error: Exception) -> NoReturn:
     processes.leave(1 if isinstance(error, RunStopped) else 2)
 
 
+def check_jax() -> None:
+    """Raise UserError where JAX is set in a way in which nothing here works."""
+    if jax.config.jax_disable_jit:
+        allowed = "training steps and solves are compiled; unset it"
+        raise UserError("JAX_DISABLE_JIT", True, allowed)
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        allowed = f"JAX finds no such devices ({str(error).splitlines()[0]}); unset it, or give cpu"
+        raise UserError("JAX_PLATFORMS", jax.config.jax_platforms, allowed) from error
+
+
 def use_compilation_cache() -> None:
     """Keep compiled programs in the user's cache folder, unless JAX was told of another one."""
     if jax.config.jax_compilation_cache_dir is None:
@@ -281,6 +293,7 @@ def main(overrides: list[str]) -> None:
     processes.interrupt_on_stops()
     try:
         processes.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        check_jax()
         use_compilation_cache()
         jax.config.update("jax_enable_x64", False)  # whatever JAX_ENABLE_X64 says: see WORKSPACE.md
         if jax.process_index() == 0:

@@ -1,8 +1,10 @@
+import shlex
+import subprocess
 from pathlib import Path
 
 from absl.testing import absltest, parameterized
 
-from tests.end_to_end.runs import DIGITS, run
+from tests.end_to_end.runs import DIGITS, ROOT, command, run
 
 EIGHT_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 
@@ -210,6 +212,20 @@ class MistakesTest(parameterized.TestCase):
             "a multiple of the number of devices, 8",
             **EIGHT_DEVICES,
         )
+
+    def test_devices_that_are_not_there(self):
+        self.check((DIGITS,), "JAX_PLATFORMS: got 'nope'", JAX_PLATFORMS="nope")
+
+    def test_jax_without_jit(self):
+        self.check((DIGITS,), "JAX_DISABLE_JIT", "compiled", JAX_DISABLE_JIT="1")
+
+    def test_a_closed_error_stream(self):
+        """No file that is opened later takes its place, and nothing crashes."""
+        command_line = f"{shlex.join(command('--mode=fly'))} 2>&-"
+        child = subprocess.run(
+            ["bash", "-c", command_line], cwd=ROOT, capture_output=True, check=False
+        )
+        self.assertEqual((child.returncode, child.stderr), (2, b""))
 
     def test_help_is_not_a_mistake(self):
         child = run("--help")

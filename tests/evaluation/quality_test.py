@@ -1,4 +1,5 @@
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from flowmatch_jax.errors import UserError
+from flowmatch_jax.errors import RunStopped, UserError
 from flowmatch_jax.evaluation import quality
 from flowmatch_jax.evaluation.samples import make_sampler
 from flowmatch_jax.metrics.extractors import pixels
@@ -141,6 +142,21 @@ class QualityTest(absltest.TestCase):
             with self.assertLogs("flowmatch_jax.evaluation.quality", "WARNING") as logs:
                 self.assertEqual(self.judge(20, held, partial=(path, "{}")), expected)
             self.assertIn("drawn anew", logs.output[0])
+
+    def test_a_signal_keeps_what_is_known(self):
+        held, path = reference(self.noise(2)), Path(self.create_tempdir().full_path) / "p.npz"
+        whole, sampler = self.judge(40, held), make_sampler(images(), 8)
+
+        def stopped(params, batch):
+            if batch == 1:
+                signal.raise_signal(signal.SIGTERM)
+            return sampler(params, batch)
+
+        with self.assertRaisesRegex(RunStopped, "SIGTERM: stopped after 16 of 40 samples, .* kept"):
+            self.judge(40, held, partial=(path, "{}"), sampler=stopped)
+        with self.assertLogs("flowmatch_jax.evaluation.quality", "INFO") as logs:
+            self.assertEqual(self.judge(40, held, partial=(path, "{}")), whole)
+        self.assertIn("Going on with 16 samples", logs.output[0])
 
     def test_a_cache_is_not_worth_a_run(self):
         """Cut, of other features, in a folder that is a file: the reference is computed."""
