@@ -12,6 +12,7 @@ The kind of a file is told by its content, whatever its suffix says.
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
@@ -19,6 +20,7 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from flowmatch_jax.errors import UserError, at_least
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+LARGEST = 2**26  # pixels of a picture: 8192 x 8192, for which decoding takes up to 1.7 GB
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name
 
 
@@ -45,13 +47,18 @@ def decode(
         upright: turn by the EXIF orientation.
 
     Raises:
-        ValueError: it is of another format.
+        ValueError: it is of another format, or has more than LARGEST pixels.
         Exception: of many kinds, where the data is damaged; Pillow's decoders say no more.
     """
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError as error:
-        raise ValueError("it is no PNG, JPEG or WebP") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except UnidentifiedImageError as error:
+            raise ValueError("it is no PNG, JPEG or WebP") from error
+    if image.width * image.height > LARGEST:
+        size = f"{image.width} x {image.height} pixels"
+        raise ValueError(f"it has {size}, more than {LARGEST:,} in all; make it smaller")
     image.load()
     if upright:
         image = ImageOps.exif_transpose(image)

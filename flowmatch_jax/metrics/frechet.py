@@ -16,6 +16,8 @@ import numpy as np
 
 from flowmatch_jax.errors import UserError
 
+LARGEST = 2**30  # bytes of moments in a file: a covariance of 11,585 features
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -91,8 +93,18 @@ class Moments:
         """
         try:
             with np.lib.npyio.NpzFile(path) as file:
+                size = sum(
+                    entry.file_size
+                    for entry in file.zip.infolist()
+                    if entry.filename.removesuffix(".npy") in ("mu", "sigma", "count")
+                )
+                if size > LARGEST:
+                    allowed = f"it cannot be read: it unpacks to {size:,} bytes, over {LARGEST:,}"
+                    raise UserError("path", str(path), allowed)
                 arrays = {name: file[name] for name in ("mu", "sigma", "count") if name in file}
                 held = {name: arrays[name].shape if name in arrays else "" for name in file.files}
+        except UserError:
+            raise
         except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as why:
             raise UserError("path", str(path), f"it cannot be read as an npz file: {why}") from why
         if not _are_moments(**arrays):

@@ -1,5 +1,6 @@
 import io
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -116,6 +117,17 @@ class DecodeTest(parameterized.TestCase):
                 images.decode(data)
         with self.assertRaises(Exception):  # noqa: B017 Pillow's own, of many kinds
             images.decode(encoded(Image.fromarray(self.rgb))[:60])
+
+    def test_more_pixels_than_are_decoded(self):
+        """13,000 x 13,000 took 4 GB; a file of a few kB may ask for it."""
+        header = struct.pack(">IIBBBBB", 13_000, 13_000, 8, 6, 0, 0, 0)
+        chunk = b"IHDR" + header
+        data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
+        data += struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT" + bytes(4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with self.assertRaisesRegex(ValueError, "13000 x 13000 pixels, more than 67,108,864"):
+                images.decode(data)
 
 
 class SquareTest(absltest.TestCase):

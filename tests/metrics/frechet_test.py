@@ -1,4 +1,5 @@
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
 from flowmatch_jax.errors import UserError
+from flowmatch_jax.metrics import frechet
 from flowmatch_jax.metrics.frechet import Moments, frechet_distance
 
 
@@ -125,6 +127,19 @@ class PublishedStatisticsTest(parameterized.TestCase):
         path = self.path()
         np.savez(path, **arrays)
         with self.assertRaisesRegex(UserError, f"^path: got '{path}'; .*{message}"):
+            Moments.load(path)
+
+    def test_moments_that_unpack_to_more_than_can_be(self):
+        """Told by the archive's directory, before any is unpacked."""
+        path = self.path()
+        np.savez_compressed(path, mu=np.zeros(20), sigma=np.zeros((20, 20)), other=np.zeros(9999))
+        size = sum(128 + 8 * n for n in (20, 400))
+        with mock.patch.object(frechet, "LARGEST", size):
+            self.assertEqual(Moments.load(path).mean.shape, (20,))
+        with (
+            mock.patch.object(frechet, "LARGEST", size - 1),
+            self.assertRaisesRegex(UserError, f"unpacks to {size:,} bytes"),
+        ):
             Moments.load(path)
 
     def test_no_file_and_damaged_ones(self):
