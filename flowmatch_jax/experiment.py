@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -322,6 +323,8 @@ def _check_numbers(config: ConfigDict) -> None:
         counts = ("steps", "batch_size", "accumulate", "steps_per_dispatch", "max_skipped")
         for name in (*counts, *intervals, "keep_last"):
             at_least(name, config.train[name], 1)
+        if config.train.steps >= 2**31:
+            raise UserError("steps", config.train.steps, "it must be below 2^31")
         if config.train.keep_every is not None:
             at_least("keep_every", config.train.keep_every, 1)
         for name in intervals:
@@ -364,6 +367,9 @@ def _check_numbers(config: ConfigDict) -> None:
                 if (config.evaluate.extractor, name) == ("pixels", "inception_score"):
                     raise UserError("scores", name, "pixels tell no classes: leave it out")
             at_least("generated", config.evaluate.generated, 2)  # for a covariance
+            reference = config.evaluate.reference
+            if reference is not None and not Path(reference).expanduser().is_file():
+                raise UserError("reference", reference, "there is no such file")
             for name in config.evaluate.scores:
                 if config.evaluate.generated < SCORES[name]:
                     allowed = f"{name} takes {SCORES[name]} samples or more"

@@ -1,14 +1,25 @@
 import dataclasses
 import importlib
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
+from ml_collections import ConfigDict
 
 from configs import checkerboard_ot, digits_class, digits_ot
 from flowmatch_jax.errors import UserError
 from flowmatch_jax.experiment import build
+
+
+def fields(config, prefix=""):
+    """(full path, type) of every field of a config."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", config.get_type(name)
 
 
 class BuildTest(parameterized.TestCase):
@@ -162,6 +173,32 @@ class BuildTest(parameterized.TestCase):
         sample = experiment.generate({}, x, jax.random.key(0), inputs, method="euler", steps=3)
         np.testing.assert_allclose(sample.x, 4.0, rtol=1e-6)
         self.assertEqual(sample.nfe, 6)
+
+    def test_no_odd_value_of_any_field_does_worse_than_be_told(self):
+        """Each field by itself; what is not finite is told, where the field is of any use here."""
+        odd = {
+            float: (math.nan, math.inf, -math.inf, -1.0, 0.0, 1e10),
+            int: (-1, 0, 2**31, 2**63),
+            str: ("", "x"),
+            tuple: ((), ("a",), (-1,), (1.5,), (math.nan,), (2**40,)),
+        }
+        # Sections of other paths, networks and data, and what training itself looks at.
+        of_no_use = ("path.v", "network.mlp", "data.folder", "optimizer")
+        told = 0
+        for field, kind in fields(digits_ot.get_config()):
+            for value in odd.get(kind, ()):
+                config = digits_ot.get_config()
+                config.update_from_flattened_dict({field: value})
+                try:
+                    build(config)
+                    refused = False
+                except UserError as error:
+                    self.assertNotIn("\n", str(error))
+                    refused = True
+                told += refused
+                if kind is float and not math.isfinite(value) and not field.startswith(of_no_use):
+                    self.assertTrue(refused, f"{field} = {value}")
+        self.assertGreater(told, 150)
 
     @parameterized.parameters(
         ("inception_score", "efficientnet_lite0", 9),
