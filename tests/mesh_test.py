@@ -14,7 +14,7 @@ from flowmatch_jax import mesh as mesh_lib
 from flowmatch_jax import objectives, paths
 from flowmatch_jax.errors import UserError
 from flowmatch_jax.evaluation.quality import Reference, judge_samples
-from flowmatch_jax.evaluation.samples import make_sampler, sample_key
+from flowmatch_jax.evaluation.samples import make_sampler
 from flowmatch_jax.experiment import build
 from flowmatch_jax.metrics.extractors import pixels
 from flowmatch_jax.metrics.frechet import Moments
@@ -28,6 +28,7 @@ from flowmatch_jax.training.cost import bytes_a_device
 from flowmatch_jax.training.optimizer import adam
 from flowmatch_jax.training.state import init_state
 from flowmatch_jax.training.step import make_gradient, make_train_step
+from tests.evaluation.cases import source_key
 from tests.evaluation.experiments import images
 
 DEVICES = 8
@@ -138,13 +139,13 @@ class MeshTest(absltest.TestCase):
         split, whole = (make_sampler(experiment, n)(params) for n in (64, 63))
         self.assertEqual(len(split.x.sharding.device_set), DEVICES)
         self.assertEqual(split.x.addressable_shards[0].data.shape, (8, 2))
-        source = draw_source(sample_key(1), (64, 2))
+        source = draw_source(source_key(1), (64, 2))
         alone = integrate(experiment.field(params), source, rtol=1e-3, atol=1e-3)
         np.testing.assert_allclose(mesh_lib.to_host(split.x), alone.x, atol=1e-4)
         self.assertEqual((split.nfe, whole.x.shape), (alone.nfe, (63, 2)))
         # Nor do their moments: the field is zero, the samples are the noise.
         zero = images()
-        x = np.concatenate([draw_source(sample_key(1, i), (8, 8, 8, 1)) for i in range(3)])
+        x = np.concatenate([draw_source(source_key(1, i), (8, 8, 8, 1)) for i in range(3)])
         reference = Moments.empty(64).add(pixels(np.asarray(quantise(x, 17)), 17))
         sampler = make_sampler(zero, 8)
         judged = judge_samples(zero, sampler, jnp.ones(()), 24, Reference(reference), silent=True)

@@ -50,7 +50,7 @@ class TrainStepTest(absltest.TestCase):
     def test_one_step_is_one_adam_update(self):
         state = self.init()
         before = jax.tree.map(np.array, state.params)
-        _, key = jax.random.split(jax.random.fold_in(state.key, 0))
+        *_, key = jax.random.split(jax.random.fold_in(state.key, 0), 4)
         loss = lambda p: self.objective(self.apply, p, self.batch, key)[0]  # noqa: E731
         gradient = jax.grad(loss)(before)
         updates, _ = self.optimizer.update(gradient, self.optimizer.init(before), before)
