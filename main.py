@@ -40,12 +40,7 @@ from flowmatch_jax.mesh import with_shardings
 from flowmatch_jax.training.checkpoints import Checkpoints, DamagedCheckpoint
 from flowmatch_jax.training.loop import train
 from flowmatch_jax.training.profile import profile_steps, table
-from flowmatch_jax.workdir import (
-    has_checkpoint,
-    open_workdir,
-    trained_by_this_run,
-    user_cache,
-)
+from flowmatch_jax.workdir import has_checkpoint, open_workdir, user_cache
 
 logger = logging.getLogger("flowmatch_jax")
 
@@ -210,8 +205,7 @@ def run(mode: str, config: FrozenConfigDict, workdir: Path) -> None:
         return
     sampler = make_sampler(experiment, config.evaluate.samples)
     if mode == "train":
-        with trained_by_this_run(workdir):
-            train(experiment, workdir, partial(draw, experiment, sampler, workdir, "ema"))
+        train(experiment, workdir, partial(draw, experiment, sampler, workdir, "ema"))
     ((step, weights),) = load_weights(experiment, workdir, kinds).items()
     if mode == "sample":
         for kind, params in weights.items():

@@ -20,7 +20,7 @@ from flowmatch_jax.training.diagnosis import write_diagnosis
 from flowmatch_jax.training.log import Meter, RunLog
 from flowmatch_jax.training.run import Run
 from flowmatch_jax.training.state import TrainState, roll_back
-from flowmatch_jax.workdir import check_data, write_config, write_data
+from flowmatch_jax.workdir import check_data, trained_by_this_run, write_config, write_data
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +50,16 @@ def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples) -> N
             config.train.sample_every steps.
 
     Raises:
-        UserError: a field of the config that does not fit the devices or the checkpoint.
+        UserError: a field of the config that does not fit the devices or the checkpoint, or
+            another run trains in the workdir.
         RunStopped: by a signal, or updates that are not finite.
     """
     run = Run.of(experiment)
     config = experiment.config.train
-    with Checkpoints(workdir, config.keep_last, config.keep_every) as checkpoints:
+    with (
+        trained_by_this_run(workdir),
+        Checkpoints(workdir, config.keep_last, config.keep_every) as checkpoints,
+    ):
         state = checkpoints.restore_newest(run.layout)
         check_data(workdir, experiment.train_source)
         if jax.process_index() == 0:

@@ -192,12 +192,14 @@ class OptionsTest(parameterized.TestCase):
         t = jnp.linspace(0.999, 1, 1000)
         x = jnp.zeros((1000, *images().shape[1:]))
         params = {"params": parameters(module, TIMES, images())}
-        embed = lambda module, t, x: UNet._embed(module, t, None)  # noqa: E731
-        embeddings = [
-            module.clone(dtype=dtype).apply(params, t, x, method=embed)
-            for dtype in (None, jnp.bfloat16)
-        ]
+        embeddings = []
+        for dtype in (None, jnp.bfloat16):
+            network = module.clone(dtype=dtype)
+            is_last = lambda layer, _: layer.name == "time_1"  # noqa: E731
+            _, seen = network.apply(params, t, x, capture_intermediates=is_last)
+            embeddings += seen["intermediates"]["time_1"]["__call__"]
         np.testing.assert_array_equal(*embeddings)
+        self.assertEqual(embeddings[1].dtype, jnp.float32)
         self.assertGreater(len(np.unique(np.asarray(embeddings[1]), axis=0)), 900)
 
     def test_bfloat16_stays_inside(self):
