@@ -36,6 +36,8 @@ class ScriptsTest(parameterized.TestCase):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # Tests that are run under nohup ignore it, and so would what they start.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
 
     def run_script(self, body, *flags, **options):
