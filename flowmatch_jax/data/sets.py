@@ -124,8 +124,7 @@ def _open_folder(options: Options, split: str, data_dir: Path) -> Source:
         with section("folder"):
             files = open_folder(root, split, cache, fields.test_fraction, fields.exclude)
     except OSError as error:
-        allowed = f"the hashes of {root} cannot be made or kept there: {error}"
-        raise UserError("data_dir", str(data_dir), allowed) from error
+        raise UserError("folder.path", str(root), f"it cannot be read: {error}") from error
     shape = (len(files), options.size, options.size, fields.channels)
     pictures = Pictures(files, shape, options.size, fields.background, upright=True)
     sha256 = _hash(files.content_hash, *shape, fields.background)

@@ -1,3 +1,4 @@
+import errno
 import shutil
 import subprocess
 import sys
@@ -214,8 +215,20 @@ class FolderTest(absltest.TestCase):
             )
 
     def test_a_data_dir_that_cannot_be_written(self):
+        """Hashes are done without; decoded images need the room, and records none."""
         self.data_dir = Path(self.create_tempfile("occupied").full_path)
-        with self.assertRaisesRegex(UserError, "data_dir: got .*occupied.*cannot be made or kept"):
+        with self.assertLogs("flowmatch_jax.files", "WARNING") as logs:
+            with self.assertRaisesRegex(UserError, "storage: got 'memory'; .*occupied.*=records"):
+                self.open()
+            self.open(storage="records")
+        self.assertIn("cannot be", logs.output[0])
+
+    def test_a_folder_that_cannot_be_read(self):
+        error = PermissionError(errno.EACCES, "Permission denied")
+        with (
+            mock.patch.object(Path, "read_bytes", side_effect=error),
+            self.assertRaisesRegex(UserError, "folder.path: got .*cannot be read: .*denied"),
+        ):
             self.open()
 
     def test_decoded_images_are_made_once(self):
