@@ -30,9 +30,8 @@ from threading import Lock, Thread
 from typing import IO, NoReturn
 
 from flowmatch_jax.errors import UserError, at_least
-from flowmatch_jax.processes import heard
+from flowmatch_jax.processes import STOPS, heard
 
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # When a process has failed: seconds until the others are asked to end; the same where all were
 # asked before and may be writing a checkpoint; and from there until they are killed.
 FOLLOW, SAVE, END = 5.0, 300.0, 30.0

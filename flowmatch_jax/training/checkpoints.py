@@ -84,6 +84,7 @@ class Checkpoints:
         self._written: int | None = None  # a step whose checkpoint is not sealed yet
         self._sealing: threading.Thread | None = None
         self._failure: Exception | None = None  # of the thread
+        self._whole: set[int] = set()  # steps whose files have been compared with their seal
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -205,12 +206,14 @@ class Checkpoints:
         """These parts of a checkpoint; what happens in one process happens in all."""
         damage, failure, saved = None, None, {}
         try:
-            if jax.process_index() == 0:
+            if jax.process_index() == 0 and step not in self._whole:
                 damage = _damage(self.folder / str(step))
         except OSError as error:
             failure = error
         if not everywhere(damage is None):
             raise DamagedCheckpoint(damage or "process 0 found it so")
+        if failure is None:
+            self._whole.add(step)
         if everywhere(failure is None):
             try:
                 saved = self._read(step, layout)
