@@ -11,6 +11,7 @@ when a signal or a full disk ends it, told in one line too.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -25,22 +26,22 @@ import jax
 from absl import app, flags
 from ml_collections import FrozenConfigDict
 
-from flowmatch_jax import processes
 from flowmatch_jax.arrays import Params
-from flowmatch_jax.command_line import load_config, split_overrides
-from flowmatch_jax.errors import RunStopped, UserError, one_of
+from flowmatch_jax.config.command_line import load_config, split_overrides
 from flowmatch_jax.evaluation.evaluate import evaluate, is_evaluated
-from flowmatch_jax.evaluation.figures import are_drawn, draw_figures
-from flowmatch_jax.evaluation.report import write_report
 from flowmatch_jax.evaluation.samples import draw, make_sampler
 from flowmatch_jax.evaluation.upsample import upsample_pictures
 from flowmatch_jax.experiment import Experiment, build
-from flowmatch_jax.files import full_disk_stops
-from flowmatch_jax.mesh import with_shardings
+from flowmatch_jax.report.figures import are_drawn, draw_figures
+from flowmatch_jax.report.report import write_report
+from flowmatch_jax.runtime import processes
+from flowmatch_jax.runtime.errors import RunStopped, UserError, one_of, tell
+from flowmatch_jax.runtime.files import full_disk_stops
+from flowmatch_jax.runtime.mesh import with_shardings
+from flowmatch_jax.runtime.workdir import has_checkpoint, open_workdir, user_cache
 from flowmatch_jax.training.checkpoints import Checkpoints, DamagedCheckpoint
+from flowmatch_jax.training.cost.profile import profile_steps, table
 from flowmatch_jax.training.loop import train
-from flowmatch_jax.training.profile import profile_steps, table
-from flowmatch_jax.workdir import has_checkpoint, open_workdir, user_cache
 
 logger = logging.getLogger("flowmatch_jax")
 
@@ -137,7 +138,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def stop(error: Exception) -> NoReturn:
     """Tell in one line why the run ends; exit with code 2 at a mistake of the user's, else 1."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    tell(error)
     processes.leave(1 if isinstance(error, RunStopped) else 2)
 
 
@@ -189,7 +190,7 @@ def open_run(config: FrozenConfigDict, workdir: Path) -> Experiment:
     processes.same_everywhere("--workdir", str(workdir))
     processes.same_everywhere("--config", config.to_json())
     experiment = build(config)
-    open_workdir(workdir, config)
+    open_workdir(workdir, json.loads(config.to_json()))
     return experiment
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.timing import write
 from flowmatch_jax.arrays import Array
-from flowmatch_jax.command_line import load_config, split_overrides
+from flowmatch_jax.config.command_line import load_config, split_overrides
 from flowmatch_jax.experiment import Experiment, build
 from flowmatch_jax.likelihood import importance_bound, log_prob
 from flowmatch_jax.pixels import dequantise
@@ -35,8 +35,8 @@ def score(
     experiment: Experiment, params: Any, images: int, draws: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """log p_1 in nats of the first test images: exact [K, 1, B], and by each probe [K, P, B]."""
-    image = jnp.stack([experiment.test_source[i]["x"] for i in range(images)])
-    levels, path = experiment.test_source.levels, experiment.path
+    image = jnp.stack([experiment.test_data[i]["x"] for i in range(images)])
+    levels, path = experiment.test_data.levels, experiment.path
     solve = dict(source_std=path.source_std, t1=path.t_end, **experiment.solver())
     noise_key, probe_key = jax.random.split(jax.random.key(0))
 
@@ -92,7 +92,7 @@ def main() -> None:
     experiment = build(load_config(flags.config, overrides))
     ((step, weights),) = load_weights(experiment, flags.workdir, ("ema",)).items()
     exact, estimates = score(experiment, weights["ema"], flags.images, flags.draws)
-    dims = math.prod(experiment.test_source.shape)
+    dims = math.prod(experiment.test_data.shape)
     write(
         f"bound_checks_{Path(flags.config).stem}",
         {

@@ -24,10 +24,10 @@ from flowmatch_jax.arrays import Params
 from flowmatch_jax.evaluation.quality import make_reference
 from flowmatch_jax.evaluation.samples import make_sampler
 from flowmatch_jax.experiment import Experiment, build
-from flowmatch_jax.guidance import Guidance
-from flowmatch_jax.metrics.extractors import pixels
+from flowmatch_jax.metrics.features.extractors import pixels
 from flowmatch_jax.metrics.frechet import Moments, frechet_distance
 from flowmatch_jax.pixels import quantise
+from flowmatch_jax.sampling.guidance import Guidance
 from main import load_weights, run
 
 WHOLE = (0.0, 1.0)
@@ -37,7 +37,7 @@ GUIDANCES += [Guidance(3.0, (0.0, 0.5)), Guidance(3.0, (0.5, 1.0))]
 
 def classifier(experiment: Experiment) -> SVC:
     """Of integer images [N, 64], fitted to the training split."""
-    source = experiment.train_source
+    source = experiment.train_data
     return SVC(gamma=0.001, C=10).fit(source.x.reshape(len(source), -1), source.label)
 
 
@@ -45,14 +45,14 @@ def measure(
     experiment: Experiment, params: Params, judge: SVC, each: int, reference: Moments
 ) -> dict[str, Any]:
     """Samples of every class, ``each`` of them, by the experiment's guidance."""
-    size, classes = experiment.config.evaluate.samples, experiment.train_source.num_classes
+    size, classes = experiment.config.evaluate.samples, experiment.train_data.num_classes
     labels = np.resize(np.arange(classes, dtype=np.int32), each * classes).reshape(-1, size)
     sampler = make_sampler(experiment, size)
     solutions = [sampler(params, i, {"label": label}) for i, label in enumerate(labels)]
     x = np.concatenate([s.x for s in solutions])
-    images = np.asarray(quantise(x, experiment.train_source.levels)).reshape(len(x), -1)
+    images = np.asarray(quantise(x, experiment.train_data.levels)).reshape(len(x), -1)
     right = judge.predict(images) == labels.ravel()
-    moments = Moments.empty(images.shape[1]).add(pixels(images, experiment.train_source.levels))
+    moments = Moments.empty(images.shape[1]).add(pixels(images, experiment.train_data.levels))
     return {
         **experiment.guidance.settings(),
         "accuracy": float(right.mean()),
@@ -73,7 +73,7 @@ def main() -> None:
         run("train", config, flags.workdir)
     experiment = build(config)
     ((step, weights),) = load_weights(experiment, flags.workdir, ("ema",)).items()
-    judge, test = classifier(experiment), experiment.test_source
+    judge, test = classifier(experiment), experiment.test_data
     reference = make_reference(experiment).moments
     rows = [
         measure(

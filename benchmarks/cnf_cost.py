@@ -19,9 +19,9 @@ from ml_collections import FrozenConfigDict
 from benchmarks.timing import write
 from configs import checkerboard_cnf, checkerboard_ot
 from flowmatch_jax.data.pipeline import train_batches
-from flowmatch_jax.evaluation.scores import make_scorer, score_split
+from flowmatch_jax.evaluation.likelihoods import make_scorer, score_split
 from flowmatch_jax.experiment import build
-from flowmatch_jax.mesh import put_batches
+from flowmatch_jax.runtime.mesh import put_batches
 from flowmatch_jax.training.optimizer import adam
 from flowmatch_jax.training.state import init_state
 from flowmatch_jax.training.step import make_gradient, make_train_step
@@ -37,7 +37,7 @@ class Trainer:
         optimizer = adam(config.optimizer.learning_rate)
         init = lambda: init_state(self.experiment.init_params, optimizer, config.seed)  # noqa: E731
         self.state = jax.jit(init)()
-        self.batches = train_batches(self.experiment.train_source, config.train.batch_size, 0)
+        self.batches = train_batches(self.experiment.train_data, config.train.batch_size, 0)
         objective, apply = self.experiment.objective, self.experiment.train_apply
         self.train_step = make_train_step(
             self.state,
@@ -93,7 +93,7 @@ def main() -> None:
         for trainer in trainers.values():
             trainer.train_until(seconds * turn / turns)
     results = {name: trainer.result() for name, trainer in trainers.items()}
-    entropy = trainers["flow_matching"].experiment.test_source.entropy
+    entropy = trainers["flow_matching"].experiment.test_data.entropy
     cost = [results[name]["points_per_second"] for name in ("flow_matching", "maximum_likelihood")]
     print(f"cost of a training point, maximum likelihood / flow matching: {cost[0] / cost[1]:.0f}")
     for name, result in results.items():

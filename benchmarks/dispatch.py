@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from benchmarks.timing import Call, Row, compared, interleaved, rates, write_rows
 from configs import checkerboard_ot, digits_ot
 from flowmatch_jax.experiment import build
-from flowmatch_jax.mesh import put_batches
-from flowmatch_jax.training.run import Run
+from flowmatch_jax.runtime.mesh import put_batches
+from flowmatch_jax.training.setup import Run
 
 AT_ONCE = 10
 CASES = {

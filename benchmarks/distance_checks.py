@@ -16,10 +16,10 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from benchmarks.timing import write
-from flowmatch_jax.data.sets import Options, open_source
-from flowmatch_jax.data.sources import Source
-from flowmatch_jax.metrics.extractor import Extractor
-from flowmatch_jax.metrics.extractors import features_of, load_extractor
+from flowmatch_jax.data.dataset import Dataset
+from flowmatch_jax.data.sets import Options, open_dataset
+from flowmatch_jax.metrics.features.extractor import Extractor
+from flowmatch_jax.metrics.features.extractors import features_of, load_extractor
 from flowmatch_jax.metrics.frechet import Moments, frechet_distance
 from flowmatch_jax.metrics.kid import kernel_distance
 from flowmatch_jax.metrics.precision_recall import precision_recall
@@ -38,7 +38,7 @@ def blur(std: float) -> Callable[[np.ndarray], np.ndarray]:
     return lambda x: np.rint(gaussian_filter(x.astype(float), (0, std, std, 0))).astype(np.uint8)
 
 
-def dropped(source: Source, classes: int) -> np.ndarray:
+def dropped(source: Dataset, classes: int) -> np.ndarray:
     """COUNT images without those of the first classes; the others fill their places."""
     rest = np.flatnonzero(source.label >= classes)
     return source.x[np.resize(rest, COUNT)]
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True)
     data_dir = parser.parse_args().data_dir
     train, test = (
-        open_source(Options("fashion_mnist", data_dir=data_dir), s) for s in ("train", "test")
+        open_dataset(Options("fashion_mnist", data_dir=data_dir), s) for s in ("train", "test")
     )
     x = np.asarray(test.x)
     rows = {"test split": x}

@@ -19,7 +19,7 @@ from benchmarks.timing import Row, compared, interleaved, rates, spread, write_r
 from configs import digits_ot
 from flowmatch_jax.evaluation.samples import make_sampler
 from flowmatch_jax.experiment import build
-from flowmatch_jax.metrics.efficientnet import load_efficientnet_lite0
+from flowmatch_jax.metrics.features.efficientnet import load_efficientnet_lite0
 from flowmatch_jax.metrics.frechet import Moments, frechet_distance
 
 

@@ -25,7 +25,7 @@ from sklearn.datasets import load_sample_images
 
 from benchmarks.random_inception import random_inception
 from benchmarks.timing import write
-from flowmatch_jax.metrics.inception import load_inception
+from flowmatch_jax.metrics.features.inception import load_inception
 
 if importlib.util.find_spec("torchvision") is None:
     # torch-fidelity imports it for its other nets and its data sets.

@@ -22,16 +22,16 @@ from absl import flags
 from PIL import Image
 
 from benchmarks.timing import Row, compared, interleaved, rates, write_rows
-from flowmatch_jax.data import records
-from flowmatch_jax.data.archives import LAYOUTS
+from flowmatch_jax.data.dataset import Dataset
+from flowmatch_jax.data.images import records
 from flowmatch_jax.data.pipeline import train_batches
-from flowmatch_jax.data.sets import Options, open_source
-from flowmatch_jax.data.sources import Source
+from flowmatch_jax.data.prepare.archives import LAYOUTS
+from flowmatch_jax.data.sets import Options, open_dataset
 
 NAME, BATCH, BATCHES = "fashion_mnist", 128, 60
 
 
-def plain_grain(source: Source) -> Iterator[Any]:
+def plain_grain(source: Dataset) -> Iterator[Any]:
     """Endless batches, item by item."""
     dataset = grain.MapDataset.source(source).seed(0).shuffle().repeat(None)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
@@ -64,8 +64,8 @@ def prepare_random(data_dir: Path, count: int = 2 * records.SHARD) -> None:
 
 def measure(data_dir: str, rounds: int) -> list[Row]:
     """Images a second of each way, held against plain Grain's."""
-    memory = open_source(Options(NAME, data_dir=data_dir), "train")
-    encoded = open_source(Options(NAME, data_dir=data_dir, storage="records"), "train")
+    memory = open_dataset(Options(NAME, data_dir=data_dir), "train")
+    encoded = open_dataset(Options(NAME, data_dir=data_dir, storage="records"), "train")
     streams = {
         "plain Grain": plain_grain(memory),
         "memory": train_batches(memory, BATCH, 0),

@@ -33,19 +33,19 @@ from torchcfm.models.unet.unet import UNetModelWrapper
 from torchdiffeq import odeint
 
 from benchmarks.timing import machine
-from flowmatch_jax.command_line import load_config, split_overrides
+from flowmatch_jax.config.command_line import load_config, split_overrides
+from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.data.pipeline import train_batches
-from flowmatch_jax.data.sources import Source
+from flowmatch_jax.evaluation.pictures import save_images
 from flowmatch_jax.evaluation.quality import Reference, make_reference
 from flowmatch_jax.experiment import build
-from flowmatch_jax.files import write_atomically
-from flowmatch_jax.metrics.extractor import Extractor
-from flowmatch_jax.metrics.extractors import features_of, score_name
+from flowmatch_jax.metrics.features.extractor import Extractor
+from flowmatch_jax.metrics.features.extractors import features_of, score_name
 from flowmatch_jax.metrics.frechet import Moments, frechet_distance
-from flowmatch_jax.pictures import save_images
-from flowmatch_jax.progress import progress_bar
+from flowmatch_jax.runtime.files import write_atomically
+from flowmatch_jax.runtime.progress import progress_bar
+from flowmatch_jax.runtime.workdir import write_json
 from flowmatch_jax.training.optimizer import learning_rate_schedule
-from flowmatch_jax.workdir import write_json
 
 SIGMA_MIN = 1e-5
 CLIP_NORM = 1.0
@@ -118,7 +118,7 @@ class Training:
     _parts = ("network", "average", "optimizer", "schedule")
 
 
-def train(config: FrozenConfigDict, source: Source, workdir: Path) -> Training:
+def train(config: FrozenConfigDict, source: Dataset, workdir: Path) -> Training:
     """Train to the last step, from the workdir's checkpoint where there is one."""
     training, path = Training(config, source.shape), workdir / "checkpoint.pt"
     if path.exists():
@@ -189,7 +189,7 @@ def results_of(
         path = workdir / f"samples_{training.step}_{kind}.npz"
         if not path.exists():
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, **sample(network, config, experiment.train_source.shape))
+            np.savez_compressed(buffer, **sample(network, config, experiment.train_data.shape))
             write_atomically(path, buffer.getvalue())
         with np.load(path) as samples:
             results[kind] = judge(experiment.extractor, reference, dict(samples))
@@ -205,7 +205,7 @@ def main() -> None:
     flags = parser.parse_args(others)
     config = load_config(flags.config, overrides)
     flags.workdir.mkdir(parents=True, exist_ok=True)
-    training = train(config, build(config).train_source, flags.workdir)
+    training = train(config, build(config).train_data, flags.workdir)
     images = training.step * config.train.batch_size
     record = {
         "machine": machine(),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowmatch_jax.metrics.inception import InceptionV3, torch_names
+from flowmatch_jax.metrics.features.inception import InceptionV3, torch_names
 
 
 def random_inception(seed: int = 0) -> dict[str, np.ndarray]:

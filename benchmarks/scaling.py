@@ -5,7 +5,7 @@
 Training steps are compiled for four chips of TPU v5p, and the compiler says what memory they
 take, how many operations they make and bytes they move, and how long that should take. Nothing is
 run. All else follows from these, the shapes of the state and the datasheets of
-flowmatch_jax.hardware.
+flowmatch_jax.training.cost.hardware.
 
 What benchmarks/results/scaling.json has is not compiled again. What it lacks takes minutes a
 program, and the compiler, which needs no TPU: pip install "jax[tpu]".
@@ -31,14 +31,20 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from ml_collections import ConfigDict
 
 from configs import cifar10_ot, imagenet64_ot, imagenet128_ot
-from flowmatch_jax import hardware, objectives, paths
+from flowmatch_jax import objectives, paths
 from flowmatch_jax.arrays import Apply, Params
 from flowmatch_jax.experiment import DTYPES
-from flowmatch_jax.hardware import Hardware
-from flowmatch_jax.mesh import BATCH_AXES, with_shardings
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.unet import UNet
-from flowmatch_jax.training.cost import bytes_a_device, step_memory, time_left, traced_flops
+from flowmatch_jax.runtime.mesh import BATCH_AXES, with_shardings
+from flowmatch_jax.training.cost import hardware
+from flowmatch_jax.training.cost.estimate import (
+    bytes_a_device,
+    step_memory,
+    time_left,
+    traced_flops,
+)
+from flowmatch_jax.training.cost.hardware import Hardware
 from flowmatch_jax.training.optimizer import adam
 from flowmatch_jax.training.state import TrainState, init_state
 from flowmatch_jax.training.step import Gradient, make_gradient, make_train_step

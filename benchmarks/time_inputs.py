@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import write
-from flowmatch_jax.command_line import load_config
+from flowmatch_jax.config.command_line import load_config
 from main import run
 
 # name -> what the network is told, and its scale before the sinusoids, whose frequencies are 1 down

@@ -19,8 +19,8 @@ from benchmarks import timing
 from benchmarks.nets import NETS, Net, has_torch, torch_device, torch_net
 from benchmarks.timing import Call, Row, compared, rates, take_turns, write_rows
 from flowmatch_jax import objectives, paths
-from flowmatch_jax.mesh import make_mesh, put_batches, state_shardings
-from flowmatch_jax.training.cost import traced_flops
+from flowmatch_jax.runtime.mesh import make_mesh, put_batches, state_shardings
+from flowmatch_jax.training.cost.estimate import traced_flops
 from flowmatch_jax.training.optimizer import adam
 from flowmatch_jax.training.state import TrainState, init_state
 from flowmatch_jax.training.step import Gradient, make_gradient, make_train_step

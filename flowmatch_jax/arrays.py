@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flowmatch_jax.errors import UserError
+from flowmatch_jax.runtime.errors import UserError
 
 Array = jax.Array
 Params = Any
@@ -23,6 +23,7 @@ Field = Callable[[Array, Array], Array]
 Apply = Callable[..., Array]
 # Items of the data by name: "x" [B, ...], and "label" int32 [B] where there are labels.
 Batch = dict[str, Array]
+NO_LABEL = -1  # in the place of a label: the network is told none
 # What a network is given besides t and x, by name: "label" int32 [B], "condition" [B, H, W, C'].
 Inputs = dict[str, Array]
 

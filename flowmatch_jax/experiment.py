@@ -18,23 +18,24 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from flowmatch_jax import ancestral, likelihood, objectives, piecewise, predictions, solvers
+from flowmatch_jax import likelihood, objectives, predictions, solvers
 from flowmatch_jax.arrays import Apply, Array, Field, Inputs, Params
-from flowmatch_jax.conditioning import Conditioning
 from flowmatch_jax.couplings import COUPLINGS
 from flowmatch_jax.data import sets
-from flowmatch_jax.data.sources import Source
-from flowmatch_jax.errors import UserError, at_least, one_of, section, seed, whole_numbers
-from flowmatch_jax.guidance import Guidance, stretches
-from flowmatch_jax.mesh import make_mesh
-from flowmatch_jax.metrics.extractor import Extractor
-from flowmatch_jax.metrics.extractors import EXTRACTORS, load_extractor
+from flowmatch_jax.data.conditioning import Conditioning
+from flowmatch_jax.data.dataset import Dataset
+from flowmatch_jax.metrics.features.extractor import Extractor
+from flowmatch_jax.metrics.features.extractors import EXTRACTORS, load_extractor
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.networks.unet import UNet
 from flowmatch_jax.objectives import OBJECTIVES, Objective, Time
 from flowmatch_jax.paths import PATHS, GaussianPath, log_snr
 from flowmatch_jax.predictions import vector_field
+from flowmatch_jax.runtime.errors import UserError, at_least, one_of, section, seed, whole_numbers
+from flowmatch_jax.runtime.mesh import make_mesh
+from flowmatch_jax.sampling import ancestral, piecewise
+from flowmatch_jax.sampling.guidance import Guidance, stretches
 from flowmatch_jax.times import GRIDS, TIMES
 
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
@@ -54,7 +55,7 @@ class Experiment:
 
     Attributes:
         config: what it was built from.
-        train_source, test_source: the data.
+        train_data, test_data: the data.
         path: the conditional path.
         objective: (apply, params, batch, key) -> (loss, metrics).
         network: the Flax module, float32.
@@ -67,8 +68,8 @@ class Experiment:
     """
 
     config: ConfigDict
-    train_source: Source
-    test_source: Source
+    train_data: Dataset
+    test_data: Dataset
     path: GaussianPath
     objective: Objective
     network: nn.Module
@@ -127,7 +128,7 @@ class Experiment:
 
     def init_params(self, key: Array) -> Params:
         """Fresh parameters, float32."""
-        batch = jax.tree.map(jnp.asarray, self.train_source.zeros(1))
+        batch = jax.tree.map(jnp.asarray, self.train_data.zeros(1))
         x = batch["x"].astype(jnp.float32)
         inputs = self.conditioning.inputs(batch)
         return self.network.init(key, jnp.zeros(1), x, **inputs)["params"]
@@ -142,34 +143,34 @@ def build(config: ConfigDict) -> Experiment:
     _check_numbers(config)
     with section("config.mesh"):
         mesh = make_mesh(config.mesh.fsdp)
-    train_source = open_source(config.data, "train")
-    if config.data.flip and not train_source.is_image:
-        allowed = f"{train_source.name} is a set of points: leave it off"
+    train_data = open_dataset(config.data, "train")
+    if config.data.flip and not train_data.is_image:
+        allowed = f"{train_data.name} is a set of points: leave it off"
         raise UserError("config.data.flip", True, allowed)
     path = _path(config.path)
-    conditioning = _conditioning(config.condition, train_source)
-    _check_classes(config.evaluate, conditioning, train_source)
-    network, clock = _network(config.network, train_source, conditioning), _clock(config, path)
+    conditioning = _conditioning(config.condition, train_data)
+    _check_classes(config.evaluate, conditioning, train_data)
+    network, clock = _network(config.network, train_data, conditioning), _clock(config, path)
     return Experiment(
         config=config,
-        train_source=train_source,
-        test_source=open_source(config.data, "test"),
+        train_data=train_data,
+        test_data=open_dataset(config.data, "test"),
         path=path,
         objective=_objective(config, path),
         network=network,
         train_apply=pure_apply(network.clone(dtype=DTYPES[config.network.dtype]), clock),
         apply=pure_apply(network, clock),
-        extractor=_extractor(config.evaluate, train_source),
+        extractor=_extractor(config.evaluate, train_data),
         mesh=mesh,
         conditioning=conditioning,
         guidance=_guidance(config, conditioning),
     )
 
 
-def open_source(config: ConfigDict, split: str) -> Source:
+def open_dataset(config: ConfigDict, split: str) -> Dataset:
     """The "train" or "test" split of the data set that config.data names."""
     with section("config.data"):
-        return sets.open_source(_data_options(config), split)
+        return sets.open_dataset(_data_options(config), split)
 
 
 def _data_options(config: ConfigDict) -> sets.Options:
@@ -177,7 +178,7 @@ def _data_options(config: ConfigDict) -> sets.Options:
     return sets.Options(folder=sets.FolderOptions(**config.folder), **fields)
 
 
-def _extractor(config: ConfigDict, source: Source) -> Extractor | None:
+def _extractor(config: ConfigDict, source: Dataset) -> Extractor | None:
     if config.extractor is None:
         return None
     with section("config.evaluate"):
@@ -187,7 +188,7 @@ def _extractor(config: ConfigDict, source: Source) -> Extractor | None:
         return load_extractor(config.extractor, source.shape, source.levels, config.weights_file)
 
 
-def _conditioning(config: ConfigDict, source: Source) -> Conditioning:
+def _conditioning(config: ConfigDict, source: Dataset) -> Conditioning:
     conditioning = Conditioning(**config, levels=source.levels)
     with section("config.condition"):
         conditioning.validate(source.shape, source.num_classes)
@@ -197,14 +198,14 @@ def _conditioning(config: ConfigDict, source: Source) -> Conditioning:
 def _guidance(config: ConfigDict, conditioning: Conditioning) -> Guidance:
     guidance = Guidance(config.guidance.scale, tuple(config.guidance.interval))
     with section("config.guidance"):
-        guidance.validate(conditioning)
+        guidance.validate(conditioning.labels, conditioning.label_dropout)
         if guidance and config.objective.name in WITHOUT_FIELD:
             allowed = f"{config.objective.name} has no vector field to guide: leave it 1"
             raise UserError("scale", guidance.scale, allowed)
     return guidance
 
 
-def _check_classes(config: ConfigDict, conditioning: Conditioning, source: Source) -> None:
+def _check_classes(config: ConfigDict, conditioning: Conditioning, source: Dataset) -> None:
     """Whether samples can be drawn of config.evaluate.classes."""
     if not config.classes:
         return
@@ -272,7 +273,7 @@ def _regression(fields: ConfigDict, path: GaussianPath, time: Time) -> Objective
     return OBJECTIVES[fields.name](path, fields.predicts, COUPLINGS[fields.coupling], time)
 
 
-def _network(config: ConfigDict, source: Source, conditioning: Conditioning) -> nn.Module:
+def _network(config: ConfigDict, source: Dataset, conditioning: Conditioning) -> nn.Module:
     with section("config.network"):
         one_of("dtype", config.dtype, DTYPES)
         kind = "unet" if source.is_image else "mlp"

@@ -27,10 +27,10 @@ from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
-from typing import IO, NoReturn
+from typing import IO
 
-from flowmatch_jax.errors import UserError, at_least
-from flowmatch_jax.processes import STOPS, heard
+from flowmatch_jax.runtime.errors import ArgumentParser, UserError, at_least, tell
+from flowmatch_jax.runtime.processes import STOPS, heard
 
 # When a process has failed: seconds until the others are asked to end; the same where all were
 # asked before and may be writing a checkpoint; and from there until they are killed.
@@ -215,14 +215,9 @@ def _visible_gpus(variables: Mapping[str, str]) -> list[str]:
     return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError("argument", " ".join(sys.argv[1:]), message)
-
-
 def main(arguments: Sequence[str]) -> int:
     """Launch what the command line asks for; returns the exit code."""
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="python -m flowmatch_jax.launch",
         description=__doc__,
         allow_abbrev=False,
@@ -241,7 +236,7 @@ def main(arguments: Sequence[str]) -> int:
             raise UserError("SCRIPT", given.script, "there is no such file; give one, as main.py")
         of_each = environments(given.processes, given.devices, os.environ)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        tell(error)
         return 2
     return launch([given.script, *given.rest], of_each)
 

@@ -18,8 +18,8 @@ import optimistix
 
 from flowmatch_jax import solvers
 from flowmatch_jax.arrays import Array, Field, sum_dims
-from flowmatch_jax.errors import UserError, at_least, one_of
 from flowmatch_jax.pixels import dequantise
+from flowmatch_jax.runtime.errors import UserError, at_least, one_of
 
 DIVERGENCES = ("exact", "hutchinson")
 

@@ -25,9 +25,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flowmatch_jax import ancestral, couplings, predictions, times
+from flowmatch_jax import couplings, predictions, times
 from flowmatch_jax.arrays import Apply, Array, Batch, Inputs, Params, expand_time
-from flowmatch_jax.errors import UserError
 from flowmatch_jax.likelihood import log_prob
 from flowmatch_jax.paths import (
     Coefficients,
@@ -37,6 +36,8 @@ from flowmatch_jax.paths import (
     log_snr,
     starts_without_data,
 )
+from flowmatch_jax.runtime.errors import UserError
+from flowmatch_jax.sampling import ancestral
 
 Objective = Callable[[Apply, Params, Batch, Array], tuple[Array, dict[str, Array]]]
 Coupling = Callable[[Array, Array], Array]

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from flowmatch_jax.arrays import Array, expand_time
-from flowmatch_jax.errors import UserError, at_least, fraction
+from flowmatch_jax.runtime.errors import UserError, at_least, fraction
 
 
 @dataclass(frozen=True)

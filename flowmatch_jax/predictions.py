@@ -22,8 +22,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from flowmatch_jax.arrays import Apply, Array, Field, Params
-from flowmatch_jax.errors import UserError, one_of
 from flowmatch_jax.paths import Coefficients, GaussianPath, coefficients, starts_without_data
+from flowmatch_jax.runtime.errors import UserError, one_of
 
 
 def _from_velocity(c: Coefficients, x: Array, u: Array) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ import numpy as np
 import optimistix
 
 from flowmatch_jax.arrays import Array
-from flowmatch_jax.errors import UserError, at_least, one_of, positive
+from flowmatch_jax.runtime.errors import UserError, at_least, one_of, positive
 
 
 class RK4(diffrax.AbstractERK):

@@ -3,7 +3,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from flowmatch_jax.arrays import expand_time, sum_dims
-from flowmatch_jax.errors import UserError
+from flowmatch_jax.runtime.errors import UserError
 
 
 class ArraysTest(parameterized.TestCase):

@@ -14,8 +14,8 @@ from absl.testing import absltest, parameterized
 
 from benchmarks import report, timing
 from benchmarks.nets import NETS, has_torch, parameter_shapes
-from flowmatch_jax.command_line import load_config
-from flowmatch_jax.data.sources import Source
+from flowmatch_jax.config.command_line import load_config
+from flowmatch_jax.data.dataset import Dataset
 
 
 def spread(value):
@@ -84,7 +84,7 @@ class OutsideRowTest(absltest.TestCase):
         overrides = [f"--config.{field}" for field in fields]
         self.config = load_config("configs/fashion_mnist16_ot.py", overrides)
         images = np.random.RandomState(0).randint(0, 256, (16, 16, 16, 1), np.uint8)
-        self.source = Source("random", "1", "train", images, levels=256)
+        self.source = Dataset("random", "1", "train", images, levels=256)
 
     def train(self, workdir):
         return self.module.train(self.config, self.source, Path(workdir.full_path))

@@ -9,8 +9,8 @@ from absl.testing import absltest, parameterized
 
 import configs
 from flowmatch_jax import experiment
-from flowmatch_jax.data.sources import Source
-from flowmatch_jax.evaluation.runs import method_name
+from flowmatch_jax.data.dataset import Dataset
+from flowmatch_jax.report.runs import method_name
 from flowmatch_jax.training.optimizer import adam, learning_rate_schedule
 
 FILES = {path.stem for path in Path(configs.__file__).parent.glob("*.py")}
@@ -191,13 +191,13 @@ def empty(config, split):
     classes = CLASSES.get(config.name)
     label = None if classes is None else np.zeros(4, np.int32)
     x = np.zeros((4, *shape), dtype)
-    return Source(config.name, "1", split, x, label, levels, classes)
+    return Dataset(config.name, "1", split, x, label, levels, classes)
 
 
 def build(config):
     if config.data.name == "folder":  # what the user gives
         config.data.folder.path = "pictures"
-    with mock.patch.object(experiment, "open_source", empty):
+    with mock.patch.object(experiment, "open_dataset", empty):
         return experiment.build(config)
 
 
@@ -297,8 +297,8 @@ class SuperResolutionTest(ConfigTestCase):
         config = load(name)
         self.check(config, {"data.name": data, "condition.low_resolution": low, "path.name": "ot"})
         built = build(load(name))
-        self.assertEqual(built.train_source.shape[0], high)
-        channels = built.train_source.shape[-1] + (config.condition.max_noise > 0)
+        self.assertEqual(built.train_data.shape[0], high)
+        channels = built.train_data.shape[-1] + (config.condition.max_noise > 0)
         self.assertEqual(built.network.condition_channels, channels)
         for method, (path, predicts) in {
             "regression": ("ot", "data"),
@@ -340,7 +340,7 @@ class ComparisonTest(ConfigTestCase):
     def test_data(self, name, expected):
         config = load(f"{name}_ot")
         self.assertEqual((config.data.name, config.data.size), expected)
-        self.assertEqual(build(config).train_source.shape[0], expected[1])
+        self.assertEqual(build(config).train_data.shape[0], expected[1])
 
     @parameterized.parameters(*RESIZED)
     def test_the_paper_s_recipe_and_both_kinds_of_weights(self, name):

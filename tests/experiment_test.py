@@ -9,8 +9,8 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from configs import checkerboard_ot, digits_class, digits_ot
-from flowmatch_jax.errors import UserError
 from flowmatch_jax.experiment import build
+from flowmatch_jax.runtime.errors import UserError
 
 
 def fields(config, prefix=""):
@@ -25,7 +25,7 @@ def fields(config, prefix=""):
 class BuildTest(parameterized.TestCase):
     def test_digits(self):
         experiment = build(digits_ot.get_config())
-        self.assertEqual(len(experiment.train_source), 1500)
+        self.assertEqual(len(experiment.train_data), 1500)
         params = jax.eval_shape(experiment.init_params, jax.random.key(0))
         self.assertEqual(sum(p.size for p in jax.tree.leaves(params)), 755_009)
 
@@ -67,7 +67,7 @@ class BuildTest(parameterized.TestCase):
         config.network.unet.update(channels=8, multipliers=(1,), attention_sides=())
         config.condition.update(labels=True, low_resolution=4)
         experiment = build(config)
-        batch = jax.tree.map(lambda x: x[:3], experiment.test_source[:3])
+        batch = jax.tree.map(lambda x: x[:3], experiment.test_data[:3])
         params = experiment.init_params(jax.random.key(0))
         params = jax.tree.map(lambda p: p + 0.1, params)
         x, inputs = jnp.zeros((3, 8, 8, 1)), experiment.conditioning.inputs(batch)
@@ -115,7 +115,7 @@ class BuildTest(parameterized.TestCase):
             return (x - t * condition) / jnp.sqrt(1 - t**2)
 
         experiment = dataclasses.replace(build(config), apply=apply)
-        inputs = experiment.conditioning.inputs(experiment.test_source[:3])
+        inputs = experiment.conditioning.inputs(experiment.test_data[:3])
         x0 = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
         solution = experiment.generate(None, x0, jax.random.key(1), inputs)
         np.testing.assert_allclose(solution.x, inputs["condition"], atol=5e-3)

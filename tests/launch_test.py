@@ -12,8 +12,8 @@ import yaml
 from absl.testing import absltest, parameterized
 
 from flowmatch_jax import launch
-from flowmatch_jax.command_line import load_config, split_overrides
-from flowmatch_jax.errors import UserError
+from flowmatch_jax.config.command_line import load_config, split_overrides
+from flowmatch_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "docs" / "launch"
@@ -65,7 +65,7 @@ print("no end of the line", end="")
 
     def test_processes_find_each_other(self):
         body = """
-from flowmatch_jax import processes
+from flowmatch_jax.runtime import processes
 processes.initialize(given["coordinator"], int(given["processes"]), me)
 import jax
 print(jax.default_backend(), jax.process_index(), jax.local_device_count(), jax.device_count())
@@ -169,7 +169,7 @@ sys.exit(1)
     def test_run_stops_at_the_same_step(self):
         body = """
 import itertools, time
-from flowmatch_jax import processes
+from flowmatch_jax.runtime import processes
 processes.HEARING = 0.1
 processes.initialize(given["coordinator"], int(given["processes"]), me)
 with processes.StopNotice() as notice:

@@ -10,8 +10,8 @@ from scipy.linalg import expm
 from scipy.stats import multivariate_normal, norm
 
 from flowmatch_jax import likelihood, solvers
-from flowmatch_jax.errors import UserError
 from flowmatch_jax.networks.convolutions import convolve
+from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.times import edm_grid
 from tests.cases import PATHS, Float64TestCase, coefficients, gaussian_velocity
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from flowmatch_jax import likelihood, marginals, objectives, sampling
+from flowmatch_jax import likelihood, marginals, objectives
 from flowmatch_jax.pixels import dequantise
+from flowmatch_jax.sampling import source as sampling
 from tests.cases import EACH_PATH, PATHS, Float64TestCase, coefficients, gaussian_velocity
 
 POINTS = np.array([[-1.0, 0.5], [0.3, -0.7], [1.2, 1.0]])

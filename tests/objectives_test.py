@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 from scipy.stats import kstest
 
 from flowmatch_jax import objectives, paths, predictions
-from flowmatch_jax.errors import UserError
+from flowmatch_jax.runtime.errors import UserError
 from tests.cases import PATHS, Float64TestCase, optimal_prediction
 
 METHODS = [

@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 
 from flowmatch_jax import paths
 from flowmatch_jax.arrays import expand_time
-from flowmatch_jax.errors import UserError
+from flowmatch_jax.runtime.errors import UserError
 from tests.cases import EACH_PATH, PATHS, Float64TestCase, coefficients, gaussian_velocity
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from flowmatch_jax import paths, predictions
-from flowmatch_jax.errors import UserError
+from flowmatch_jax.runtime.errors import UserError
 from tests.cases import EACH_PATH, PATHS, Float64TestCase, gaussian_velocity, optimal_prediction
 
 KINDS = ("velocity", "noise", "score", "data")

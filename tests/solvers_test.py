@@ -5,7 +5,7 @@ from absl.testing import absltest, parameterized
 from scipy.linalg import expm
 
 from flowmatch_jax import solvers
-from flowmatch_jax.errors import UserError
+from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.times import edm_grid
 from tests.cases import PATHS, Float64TestCase, coefficients, gaussian_velocity
 

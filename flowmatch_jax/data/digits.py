@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from flowmatch_jax.data.sources import Source
+from flowmatch_jax.data.dataset import Dataset
 
 TRAIN_SIZE = 1500
 
 
-def digits(split: str) -> Source:
+def digits(split: str) -> Dataset:
     """The optical recognition set of the UCI repository (its test part, 1,797 images).
 
     A fixed permutation is split into 1,500 images for training and 297 for testing.
@@ -21,7 +21,7 @@ def digits(split: str) -> Source:
     # RandomState's streams are frozen by NumPy's policy; those of default_rng may change.
     order = np.random.RandomState(0).permutation(len(bunch.images))
     chosen = {"train": order[:TRAIN_SIZE], "test": order[TRAIN_SIZE:]}[split]
-    return Source(
+    return Dataset(
         name="digits",
         version="uci-optdigits",
         split=split,

@@ -13,15 +13,15 @@ import grain
 import jax
 import numpy as np
 
-from flowmatch_jax.data.encoded import CorruptCount, CorruptImage
-from flowmatch_jax.data.sources import Images, Source
-from flowmatch_jax.errors import UserError
+from flowmatch_jax.data.dataset import Dataset, Images
+from flowmatch_jax.data.images.encoded import CorruptCount, CorruptImage
+from flowmatch_jax.runtime.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
 
 def train_batches(
-    source: Source,
+    source: Dataset,
     batch_size: int,
     seed: int,
     *,
@@ -67,7 +67,7 @@ def train_batches(
 
 
 def ordered_batches(
-    source: Source, batch_size: int, limit: int | None = None, max_corrupt: int = 0
+    source: Dataset, batch_size: int, limit: int | None = None, max_corrupt: int = 0
 ) -> Iterator[Batch]:
     """A split in order, {"x": [batch_size, ...], "label"}; the last batch is shorter, or all.
 
@@ -80,7 +80,7 @@ def ordered_batches(
             yield batch
 
 
-def read_items(source: Source, indices: np.ndarray, count: CorruptCount) -> Batch:
+def read_items(source: Dataset, indices: np.ndarray, count: CorruptCount) -> Batch:
     """The items of these indices, without images that cannot be read, which are counted."""
     if isinstance(source.x, np.ndarray):
         return _with_labels({"x": source.x[indices]}, source.label, indices)
@@ -92,7 +92,7 @@ def read_items(source: Source, indices: np.ndarray, count: CorruptCount) -> Batc
     return _with_labels({"x": x}, source.label, indices[readable])
 
 
-def items_at(source: Source, indices: np.ndarray, max_corrupt: int = 0) -> Batch:
+def items_at(source: Dataset, indices: np.ndarray, max_corrupt: int = 0) -> Batch:
     """One item for each index, as in `train_batches`: a readable one for each that is not."""
     return _CountCorrupt(max_corrupt).map(_Read(source.x, source.label).map(indices))
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from flowmatch_jax.data import images
-from flowmatch_jax.data.archives import LAYOUTS
+from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.data.digits import digits
-from flowmatch_jax.data.encoded import Pictures, decoded
-from flowmatch_jax.data.folder import open_folder
-from flowmatch_jax.data.records import default_data_dir, open_records
-from flowmatch_jax.data.sources import Source
+from flowmatch_jax.data.images import decode as images
+from flowmatch_jax.data.images.encoded import Pictures, decoded
+from flowmatch_jax.data.images.folder import open_folder
+from flowmatch_jax.data.images.records import default_data_dir, open_records
+from flowmatch_jax.data.prepare.archives import LAYOUTS
 from flowmatch_jax.data.toy2d import DENSITIES
-from flowmatch_jax.errors import UserError, fraction, one_of, section
+from flowmatch_jax.runtime.errors import UserError, fraction, one_of, section
 
-# Made on the spot: name -> function (split: "train" | "test") -> Source
+# Made on the spot: name -> function (split: "train" | "test") -> Dataset
 MADE = {"digits": digits, **DENSITIES}
 PREPARED = sorted({name.partition("/")[0] for name in LAYOUTS})
 NAMES = (*MADE, *PREPARED, "folder")
@@ -82,7 +82,7 @@ class Options:
         images.validate(self.size, 3, "white")
 
 
-def open_source(options: Options, split: str) -> Source:
+def open_dataset(options: Options, split: str) -> Dataset:
     """One split ("train" or "test") of a data set.
 
     Raises:
@@ -97,7 +97,7 @@ def open_source(options: Options, split: str) -> Source:
     return _open_prepared(options, split, data_dir)
 
 
-def _open_prepared(options: Options, split: str, data_dir: Path) -> Source:
+def _open_prepared(options: Options, split: str, data_dir: Path) -> Dataset:
     name = f"{options.name}/{options.version}" if options.version else options.name
     files = open_records(data_dir, name, LAYOUTS[name].version, split)
     manifest = files.manifest
@@ -105,7 +105,7 @@ def _open_prepared(options: Options, split: str, data_dir: Path) -> Source:
     size = None if options.size == height == width else options.size
     shape = (len(files), size or height, size or width, channels)
     x, kept = _stored(Pictures(files, shape, size), options, files.folder / "decoded", split)
-    return Source(
+    return Dataset(
         name=options.name,
         version=name.partition("/")[2] or manifest["version"],
         split=split,
@@ -117,7 +117,7 @@ def _open_prepared(options: Options, split: str, data_dir: Path) -> Source:
     )
 
 
-def _open_folder(options: Options, split: str, data_dir: Path) -> Source:
+def _open_folder(options: Options, split: str, data_dir: Path) -> Dataset:
     root, cache = Path(options.folder.path).expanduser().absolute(), data_dir / "folder"
     fields = options.folder
     try:
@@ -131,7 +131,7 @@ def _open_folder(options: Options, split: str, data_dir: Path) -> Source:
     x, kept = _stored(pictures, options, cache / sha256[:16], split)
     if missing := _missing(kept, shape[0]):
         sha256 = _hash(sha256, *missing)
-    return Source(
+    return Dataset(
         name=root.name,
         version=files.content_hash[:16],
         split=split,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from flowmatch_jax.data.sources import Source
+from flowmatch_jax.data.dataset import Dataset
 
 SIZES = {"train": 1_000_000, "test": 10_000}
 SEEDS = {"train": 0, "test": 1}
@@ -23,12 +23,12 @@ def _points(
     split: str,
     sample: Callable[[np.random.RandomState, int], np.ndarray],
     log_density: Callable[[np.ndarray], np.ndarray],
-) -> Source:
+) -> Dataset:
     x = sample(np.random.RandomState(SEEDS[split]), SIZES[split])
-    return Source(name=name, version="1", split=split, x=x, log_density=log_density)
+    return Dataset(name=name, version="1", split=split, x=x, log_density=log_density)
 
 
-def checkerboard(split: str) -> Source:
+def checkerboard(split: str) -> Dataset:
     """The checkerboard of area 32: every point has log-density -log 32."""
     return _points("checkerboard", split, sample_checkerboard, checkerboard_log_density)
 
@@ -52,7 +52,7 @@ GAUSSIANS = 8
 GAUSSIAN_RADIUS, GAUSSIAN_STD = 2 * math.sqrt(2), math.sqrt(2) / 4
 
 
-def eight_gaussians(split: str) -> Source:
+def eight_gaussians(split: str) -> Dataset:
     """Eight round Gaussians on a circle, equally likely."""
     return _points("eight_gaussians", split, sample_eight_gaussians, eight_gaussians_log_density)
 
@@ -73,7 +73,7 @@ MOON_RADIUS, MOON_STD = 2.0, 0.2
 MOON_CENTRE = np.array([-1.0, -0.5])  # of the upper one; the lower one is its mirror image
 
 
-def two_moons(split: str) -> Source:
+def two_moons(split: str) -> Dataset:
     """Two half circles that reach into each other."""
     return _points("two_moons", split, sample_two_moons, two_moons_log_density)
 
@@ -100,7 +100,7 @@ BLADES = 5
 PINWHEEL_SCALE, PINWHEEL_STD, PINWHEEL_RATE = 2.0, np.array([0.3, 0.1]), 0.25
 
 
-def pinwheel(split: str) -> Source:
+def pinwheel(split: str) -> Dataset:
     """Five Gaussians, long along the radius, turned by an angle that grows with the radius."""
     return _points("pinwheel", split, sample_pinwheel, pinwheel_log_density)
 
@@ -128,7 +128,7 @@ SPIRAL_START, SPIRAL_END = 0.5 * np.pi, 3.5 * np.pi  # angles along an arm
 SPIRAL_PITCH, SPIRAL_STD = 1 / 3, 0.1
 
 
-def spirals(split: str) -> Source:
+def spirals(split: str) -> Dataset:
     """Two arms, a half turn apart, that wind out one and a half times."""
     return _points("spirals", split, sample_spirals, spirals_log_density)
 
@@ -157,7 +157,7 @@ def spirals_log_density(x: np.ndarray) -> np.ndarray:
 RING_RADII, RING_STD = np.array([0.75, 1.5, 2.25, 3.0]), 0.08
 
 
-def rings(split: str) -> Source:
+def rings(split: str) -> Dataset:
     """Four circles about the origin, equally likely."""
     return _points("rings", split, sample_rings, rings_log_density)
 

@@ -20,7 +20,7 @@ def judge_baselines(experiment: Experiment, reference: Reference) -> dict[str, d
     Returns:
         {"Reference": scores without those against the originals, "Bicubic": scores}.
     """
-    conditioning, levels = experiment.conditioning, experiment.test_source.levels
+    conditioning, levels = experiment.conditioning, experiment.test_data.levels
     count = experiment.config.evaluate.generated
 
     def judged(make: Callable[[Array], Array]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import jax
 
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.evaluation.baselines import judge_baselines
+from flowmatch_jax.evaluation.likelihoods import batch_size, make_scorer, score_split
 from flowmatch_jax.evaluation.quality import (
     Reference,
     judge_samples,
@@ -21,10 +22,9 @@ from flowmatch_jax.evaluation.quality import (
     number_judged,
 )
 from flowmatch_jax.evaluation.samples import Sampler, draw
-from flowmatch_jax.evaluation.scores import batch_size, make_scorer, score_split
 from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.files import read_json
-from flowmatch_jax.workdir import write_json
+from flowmatch_jax.runtime.files import read_json
+from flowmatch_jax.runtime.workdir import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def settings(experiment: Experiment, step: int, reference: Reference | None) -> 
     Args:
         reference: what samples are held against, if anything.
     """
-    config, source = experiment.config, experiment.test_source
+    config, source = experiment.config, experiment.test_data
     more = {}
     if experiment.conditioning:
         more["condition"] = {name: config.condition[name] for name in GIVEN}
@@ -185,7 +185,7 @@ def settings(experiment: Experiment, step: int, reference: Reference | None) -> 
             "generated": number_judged(experiment, config.evaluate.generated),
             "scores": list(config.evaluate.scores),
             "reference": {
-                "split": experiment.train_source.split,
+                "split": experiment.train_data.split,
                 "file": config.evaluate.reference,
                 "images": reference.moments.count,
                 "sha256": moments_hash(reference.moments),

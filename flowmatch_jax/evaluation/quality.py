@@ -18,23 +18,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowmatch_jax.arrays import Params
-from flowmatch_jax.data.encoded import CorruptCount
+from flowmatch_jax.data.images.encoded import CorruptCount
 from flowmatch_jax.data.pipeline import ordered_batches, read_items
-from flowmatch_jax.errors import RunStopped, UserError, section
 from flowmatch_jax.evaluation.samples import Sampler, items_of_batch
 from flowmatch_jax.evaluation.super_resolution import pair_scores, summary
 from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.files import Unreadable, remembered, write_atomically
-from flowmatch_jax.mesh import to_host
-from flowmatch_jax.metrics.extractors import features_of, score_name
+from flowmatch_jax.metrics.features.extractors import features_of, score_name
 from flowmatch_jax.metrics.frechet import Moments, frechet_distance
 from flowmatch_jax.metrics.inception_score import inception_score
 from flowmatch_jax.metrics.kid import kernel_distance
 from flowmatch_jax.metrics.precision_recall import precision_recall
 from flowmatch_jax.pixels import quantise
-from flowmatch_jax.processes import StopNotice
-from flowmatch_jax.progress import progress_bar
-from flowmatch_jax.workdir import user_cache
+from flowmatch_jax.runtime.errors import RunStopped, UserError, section
+from flowmatch_jax.runtime.files import Unreadable, remembered, write_atomically
+from flowmatch_jax.runtime.mesh import to_host
+from flowmatch_jax.runtime.processes import StopNotice
+from flowmatch_jax.runtime.progress import progress_bar
+from flowmatch_jax.runtime.workdir import user_cache
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def _published_moments(experiment: Experiment) -> Moments:
             moments = Moments.load(path)
         except UserError as error:
             raise UserError("reference", error.got, error.allowed) from error
-        net, shape = experiment.extractor, experiment.train_source.shape
+        net, shape = experiment.extractor, experiment.train_data.shape
         if len(moments.mean) != net.dims:
             allowed = f"{net.name} has {net.dims} features"
             raise UserError("reference", f"{path} of {len(moments.mean)} features", allowed)
@@ -95,7 +95,7 @@ def _published_moments(experiment: Experiment) -> Moments:
 
 
 def _training_moments(experiment: Experiment) -> Moments:
-    source, net = experiment.train_source, experiment.extractor
+    source, net = experiment.train_data, experiment.extractor
     name = f"{net.name}{net.side}-{net.sha256[:16]}-{source.levels}-{source.content_hash}.npz"
 
     def make() -> Moments:
@@ -121,7 +121,7 @@ def _training_moments(experiment: Experiment) -> Moments:
 
 def _training_features(experiment: Experiment) -> np.ndarray:
     """Of config.evaluate.generated training images, or all: a fixed choice, in random order."""
-    source, config = experiment.train_source, experiment.config
+    source, config = experiment.train_data, experiment.config
     chosen = np.random.RandomState(0).permutation(len(source))[: config.evaluate.generated]
     corrupt = CorruptCount(config.data.max_corrupt)
     parts = (chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH))
@@ -245,7 +245,7 @@ def number_judged(experiment: Experiment, count: int) -> int:
     """How many samples are judged where ``count`` are asked for."""
     if experiment.conditioning.low_resolution is None:
         return count
-    return min(count, len(experiment.test_source))
+    return min(count, len(experiment.test_data))
 
 
 def _draw(
@@ -256,7 +256,7 @@ def _draw(
     silent: bool,
     partial: tuple[Path, str] | None,
 ) -> Tally:
-    net, levels = experiment.extractor, experiment.train_source.levels
+    net, levels = experiment.extractor, experiment.train_data.levels
     config = experiment.config.evaluate
     tally = (partial and Tally.load(*partial)) or Tally(Moments.empty(net.dims))
     if tally.drawn:

@@ -13,11 +13,11 @@ import numpy as np
 
 from flowmatch_jax.arrays import Array, Batch, Inputs, Params
 from flowmatch_jax.data.pipeline import items_at
+from flowmatch_jax.evaluation.pictures import save_images, save_points
 from flowmatch_jax.evaluation.super_resolution import side_by_side
 from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.mesh import gather, split_if_even, to_host
-from flowmatch_jax.pictures import save_images, save_points
-from flowmatch_jax.sampling import draw_source
+from flowmatch_jax.runtime.mesh import gather, split_if_even, to_host
+from flowmatch_jax.sampling.source import draw_source
 from flowmatch_jax.solvers import Solution
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def make_given_sampler(experiment: Experiment, size: int, **solver: Any) -> Give
         size, solver: as of `make_sampler`.
     """
     path = experiment.path
-    shape = (size, *experiment.train_source.shape)
+    shape = (size, *experiment.train_data.shape)
     mesh = experiment.mesh
 
     def sampler(params: Params, key: Array, inputs: Inputs) -> Solution:
@@ -70,7 +70,7 @@ def make_given_sampler(experiment: Experiment, size: int, **solver: Any) -> Give
 
 def items_of_batch(experiment: Experiment, size: int, batch: int = 0) -> Batch:
     """The test images that a batch of samples belongs to: in order, and again from the first."""
-    source = experiment.test_source
+    source = experiment.test_data
     indices = np.arange(batch * size, (batch + 1) * size) % len(source)
     return items_at(source, indices, experiment.config.data.max_corrupt)
 
@@ -84,7 +84,7 @@ def sample_inputs(experiment: Experiment, size: int, batch: int = 0) -> Inputs:
     if not experiment.conditioning:
         return {}
     if experiment.conditioning.low_resolution is None:
-        labels = experiment.train_source.label
+        labels = experiment.train_data.label
         order = np.random.RandomState(0).permutation(len(labels))
         return {"label": labels[order[np.arange(batch * size, (batch + 1) * size) % len(order)]]}
     return experiment.conditioning.inputs(items_of_batch(experiment, size, batch))
@@ -145,7 +145,7 @@ def class_rows(experiment: Experiment) -> np.ndarray | None:
     config, conditioning = experiment.config.evaluate, experiment.conditioning
     if not conditioning.labels or conditioning.low_resolution is not None:
         return None
-    classes = config.classes or range(experiment.train_source.num_classes)
+    classes = config.classes or range(experiment.train_data.num_classes)
     columns = config.samples // len(classes) or math.isqrt(config.samples)
     shown = np.asarray(classes, np.int32)[: config.samples // columns]
     return np.repeat(shown[:, None], columns, axis=1)
@@ -154,7 +154,7 @@ def class_rows(experiment: Experiment) -> np.ndarray | None:
 def _save_picture(
     experiment: Experiment, path: Path, x: np.ndarray, columns: int | None = None
 ) -> None:
-    source = experiment.train_source
+    source = experiment.train_data
     if not source.is_image:
         save_points(path, x)
         return

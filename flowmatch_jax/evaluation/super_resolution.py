@@ -7,10 +7,10 @@ import math
 import numpy as np
 
 from flowmatch_jax.arrays import Array
-from flowmatch_jax.conditioning import Conditioning
+from flowmatch_jax.data.conditioning import Conditioning
+from flowmatch_jax.data.images.resolution import resize
 from flowmatch_jax.metrics.similarity import RADIUS, psnr, ssim
 from flowmatch_jax.pixels import centres
-from flowmatch_jax.resolution import resize
 
 SCORES = ("psnr", "ssim", "consistency")
 

@@ -11,17 +11,17 @@ import jax
 import numpy as np
 
 from flowmatch_jax.arrays import Array, Params
-from flowmatch_jax.data.folder import list_pictures
-from flowmatch_jax.data.images import decode, encode, square
-from flowmatch_jax.errors import RunStopped, UserError
+from flowmatch_jax.data.images.decode import decode, encode, square
+from flowmatch_jax.data.images.folder import list_pictures
 from flowmatch_jax.evaluation.samples import sample_key
 from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.files import write_atomically
-from flowmatch_jax.mesh import gather, split_if_even, to_host
 from flowmatch_jax.pixels import as_bytes, from_bytes, quantise
-from flowmatch_jax.sampling import draw_source
+from flowmatch_jax.runtime.errors import RunStopped, UserError
+from flowmatch_jax.runtime.files import write_atomically
+from flowmatch_jax.runtime.mesh import gather, split_if_even, to_host
+from flowmatch_jax.sampling.source import draw_source
+from flowmatch_jax.sampling.tiling import fitting, tiled
 from flowmatch_jax.solvers import Solution
-from flowmatch_jax.tiling import fitting, tiled
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def upsample_pictures(experiment: Experiment, params: Params, source: Path, outp
     """
     _check_model(experiment)
     upsampler, folder = make_upsampler(experiment), experiment.config.data.folder
-    channels, unreadable = experiment.train_source.shape[-1], 0
+    channels, unreadable = experiment.train_data.shape[-1], 0
     targets = plan(source, output)
     for path, target in targets.items():
         try:
@@ -104,7 +104,7 @@ def make_upsampler(experiment: Experiment) -> Upsampler:
     config.evaluate.samples of them at a time. All start from the same noise.
     """
     config, conditioning, mesh = experiment.config, experiment.conditioning, experiment.mesh
-    side, levels = experiment.train_source.shape[0], experiment.train_source.levels
+    side, levels = experiment.train_data.shape[0], experiment.train_data.levels
     low = conditioning.low_resolution
     factor, overlap = side // low, int(config.upsample.overlap * low)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from flowmatch_jax.errors import UserError
+from flowmatch_jax.runtime.errors import UserError
 
 LARGEST = 2**30  # bytes of moments in a file: a covariance of 11,585 features
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flowmatch_jax.errors import UserError, at_least
 from flowmatch_jax.metrics.frechet import checked
+from flowmatch_jax.runtime.errors import UserError, at_least
 
 
 class InceptionScore(NamedTuple):

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flowmatch_jax.errors import UserError, at_least
 from flowmatch_jax.metrics.frechet import checked_pair
+from flowmatch_jax.runtime.errors import UserError, at_least
 
 BLOCK = 2048  # rows and columns of the kernel's matrix that are in memory together
 

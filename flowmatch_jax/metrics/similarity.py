@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from flowmatch_jax.errors import UserError
 from flowmatch_jax.metrics.frechet import checked
+from flowmatch_jax.runtime.errors import UserError
 
 RADIUS = 5  # of SSIM's window, 11 pixels wide
 SIGMA = 1.5

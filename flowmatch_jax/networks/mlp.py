@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from flowmatch_jax.arrays import Array
-from flowmatch_jax.errors import UserError
+from flowmatch_jax.runtime.errors import UserError
 
 
 class MLP(nn.Module):

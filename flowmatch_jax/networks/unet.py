@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from flowmatch_jax.arrays import Array
-from flowmatch_jax.errors import UserError, at_least, fraction
 from flowmatch_jax.networks.layers import (
     AttentionBlock,
     Convolution,
@@ -24,6 +23,7 @@ from flowmatch_jax.networks.layers import (
     Upsample,
     time_embedding,
 )
+from flowmatch_jax.runtime.errors import UserError, at_least, fraction
 
 
 class UNet(nn.Module):

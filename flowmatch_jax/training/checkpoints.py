@@ -26,9 +26,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from flowmatch_jax.arrays import Params
-from flowmatch_jax.errors import RunStopped, UserError
-from flowmatch_jax.files import write_atomically
-from flowmatch_jax.processes import barrier, everywhere
+from flowmatch_jax.runtime.errors import RunStopped, UserError
+from flowmatch_jax.runtime.files import write_atomically
+from flowmatch_jax.runtime.processes import barrier, everywhere
 from flowmatch_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)

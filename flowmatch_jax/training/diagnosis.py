@@ -13,9 +13,9 @@ import numpy as np
 
 from flowmatch_jax.arrays import Array, Batch, Params
 from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.runtime.workdir import write_json
 from flowmatch_jax.training.state import TrainState
 from flowmatch_jax.training.step import Gradient, make_gradient
-from flowmatch_jax.workdir import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def _gradient(experiment: Experiment, objective: Any) -> Gradient:
     return make_gradient(
         objective,
         experiment.train_apply,
-        experiment.train_source.levels,
+        experiment.train_data.levels,
         experiment.config.data.flip,
         experiment.config.train.accumulate,
         experiment.conditioning.training_inputs,

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from flowmatch_jax.files import write_atomically
-from flowmatch_jax.processes import largest
-from flowmatch_jax.progress import progress_bar
-from flowmatch_jax.workdir import read_metrics
+from flowmatch_jax.runtime.files import write_atomically
+from flowmatch_jax.runtime.processes import largest
+from flowmatch_jax.runtime.progress import progress_bar
+from flowmatch_jax.runtime.workdir import read_metrics
 
 
 class RunLog:

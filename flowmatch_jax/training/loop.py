@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from contextlib import closing
@@ -10,17 +11,17 @@ from pathlib import Path
 import jax
 
 from flowmatch_jax.arrays import Batch, Params
-from flowmatch_jax.errors import RunStopped, section
 from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.mesh import describe, put_batches
-from flowmatch_jax.processes import StopNotice
-from flowmatch_jax.training import cost
+from flowmatch_jax.runtime.errors import RunStopped, section
+from flowmatch_jax.runtime.mesh import describe, put_batches
+from flowmatch_jax.runtime.processes import StopNotice
+from flowmatch_jax.runtime.workdir import check_data, trained_by_this_run, write_config, write_data
 from flowmatch_jax.training.checkpoints import Checkpoints
+from flowmatch_jax.training.cost import estimate as cost
 from flowmatch_jax.training.diagnosis import write_diagnosis
 from flowmatch_jax.training.log import Meter, RunLog
-from flowmatch_jax.training.run import Run
+from flowmatch_jax.training.setup import Run
 from flowmatch_jax.training.state import TrainState, roll_back
-from flowmatch_jax.workdir import check_data, trained_by_this_run, write_config, write_data
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples) -> N
     A run that was stopped and started again ends with the same bits as one that was not.
 
     Args:
-        workdir: open (see `flowmatch_jax.workdir`).
+        workdir: open (see `flowmatch_jax.runtime.workdir`).
         draw_samples: called with the averaged parameters and the step, every
             config.train.sample_every steps.
 
@@ -61,10 +62,10 @@ def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples) -> N
         Checkpoints(workdir, config.keep_last, config.keep_every) as checkpoints,
     ):
         state = checkpoints.restore_newest(run.layout)
-        check_data(workdir, experiment.train_source)
+        check_data(workdir, experiment.train_data.facts())
         if jax.process_index() == 0:
-            write_config(workdir, experiment.config)
-            write_data(workdir, experiment.train_source)
+            write_config(workdir, json.loads(experiment.config.to_json()))
+            write_data(workdir, experiment.train_data.facts())
         if state is None:
             state = run.init()
         else:

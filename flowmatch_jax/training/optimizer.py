@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import optax
 
-from flowmatch_jax.errors import UserError, at_least, fraction, one_of, positive
+from flowmatch_jax.runtime.errors import UserError, at_least, fraction, one_of, positive
 
 FLOOR = 1e-8  # the learning rate at both ends of the paper's schedule
 

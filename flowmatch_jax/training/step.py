@@ -10,9 +10,9 @@ import optax
 from jax.sharding import Mesh
 
 from flowmatch_jax.arrays import Apply, Array, Batch, Inputs, Params
-from flowmatch_jax.mesh import replicated, state_shardings
 from flowmatch_jax.objectives import Objective
 from flowmatch_jax.pixels import dequantise, random_flip
+from flowmatch_jax.runtime.mesh import replicated, state_shardings
 from flowmatch_jax.training.state import TrainState, ema_update
 
 Metrics = dict[str, Array]

@@ -5,16 +5,16 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from flowmatch_jax.data import pipeline
-from flowmatch_jax.data.encoded import Pictures
-from flowmatch_jax.data.sources import Source
-from flowmatch_jax.errors import UserError
-from tests.data.encoded_test import Encoded
+from flowmatch_jax.data.dataset import Dataset
+from flowmatch_jax.data.images.encoded import Pictures
+from flowmatch_jax.runtime.errors import UserError
+from tests.data.images.encoded_test import Encoded
 
 
 def numbers(n):
     """A source whose items are their own indices."""
     x = np.arange(n, dtype=np.float32)[:, None]
-    return Source("numbers", "1", "train", x, label=np.arange(n, dtype=np.int32))
+    return Dataset("numbers", "1", "train", x, label=np.arange(n, dtype=np.int32))
 
 
 def take(batches, n):
@@ -28,7 +28,7 @@ def labels(batches):
 def pictures(n=60, broken=()):
     """A source of pictures that are decoded when read, each full of its own index."""
     files = Encoded(n, tuple(broken))
-    return Source(
+    return Dataset(
         "pictures",
         "1",
         "train",

@@ -9,12 +9,14 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from flowmatch_jax.data import encoded, images, prepare
-from flowmatch_jax.data.encoded import CorruptImage
-from flowmatch_jax.data.folder import open_folder
-from flowmatch_jax.data.sets import NAMES, FolderOptions, Options, open_source
-from flowmatch_jax.errors import UserError
-from tests.data import archive_cases
+from flowmatch_jax.data.images import decode as images
+from flowmatch_jax.data.images import encoded
+from flowmatch_jax.data.images.encoded import CorruptImage
+from flowmatch_jax.data.images.folder import open_folder
+from flowmatch_jax.data.prepare import prepare
+from flowmatch_jax.data.sets import NAMES, FolderOptions, Options, open_dataset
+from flowmatch_jax.runtime.errors import UserError
+from tests.data.prepare import archive_cases
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +32,7 @@ class PreparedTest(parameterized.TestCase):
             prepare.prepare(layout, cls.data_dir, cls.archives)
 
     def open(self, split="train", name="cifar10", **options):
-        return open_source(Options(name, data_dir=str(self.data_dir), **options), split)
+        return open_dataset(Options(name, data_dir=str(self.data_dir), **options), split)
 
     def test_what_was_prepared_comes_back_whichever_way_it_is_kept(self):
         for split, n in (("train", 30), ("test", 6)):
@@ -75,12 +77,12 @@ class PreparedTest(parameterized.TestCase):
                 with self.assertRaisesRegex(
                     UserError, f"{name} is damaged .*; remove .* and run: "
                 ):
-                    open_source(options, "train")
+                    open_dataset(options, "train")
             (folder / name).unlink()
             with self.assertRaisesRegex(UserError, f"{name} is damaged .*No such file"):
-                open_source(options, "train")
+                open_dataset(options, "train")
             (folder / name).write_bytes(data)
-        self.assertLen(open_source(options, "train"), 10)
+        self.assertLen(open_dataset(options, "train"), 10)
 
     def test_a_damaged_record_is_a_corrupt_image(self):
         layout = archive_cases.make("imagenet32/old", self.archives, (10, 3))
@@ -91,7 +93,7 @@ class PreparedTest(parameterized.TestCase):
         data[place : place + 50] = bytes(50)
         shard.write_bytes(data)
         options = Options("imagenet32", "old", str(self.data_dir / "bits"), storage="records")
-        source, corrupt = open_source(options, "train"), 0
+        source, corrupt = open_dataset(options, "train"), 0
         for i in range(10):
             try:
                 source.x[i]
@@ -103,13 +105,13 @@ class PreparedTest(parameterized.TestCase):
     def test_a_data_dir_that_is_a_file(self):
         options = Options("cifar10", data_dir=str(next(self.archives.iterdir())))
         with self.assertRaisesRegex(UserError, "name: got 'cifar10'; not prepared"):
-            open_source(options, "train")
+            open_dataset(options, "train")
 
     def test_reading_imports_no_tensorflow(self):
         code = (
             "import sys\n"
-            "from flowmatch_jax.data.sets import Options, open_source\n"
-            f"source = open_source(Options('cifar10', data_dir={str(self.data_dir)!r}, "
+            "from flowmatch_jax.data.sets import Options, open_dataset\n"
+            f"source = open_dataset(Options('cifar10', data_dir={str(self.data_dir)!r}, "
             "storage='records'), 'train')\n"
             "print(source.x[3].shape, 'tensorflow' in sys.modules)\n"
         )
@@ -134,7 +136,7 @@ class FolderTest(absltest.TestCase):
     def open(self, split="train", size=8, folder=None, **options):
         how = FolderOptions(path=str(self.root), test_fraction=0.3, **(folder or {}))
         options = Options("folder", data_dir=str(self.data_dir), size=size, folder=how, **options)
-        return open_source(options, split)
+        return open_dataset(options, split)
 
     def test_mixed_files_become_squares_of_one_size(self):
         train, test = self.open(), self.open("test")
@@ -210,14 +212,14 @@ class FolderTest(absltest.TestCase):
     def test_an_empty_folder(self):
         empty = FolderOptions(path=self.create_tempdir("empty").full_path)
         with self.assertRaisesRegex(UserError, "folder.path: .*no image"):
-            open_source(
+            open_dataset(
                 Options("folder", data_dir=str(self.data_dir), size=8, folder=empty), "train"
             )
 
     def test_a_data_dir_that_cannot_be_written(self):
         """Hashes are done without; decoded images need the room, and records none."""
         self.data_dir = Path(self.create_tempfile("occupied").full_path)
-        with self.assertLogs("flowmatch_jax.files", "WARNING") as logs:
+        with self.assertLogs("flowmatch_jax.runtime.files", "WARNING") as logs:
             with self.assertRaisesRegex(UserError, "storage: got 'memory'; .*occupied.*=records"):
                 self.open()
             self.open(storage="records")

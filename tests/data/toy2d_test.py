@@ -78,7 +78,7 @@ class DensitiesTest(parameterized.TestCase):
         self.assertAlmostEqual(squares.mean(), squared_radius, delta=error)
 
     @parameterized.parameters(*DENSITIES)
-    def test_source(self, name):
+    def test_data(self, name):
         source, test = train(name), DENSITIES[name]("test")
         self.assertEqual((source.name, source.split, test.split), (name, "train", "test"))
         self.assertEqual((source.x.shape, source.x.dtype), ((1_000_000, 2), np.float32))

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from flowmatch_jax.data import prepare
+from flowmatch_jax.data.prepare import prepare
 from flowmatch_jax.experiment import build
+from flowmatch_jax.runtime.workdir import open_workdir
 from flowmatch_jax.training.loop import train
-from flowmatch_jax.workdir import open_workdir
-from tests.data import archive_cases
+from tests.data.prepare import archive_cases
 from tests.end_to_end.run_test import bits, saved_state
 from tests.end_to_end.runs import TINY, metrics, run
 
@@ -56,8 +56,8 @@ class ArchivesTest(parameterized.TestCase):
         config.data.name = name.partition("/")[0]
         config.data.version = name.partition("/")[2] or None
         experiment = build(config)
-        self.assertEqual((len(experiment.train_source), len(experiment.test_source)), (30, 2))
-        open_workdir(workdir, config)
+        self.assertEqual((len(experiment.train_data), len(experiment.test_data)), (30, 2))
+        open_workdir(workdir, json.loads(config.to_json()))
         train(experiment, workdir, lambda params, step: None)
         self.assertTrue(all(np.isfinite(line["loss"]) for line in metrics(workdir)))
         self.assertLen(metrics(workdir), 2)

@@ -1,13 +1,13 @@
 import numpy as np
 from absl.testing import absltest
 
+from flowmatch_jax.data.images.resolution import resize
 from flowmatch_jax.evaluation.baselines import judge_baselines
 from flowmatch_jax.evaluation.quality import make_reference
-from flowmatch_jax.metrics.extractors import pixels
+from flowmatch_jax.metrics.features.extractors import pixels
 from flowmatch_jax.metrics.frechet import Moments, frechet_distance
 from flowmatch_jax.metrics.similarity import psnr
 from flowmatch_jax.pixels import quantise
-from flowmatch_jax.resolution import resize
 from tests.evaluation.experiments import images
 
 FIELDS = {"condition__low_resolution": 4, "evaluate__generated": 400, "evaluate__samples": 64}
@@ -19,7 +19,7 @@ class BaselinesTest(absltest.TestCase):
         experiment = images(**FIELDS)
         reference = make_reference(experiment)
         found = judge_baselines(experiment, reference)
-        x = experiment.test_source.x
+        x = experiment.test_data.x
         self.assertEqual(set(found), {"Reference", "Bicubic"})
         moments = Moments.empty(64).add(pixels(x, 17))
         expected = frechet_distance(moments, reference.moments)

@@ -7,11 +7,11 @@ from absl.testing import absltest
 from scipy.stats import norm
 
 from flowmatch_jax.evaluation import evaluate
+from flowmatch_jax.evaluation.likelihoods import make_scorer, score_key
 from flowmatch_jax.evaluation.samples import make_sampler
-from flowmatch_jax.evaluation.scores import make_scorer, score_key
 from flowmatch_jax.metrics.similarity import psnr
 from flowmatch_jax.pixels import quantise
-from flowmatch_jax.sampling import draw_source
+from flowmatch_jax.sampling.source import draw_source
 from tests.evaluation.cases import source_key
 from tests.evaluation.experiments import images, points, regression
 
@@ -60,7 +60,7 @@ class ConditionTest(absltest.TestCase):
         options = {"solver__method": "rk4", "solver__steps": 1}
         given = {"condition__labels": True, "condition__low_resolution": 4}
         experiment = images(apply=apply, **options, **given)
-        batch = experiment.test_source[:6]
+        batch = experiment.test_data[:6]
         scores, _, _ = make_scorer(experiment)(ONE, batch, score_key(1))
         inputs = experiment.conditioning.inputs(batch)
         mean = np.asarray(inputs["condition"]) + batch["label"][:, None, None, None]
@@ -82,7 +82,7 @@ class ConditionTest(absltest.TestCase):
         result = record["results"]["ema"]
         noise = np.concatenate([draw_source(source_key(1, i), (8, 8, 8, 1)) for i in range(3)])
         x = np.asarray(quantise(noise, 17))[:20]
-        expected = psnr(x, experiment.test_source.x[:20], 16).mean()
+        expected = psnr(x, experiment.test_data.x[:20], 16).mean()
         self.assertAlmostEqual(result["psnr"], expected, places=5)
         self.assertIn("bits_per_dim_k1", result)
         self.assertIsNone(result["ssim"])

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from flowmatch_jax.errors import RunStopped, UserError
 from flowmatch_jax.evaluation import quality
 from flowmatch_jax.evaluation.samples import make_sampler
-from flowmatch_jax.metrics.extractors import pixels
+from flowmatch_jax.metrics.features.extractors import pixels
 from flowmatch_jax.metrics.frechet import Moments, frechet_distance
 from flowmatch_jax.pixels import quantise
-from flowmatch_jax.sampling import draw_source
+from flowmatch_jax.runtime.errors import RunStopped, UserError
+from flowmatch_jax.sampling.source import draw_source
 from tests.evaluation.cases import source_key
 from tests.evaluation.experiments import images
 
@@ -62,10 +62,10 @@ class QualityTest(absltest.TestCase):
                 again = quality.make_reference(images()).moments
             np.testing.assert_array_equal(again.cov, first.cov)
             experiment = images()
-            x = experiment.train_source.x.copy()
+            x = experiment.train_data.x.copy()
             x[0] = 16 - x[0]
-            source = replace(experiment.train_source, x=x)
-            other = quality.make_reference(replace(experiment, train_source=source)).moments
+            source = replace(experiment.train_data, x=x)
+            other = quality.make_reference(replace(experiment, train_data=source)).moments
         self.assertNotEqual(quality.moments_hash(other), quality.moments_hash(first))
         self.assertLen(os.listdir(f"{cache}/flowmatch_jax/reference"), 2)
 
@@ -75,7 +75,7 @@ class QualityTest(absltest.TestCase):
             mock.patch.dict(os.environ, {"XDG_CACHE_HOME": self.create_tempdir().full_path}),
         ):
             parts = quality.make_reference(images()).moments
-        whole = np.cov(pixels(images().train_source.x, 17), rowvar=False)
+        whole = np.cov(pixels(images().train_data.x, 17), rowvar=False)
         np.testing.assert_allclose(parts.cov, whole, atol=1e-12)
 
     def test_a_field_that_is_not_finite_has_no_distance(self):
@@ -169,12 +169,12 @@ class QualityTest(absltest.TestCase):
             np.savez(other, mu=np.zeros(3), sigma=np.eye(3), count=1500)
             for data in (b"", whole[:200], other.read_bytes()):
                 path.write_bytes(data)
-                with self.assertLogs("flowmatch_jax.files", "WARNING"):
+                with self.assertLogs("flowmatch_jax.runtime.files", "WARNING"):
                     moments = quality.make_reference(images()).moments
                 self.assertEqual(quality.moments_hash(moments), expected)
                 self.assertEqual(path.read_bytes(), whole)
         with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(other)}):
-            with self.assertLogs("flowmatch_jax.files", "WARNING") as logs:
+            with self.assertLogs("flowmatch_jax.runtime.files", "WARNING") as logs:
                 moments = quality.make_reference(images()).moments
             self.assertIn("cannot be", logs.output[0])
             self.assertEqual(quality.moments_hash(moments), expected)

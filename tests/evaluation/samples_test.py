@@ -6,7 +6,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from flowmatch_jax.evaluation import samples
-from flowmatch_jax.sampling import draw_source
+from flowmatch_jax.sampling.source import draw_source
 from tests.evaluation.cases import source_key
 from tests.evaluation.experiments import images
 
@@ -21,7 +21,7 @@ class GivenTest(absltest.TestCase):
 
     def test_sample_n_is_given_what_test_image_n_has(self):
         experiment = images(**BOTH)
-        source = experiment.test_source
+        source = experiment.test_data
         # 37 batches of 8 are 296: the last image, then again from the first.
         for batch, wanted in ((0, range(8)), (2, range(16, 24)), (37, [296, *range(7)])):
             given = samples.sample_inputs(experiment, 8, batch)
@@ -31,7 +31,7 @@ class GivenTest(absltest.TestCase):
 
     def test_labels_alone_are_as_frequent_as_in_training(self):
         experiment = images(**CLASSES)
-        wanted = np.bincount(experiment.train_source.label)
+        wanted = np.bincount(experiment.train_data.label)
         given = [samples.sample_inputs(experiment, 500, batch)["label"] for batch in range(4)]
         np.testing.assert_array_equal(np.bincount(np.concatenate(given[:3])), wanted)
         np.testing.assert_array_equal(given[3], given[0])
@@ -59,7 +59,7 @@ class GivenTest(absltest.TestCase):
         picture = np.asarray(Image.open(workdir / "samples" / "5_ema.png"))
         side, gap = 4 * 8, 2
         self.assertEqual(picture.shape, (8 * (side + gap) - gap, 8 * (side + gap) - gap))
-        original = np.round(experiment.test_source.x[0, :, :, 0] * (255 / 16))
+        original = np.round(experiment.test_data.x[0, :, :, 0] * (255 / 16))
         place = slice(3 * (side + gap), 3 * (side + gap) + side)
         np.testing.assert_array_equal(picture[:side:4, place][:, ::4], original)
 

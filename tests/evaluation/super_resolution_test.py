@@ -2,7 +2,7 @@ import numpy as np
 from absl.testing import absltest
 from PIL import Image
 
-from flowmatch_jax.conditioning import Conditioning
+from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.evaluation.super_resolution import pair_scores, side_by_side, summary
 from flowmatch_jax.metrics.similarity import ssim
 

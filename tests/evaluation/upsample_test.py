@@ -5,9 +5,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
 
-from flowmatch_jax.errors import RunStopped, UserError
+from flowmatch_jax.data.images.resolution import resize
 from flowmatch_jax.evaluation import upsample
-from flowmatch_jax.resolution import resize
+from flowmatch_jax.runtime.errors import RunStopped, UserError
 from tests.evaluation.experiments import images, regression
 
 ONE = jnp.ones(())

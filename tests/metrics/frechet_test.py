@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
-from flowmatch_jax.errors import UserError
 from flowmatch_jax.metrics import frechet
 from flowmatch_jax.metrics.frechet import Moments, frechet_distance
+from flowmatch_jax.runtime.errors import UserError
 
 
 def gaussian(mean, cov, count=100):

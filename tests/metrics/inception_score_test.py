@@ -3,8 +3,8 @@ from absl.testing import absltest, parameterized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowmatch_jax.errors import UserError
 from flowmatch_jax.metrics.inception_score import inception_score
+from flowmatch_jax.runtime.errors import UserError
 
 
 def naive(logits, splits):

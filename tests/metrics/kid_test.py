@@ -6,9 +6,9 @@ from absl.testing import absltest, parameterized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowmatch_jax.errors import UserError
 from flowmatch_jax.metrics import kid
 from flowmatch_jax.metrics.kid import kernel_distance, squared_mmd
+from flowmatch_jax.runtime.errors import UserError
 
 
 def features(n, dims, seed=0, scale=1.0):

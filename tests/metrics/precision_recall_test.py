@@ -5,9 +5,9 @@ from absl.testing import absltest, parameterized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowmatch_jax.errors import UserError
 from flowmatch_jax.metrics import precision_recall as module
 from flowmatch_jax.metrics.precision_recall import precision_recall
+from flowmatch_jax.runtime.errors import UserError
 
 
 def features(n, dims, seed=0, scale=1.0):

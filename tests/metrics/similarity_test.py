@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from flowmatch_jax.errors import UserError
 from flowmatch_jax.metrics.similarity import psnr, ssim
+from flowmatch_jax.runtime.errors import UserError
 
 
 def pictures(shape, seed=0, noise=30):

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from flowmatch_jax.errors import UserError
 from flowmatch_jax.networks.mlp import MLP
+from flowmatch_jax.runtime.errors import UserError
 
 
 class MLPTest(absltest.TestCase):

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from flowmatch_jax.errors import UserError
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.unet import UNet
+from flowmatch_jax.runtime.errors import UserError
 
 TINY = {
     "out_channels": 2,

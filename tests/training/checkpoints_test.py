@@ -12,8 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl.testing import absltest, parameterized
 
-from flowmatch_jax.errors import RunStopped, UserError
-from flowmatch_jax.mesh import make_mesh, with_shardings
+from flowmatch_jax.runtime.errors import RunStopped, UserError
+from flowmatch_jax.runtime.mesh import make_mesh, with_shardings
 from flowmatch_jax.training import checkpoints as ckpt
 from flowmatch_jax.training.optimizer import adam
 from flowmatch_jax.training.state import init_state
@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 import jax
 import numpy as np
-from flowmatch_jax.mesh import make_mesh, with_shardings
+from flowmatch_jax.runtime.mesh import make_mesh, with_shardings
 from flowmatch_jax.training import checkpoints as ckpt
 from tests.training.checkpoints_test import bits, make_state
 

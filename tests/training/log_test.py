@@ -43,7 +43,7 @@ class RunLogTest(absltest.TestCase):
         first, second = path.read_bytes().splitlines(keepends=True)
         torn = [b"\n", b'{"step": 15, "lo\n', b"\xff\xfe\n", b"[1]\n", b'{"step": "x"}\n']
         path.write_bytes(first + b"".join(torn) + second)
-        with self.assertLogs("flowmatch_jax.workdir", "WARNING") as logs:
+        with self.assertLogs("flowmatch_jax.runtime.workdir", "WARNING") as logs:
             self.write(20, 30)
         self.assertIn("5 lines", logs.output[0])
         self.assertEqual([line["step"] for line in self.lines()], [10, 20, 30])

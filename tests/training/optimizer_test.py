@@ -3,7 +3,7 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from flowmatch_jax.errors import UserError
+from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.training import optimizer
 
 

@@ -4,10 +4,10 @@ import numpy as np
 from absl.testing import absltest
 
 from flowmatch_jax import objectives, paths
-from flowmatch_jax.mesh import make_mesh, put_whole
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.pixels import quantise
+from flowmatch_jax.runtime.mesh import make_mesh, put_whole
 from flowmatch_jax.training.optimizer import adam
 from flowmatch_jax.training.state import init_state
 from flowmatch_jax.training.step import make_gradient, make_train_step

@@ -1,0 +1,112 @@
+"""Log-likelihoods of a test split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from flowmatch_jax.arrays import Array, Batch, Params
+from flowmatch_jax.data.pipeline import ordered_batches
+from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.likelihood import bits_per_dim, image_bits_per_dim, importance_bound, log_prob
+from flowmatch_jax.runtime.mesh import gather, split_if_even, to_host
+from flowmatch_jax.runtime.progress import progress_bar
+
+# (params, batch, key) -> (scores {name: [B]}, nfe [], converged [])
+Scorer = Callable[[Params, Batch, Array], tuple[dict[str, Array], Array, Array]]
+
+
+def make_scorer(experiment: Experiment) -> Scorer:
+    """Compile the scores of a batch of the data: bits/dim of images by each K, nats of points.
+
+    Those of a conditional model are of x given the label or the low resolution of the same item.
+    Bits/dim are named by `bits_name`.
+    """
+    config = experiment.config.evaluate
+    solve = dict(
+        source_std=experiment.path.source_std,
+        t1=experiment.path.t_end,
+        divergence=config.divergence,
+        probes=config.probes,
+        **experiment.solver(),
+    )
+    source = experiment.test_data
+    mesh = experiment.mesh
+
+    def score(params: Params, batch: Batch, key: Array) -> tuple[dict[str, Array], Array, Array]:
+        batch = jax.tree.map(lambda x: split_if_even(x, mesh), batch)
+        inputs = experiment.conditioning.inputs(batch)
+        x, field = batch["x"], experiment.field(gather(params, mesh), **inputs)
+        if not source.is_image:
+            result = log_prob(field, x, key, **solve)
+            return {"log_likelihood": result.log_prob}, result.nfe, result.converged
+        most = max(config.dequantisations)
+        result = image_bits_per_dim(field, x, key, source.levels, most, **solve)
+        bits = {
+            bits_name(k): bits_per_dim(
+                importance_bound(result.estimates[:k]), math.prod(source.shape), source.levels
+            )
+            for k in config.dequantisations
+        }
+        return bits, result.nfe, result.converged
+
+    return jax.jit(score)
+
+
+def bits_name(k: int) -> str:
+    """What bits/dim by k dequantisations are called in an evaluation."""
+    return f"bits_per_dim_k{k}"
+
+
+def score_key(seed: int) -> Array:
+    """The key of an evaluation's dequantisation noise and probes."""
+    return jax.random.fold_in(jax.random.key(seed), 1)
+
+
+def batch_size(experiment: Experiment) -> int:
+    """Items scored together: the field evaluate.batch_size, or all where they are fewer."""
+    config = experiment.config.evaluate
+    return min(config.batch_size, config.images or math.inf, len(experiment.test_data))
+
+
+def score_split(experiment: Experiment, scorer: Scorer, params: Params) -> dict[str, Any]:
+    """Mean scores over the test split with their standard errors, and the solver's cost.
+
+    Returns:
+        {"bits_per_dim_k<K>" for each K, or "log_likelihood": mean, "..._standard_error": over
+        images, "images": their number, "likelihood_nfe": mean over solves, "converged": of all}.
+    """
+    config = experiment.config.evaluate
+    size, key = batch_size(experiment), score_key(config.seed)
+    source, corrupt = experiment.test_data, experiment.config.data.max_corrupt
+    batches = ordered_batches(source, size, config.images, corrupt)
+    total = math.ceil(min(config.images or math.inf, len(source)) / size)
+    parts, costs, converged = [], [], True
+    for i, batch in enumerate(progress_bar(batches, total=total, desc="likelihood")):
+        n = len(batch["x"])
+        scores, nfe, ok = scorer(params, _filled(batch, size), jax.random.fold_in(key, i))
+        parts.append({name: to_host(s).astype(np.float64)[:n] for name, s in scores.items()})
+        costs.append(float(nfe))
+        converged = converged and bool(ok)
+    results = {}
+    for name in parts[0]:
+        scores = np.concatenate([part[name] for part in parts])
+        results[name] = float(scores.mean())
+        results[f"{name}_standard_error"] = float(scores.std(ddof=1) / math.sqrt(len(scores)))
+    return results | {
+        "images": len(scores),
+        "likelihood_nfe": float(np.mean(costs)),
+        "converged": converged,
+    }
+
+
+def _filled(batch: Batch, size: int) -> Batch:
+    """A short last batch filled up with its first item: one shape, compiled once."""
+    return {
+        name: np.concatenate([x, np.repeat(x[:1], size - len(x), axis=0)])
+        for name, x in batch.items()
+    }

@@ -1,0 +1,55 @@
+"""A pretrained net that gives features and class scores of images."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from flowmatch_jax.arrays import Array, Params
+from flowmatch_jax.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A net with its weights.
+
+    Attributes:
+        name: of the net.
+        side: images are resized to side x side pixels before they enter the net.
+        dims: number of features.
+        sha256: of the file of its weights.
+        apply: images uint8 [B, H, W, C], of 1 or 3 channels, 256 levels and any size -> features
+            [B, dims] and logits [B, K], float32; compiled once for each shape.
+    """
+
+    name: str
+    side: int
+    dims: int
+    sha256: str
+    apply: Callable[[Array], tuple[Array, Array]]
+
+
+def compiled(
+    net: Callable[[Params, Array], tuple[Array, Array]], params: Params
+) -> Callable[[Array], tuple[Array, Array]]:
+    """An extractor's `apply` by a net for float32 images [B, H, W, 3] in [0, 255].
+
+    Products are computed in full float32 on every device: TPUs and GPUs would take fewer bits.
+
+    Raises (when applied):
+        UserError: images with other than 1 or 3 channels.
+    """
+
+    @jax.jit
+    def apply(params: Params, images: Array) -> tuple[Array, Array]:
+        if images.shape[-1] not in (1, 3):
+            raise UserError("images", images.shape, "they must be grey or RGB: [B, H, W, 1 or 3]")
+        images = jnp.broadcast_to(images.astype(jnp.float32), (*images.shape[:-1], 3))
+        with jax.default_matmul_precision("highest"):
+            return net(params, images)
+
+    return functools.partial(apply, jax.device_put(params))

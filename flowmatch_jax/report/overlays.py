@@ -1,0 +1,143 @@
+"""Figures of several runs in one: curves on the same axes, samples in rows."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowmatch_jax.metrics.features.extractors import score_name
+from flowmatch_jax.report import plots
+from flowmatch_jax.report.curves import METHODS, Rows
+from flowmatch_jax.runtime.errors import UserError
+from flowmatch_jax.runtime.workdir import write_csv
+
+
+def draw_overlays(sources: dict[str, Path], levels: int | None, folder: Path) -> list[Path]:
+    """Figures 5, 6, 7, 10 of the paper, and 4 for points, of all methods together.
+
+    Args:
+        sources: label -> folder of a run's figures, see `figures.draw_figures`.
+        levels: grey levels of the images; None for points.
+        folder: to write to; curves have their numbers beside them as CSV.
+
+    Returns:
+        The pictures drawn.
+
+    Raises:
+        UserError: figures that were drawn with different settings.
+    """
+    if not sources:
+        return []
+    distance = score_name("fd", _shared_settings(sources)["extractor"])
+    drawn = [_draw_super_resolution(sources, levels, folder), _draw_paths(sources, levels, folder)]
+    if levels is None:
+        drawn.append(_draw_few_calls(sources, folder))
+    drawn.append(_overlay(sources, "over_training", "step", distance, folder / "figure5.png"))
+    for solver in METHODS:
+        for side, y in (("left", "mean_squared_error"), ("right", distance)):
+            path = folder / f"figure7_{side}_{solver}.png"
+            drawn.append(_overlay(sources, "over_nfe", "nfe", y, path, solver))
+    drawn.append(_overlay(sources, "over_training", "step", "nfe", folder / "figure10.png"))
+    return [path for path in drawn if path is not None]
+
+
+def _overlay(
+    sources: dict[str, Path], file: str, x: str, y: str, path: Path, solver: str | None = None
+) -> Path | None:
+    """One curve a method, of column y over column x; None where no run has the numbers."""
+    rows: Rows = []
+    for label, source in sources.items():
+        numbers = source / f"{file}.csv"
+        if not numbers.exists():  # of no flow
+            continue
+        with numbers.open() as lines:
+            for row in csv.DictReader(lines):
+                if row.get(y) and solver in (None, row.get("method")):
+                    rows.append({"method": label, x: float(row[x]), y: float(row[y])})
+    if not rows:
+        return None
+    write_csv(path.with_suffix(".csv"), rows)
+    curves = {
+        label: tuple(zip(*[(r[x], r[y]) for r in rows if r["method"] == label], strict=True))
+        for label in dict.fromkeys(row["method"] for row in rows)
+    }
+    plots.save_curves(path, curves, x, f"{y} ({solver})" if solver else y, log_y=y != "nfe")
+    return path
+
+
+def _draw_super_resolution(
+    sources: dict[str, Path], levels: int | None, folder: Path
+) -> Path | None:
+    """Each method's images between their low resolution and their originals; None without any."""
+    found = _load(sources, "super_resolution.npz")
+    if not found:
+        return None
+    first, rows = next(iter(found.values())), {}
+    for name in first.files:
+        made = {label: arrays["sample"] for label, arrays in found.items()}
+        rows |= made if name == "sample" else {name: first[name]}
+    path = folder / "super_resolution.png"
+    plots.save_image_rows(path, rows, levels)
+    return path
+
+
+def _draw_paths(sources: dict[str, Path], levels: int | None, folder: Path) -> Path | None:
+    """Figure 6, the way of one noise; for points, of all their samples (figure 4, left)."""
+    ways = _load(sources, "sample_paths.npz")
+    if not ways:  # of no flow
+        return None
+    path = folder / "figure6.png"
+    if levels is not None:
+        plots.save_image_rows(path, {label: way["x"][:, 0] for label, way in ways.items()}, levels)
+        return path
+    columns = {
+        label: {f"t = {t:.2f}": x for t, x in zip(way["t"][::2], way["x"][::2], strict=True)}
+        for label, way in ways.items()
+    }
+    plots.save_point_rows(path, columns, _reach(ways))
+    return path
+
+
+def _draw_few_calls(sources: dict[str, Path], folder: Path) -> Path:
+    """Figure 4, right: samples by the midpoint method at a few NFE."""
+    few = {label: np.load(source / "samples_nfe.npz") for label, source in sources.items()}
+    columns = {
+        label: {f"NFE {n}": x for n, x in zip(samples["nfe"], samples["x"], strict=True)}
+        for label, samples in few.items()
+    }
+    plots.save_point_rows(folder / "figure4.png", columns, _reach(few))
+    return folder / "figure4.png"
+
+
+def _load(sources: dict[str, Path], name: str) -> dict[str, Any]:
+    """Arrays of the runs that have them."""
+    return {
+        label: np.load(source / name)
+        for label, source in sources.items()
+        if (source / name).exists()
+    }
+
+
+def _reach(samples: dict[str, Any]) -> float:
+    """Half the side of the square that holds nearly all of the samples in the end."""
+    return 1.15 * max(float(np.quantile(np.abs(s["x"][-1]), 0.99)) for s in samples.values())
+
+
+def _shared_settings(sources: dict[str, Path]) -> dict[str, Any]:
+    """What all figures were drawn with, but for the step."""
+    settings = {s: json.loads((s / "figures.json").read_text()) for s in sources.values()}
+    first = next(iter(settings))
+    for source, values in settings.items():
+        for name in [name for name in values if name != "step"]:
+            got, wanted = values[name], settings[first].get(name)
+            if got != wanted:
+                allowed = (
+                    f"its figures were drawn with {name} = {got!r}, those of {first.parent} with "
+                    f"{wanted!r}; draw both alike by --mode=figures"
+                )
+                raise UserError("--runs", str(source.parent), allowed)
+    return settings[first]

@@ -1,0 +1,143 @@
+"""Figures with axes: curves, fields, trajectories, densities, rows of samples; as PNG files.
+
+Each function takes numbers and a path, and knows nothing of runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flowmatch_jax.evaluation.pictures import image_grid, to_uint8
+
+DPI = 110
+
+# {label: (x, y)}, the numbers in the order in which they are joined
+Curves = dict[str, tuple[Sequence[float], Sequence[float]]]
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG, its folder where that is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, bbox_inches="tight")
+
+
+def save_curves(
+    path: Path, curves: Curves, x_label: str, y_label: str, log_y: bool = False
+) -> None:
+    """One line for each label; where the numbers are not finite it has a gap."""
+    figure = Figure(figsize=(4.8, 3.4))
+    axes = figure.subplots()
+    for label, (x, y) in curves.items():
+        axes.plot(np.asarray(x, float), np.asarray(y, float), marker="o", ms=3, lw=1.2, label=label)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    if log_y:
+        axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def save_fields(
+    path: Path,
+    fields: dict[str, list[tuple[float, np.ndarray, np.ndarray]]],
+    trajectories: dict[str, np.ndarray],
+    target: np.ndarray,
+) -> None:
+    """A row for each label: the field at some times, then trajectories to the target point.
+
+    Args:
+        fields: label -> [(t, positions [N, 2], velocities [N, 2])]; arrows have unit length, and
+            colours for the speed.
+        trajectories: label -> [N, T, 2].
+        target: [2].
+    """
+    columns = 1 + max(len(row) for row in fields.values())
+    figure = Figure(figsize=(2.3 * columns, 2.4 * len(fields)))
+    grid = figure.subplots(len(fields), columns, squeeze=False)
+    for axes_row, (label, row) in zip(grid, fields.items(), strict=True):
+        for axes, (t, x, v) in zip(axes_row, row, strict=False):
+            speed = np.linalg.norm(v, axis=1)
+            axes.quiver(*x.T, *(v / (speed[:, None] + 1e-12)).T, speed, cmap="viridis", scale=22)
+            axes.set_title(f"t = {t:.2f}", fontsize=8)
+        for line in trajectories[label]:
+            axes_row[-1].plot(*line.T, lw=0.9)
+        axes_row[0].set_ylabel(label)
+        for axes in axes_row:
+            axes.plot(*target, "r*", ms=6)
+            _bare(axes)
+    save_figure(figure, path)
+
+
+def save_point_rows(
+    path: Path, rows: dict[str, dict[str, np.ndarray]], reach: float, bins: int = 120
+) -> None:
+    """Heat maps of points in the square [-reach, reach]^2.
+
+    Args:
+        rows: row label -> {column label: points [N, 2]}.
+    """
+    columns = max(len(row) for row in rows.values())
+    figure = Figure(figsize=(2.0 * columns, 2.1 * len(rows)))
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    edges = np.linspace(-reach, reach, bins + 1)
+    for axes_row, (label, row) in zip(grid, rows.items(), strict=True):
+        for axes in axes_row[len(row) :]:
+            axes.axis("off")
+        for axes, (title, x) in zip(axes_row, row.items(), strict=False):
+            counts, _, _ = np.histogram2d(x[:, 1], x[:, 0], bins=(edges, edges))
+            brightest = max(np.quantile(counts, 0.99), 1)
+            axes.imshow(counts, origin="lower", extent=(-reach, reach) * 2, vmax=brightest)
+            axes.set_title(title, fontsize=8)
+            _bare(axes)
+        axes_row[0].set_ylabel(label)
+    save_figure(figure, path)
+
+
+def save_image_rows(path: Path, rows: dict[str, np.ndarray], levels: int) -> None:
+    """Images in model space, a row [N, H, W, 1 or 3] for each label; no pixel is lost."""
+    images = {label: to_uint8(x, levels) for label, x in rows.items()}
+    n, height, width, _ = next(iter(images.values())).shape
+    across = max(6, n * (width + 1) / DPI)
+    figure = Figure(figsize=(across, max(0.6, across * height / (n * width)) * len(rows)))
+    for axes, (label, row) in zip(
+        figure.subplots(len(rows), 1, squeeze=False)[:, 0], images.items(), strict=True
+    ):
+        axes.imshow(image_grid(row, len(row)), cmap="gray", interpolation="nearest")
+        axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+        _bare(axes)
+    save_figure(figure, path)
+
+
+def save_trajectories(path: Path, trajectories: np.ndarray) -> None:
+    """Lines [N, T, 2] in the plane, from their starts (hollow) to their ends (full)."""
+    figure = Figure(figsize=(4, 4))
+    axes = figure.subplots()
+    for line in trajectories:
+        axes.plot(*line.T, lw=0.6, color="0.6", zorder=1)
+    axes.scatter(*trajectories[:, 0].T, s=8, facecolors="none", edgecolors="C0", label="noise")
+    axes.scatter(*trajectories[:, -1].T, s=8, color="C3", label="samples")
+    axes.set_aspect("equal")
+    axes.legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def save_density(path: Path, density: np.ndarray, reach: float) -> None:
+    """A density [rows, columns] on the square [-reach, reach]^2, rows from low to high y.
+
+    The colours end at its 99th percentile: a few places where a solve went astray hide nothing.
+    """
+    figure = Figure(figsize=(4.6, 4))
+    axes = figure.subplots()
+    brightest = np.nanquantile(density, 0.99)
+    image = axes.imshow(density, origin="lower", extent=(-reach, reach) * 2, vmax=brightest)
+    figure.colorbar(image, ax=axes, label="density")
+    save_figure(figure, path)
+
+
+def _bare(axes: Axes) -> None:
+    axes.set(xticks=[], yticks=[])

@@ -1,0 +1,262 @@
+"""The paper's tables and overlaid figures, from the folders of finished runs."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from flowmatch_jax.metrics.features.extractors import score_name
+from flowmatch_jax.report import runs as runs_
+from flowmatch_jax.report.overlays import draw_overlays
+from flowmatch_jax.report.runs import Run
+from flowmatch_jax.report.tables import Cell, Column, Table
+from flowmatch_jax.runtime.errors import UserError
+from flowmatch_jax.runtime.files import Unreadable, write_atomically
+from flowmatch_jax.runtime.workdir import write_csv
+
+logger = logging.getLogger(__name__)
+
+# A row's runs differ in their seed alone.
+Rows = dict[str, list[Run]]
+
+
+def write_report(workdirs: Sequence[Path], folder: Path) -> None:
+    """Write report.md with its tables (.md, .csv, .tex) and the figures beside it.
+
+    Of super-resolution that is table2, else table1 and, of images, table4. Runs whose records are
+    cut are left out, with a warning.
+
+    Args:
+        workdirs: of runs; those that differ in nothing but the seed share a row.
+        folder: of the report.
+
+    Raises:
+        UserError: a folder that is no evaluated run, or runs that were not evaluated alike.
+    """
+    runs = []
+    for workdir in dict.fromkeys(workdirs):
+        try:
+            runs.append(runs_.load_run(workdir))
+        except Unreadable as error:
+            logger.warning("Left out, since it cannot be read: %s", error)
+    if not runs:
+        raise UserError("--runs", "", "give the folders of one or more runs, a,b,...")
+    wanted = runs_.alike(runs)
+    rows = _labelled(runs_.group_by_seed(runs))
+    if wanted.get("condition.low_resolution"):
+        tables = {"table2": table_2(rows, wanted)}
+    else:
+        tables = {"table1": table_1(rows, wanted)}
+        if wanted["data.levels"] is not None:
+            tables["table4"] = table_4(rows, wanted)
+    for name, table in tables.items():
+        write_csv(folder / f"{name}.csv", table.records())
+        write_atomically(folder / f"{name}.md", table.markdown())
+        write_atomically(folder / f"{name}.tex", table.latex())
+    figures = {label: found for label, runs in rows.items() if (found := _figures(runs))}
+    drawn = draw_overlays(figures, wanted["data.levels"], folder)
+    text = "\n".join(table.markdown() for table in tables.values())
+    without = [label for label in rows if label not in figures]
+    if without:
+        text += f"\nWithout figures (run --mode=figures): {', '.join(without)}.\n"
+    pictures = "".join(f"\n![{path.stem}]({path.name})\n" for path in drawn)
+    write_atomically(folder / "report.md", f"# {wanted['data.name']}\n\n{text}{pictures}")
+    logger.info("Report: %s\n\n%s", folder / "report.md", text)
+
+
+def table_1(rows: Rows, wanted: dict[str, Any]) -> Table:
+    """Negative log-likelihood, Fréchet distance and NFE of each method."""
+    k = common_k(rows, wanted)
+    frechet = runs_.frechet_settings([run for runs in rows.values() for run in runs], wanted)
+    score, title = ("log_likelihood", "NLL (nats)") if k is None else _bits(k)
+    columns = [Column(title, 3)]
+    if frechet:
+        columns.append(Column(score_name("fd", frechet["extractor"]), 3))
+    columns += [Column("NFE", 1), Column("steps", 0, None), Column("ms a step", 0, None)]
+    table = {}
+    for label, runs in rows.items():
+        for weights in _weights(runs, wanted):
+            found = [runs_.results(run, wanted).get(weights, {}) for run in runs]
+            cells = [_score(found, score)]
+            if frechet:
+                cells.append(_over_seeds(found, score_name("fd", frechet["extractor"])))
+            cells += [_over_seeds(found, "sample_nfe"), Cell(runs[0].step)]
+            cells.append(Cell(runs[0].milliseconds_a_step()))
+            table[label if weights == "ema" else f"{label} ({weights} weights)"] = cells
+    return Table(_caption(rows, wanted, frechet), columns, table)
+
+
+def table_4(rows: Rows, wanted: dict[str, Any]) -> Table:
+    """Bits/dim against K."""
+    every_k = sorted({k for runs in rows.values() for run in runs for k in _ks(run, wanted)})
+    table = {}
+    for label, runs in rows.items():
+        weights = _weights(runs, wanted)[0]
+        found = [runs_.results(run, wanted).get(weights, {}) for run in runs]
+        table[label] = [_score(found, _bits(k)[0]) for k in every_k]
+    columns = [Column(f"K = {k}", 3) for k in every_k]
+    return Table("Bits/dim against K, the number of dequantisations.", columns, table)
+
+
+def table_2(rows: Rows, wanted: dict[str, Any]) -> Table:
+    """Super-resolution: how real its images look, and how near they are to the originals."""
+    runs = [run for runs in rows.values() for run in runs]
+    frechet = runs_.frechet_settings(runs, wanted)
+    if frechet is None:
+        names = ", ".join(str(run.workdir) for run in runs)
+        allowed = "none has judged its images: evaluate with config.evaluate.extractor set"
+        raise UserError("--runs", names, allowed)
+    columns = {
+        score_name("fd", frechet["extractor"]): Column(score_name("fd", frechet["extractor"]), 3),
+        score_name("is", frechet["extractor"]): Column("IS", 1, max),
+        "psnr": Column("PSNR", 2, max),
+        "ssim": Column("SSIM", 3, max),
+        "consistency_rmse": Column("consistency (RMSE)", 2),
+        "sample_nfe": Column("NFE", 1, None),
+    }
+    found = {label: [values] for label, values in runs_.baselines(runs[0], wanted).items()}
+    for_scale = list(found)
+    for label, of_label in rows.items():
+        for weights in _weights(of_label, wanted):
+            name = label if weights == "ema" else f"{label} ({weights} weights)"
+            found[name] = [runs_.results(run, wanted).get(weights, {}) for run in of_label]
+    measured = [
+        name
+        for name in columns
+        if any(v.get(name) is not None for vs in found.values() for v in vs)
+    ]
+    table = {label: [_score(values, name) for name in measured] for label, values in found.items()}
+    return Table(
+        _caption_2(rows, wanted, frechet), [columns[n] for n in measured], table, for_scale
+    )
+
+
+def common_k(rows: Rows, wanted: dict[str, Any]) -> int | None:
+    """The largest K that all runs were evaluated with; None for points.
+
+    Raises:
+        UserError: there is none.
+    """
+    if wanted["data.levels"] is None:
+        return None
+    by_run = {str(run.workdir): _ks(run, wanted) for runs in rows.values() for run in runs}
+    common = set.intersection(*map(set, by_run.values()))
+    if not common:
+        given = "; ".join(f"{name}: K = {', '.join(map(str, k))}" for name, k in by_run.items())
+        field = "--config.evaluate.dequantisations"
+        raise UserError("--runs", given, f"no K is shared; evaluate all with the same {field}")
+    return max(common)
+
+
+def _figures(runs: list[Run]) -> Path | None:
+    folders = [run.workdir / "figures" for run in runs]
+    return next((folder for folder in folders if (folder / "figures.json").exists()), None)
+
+
+def _labelled(groups: list[list[Run]]) -> Rows:
+    """Groups by their method's name, and by their folder's where two share a method."""
+    methods = [runs[0].method for runs in groups]
+    return {
+        method if methods.count(method) == 1 else f"{method} ({runs[0].workdir.name})": runs
+        for method, runs in zip(methods, groups, strict=True)
+    }
+
+
+def _weights(runs: list[Run], wanted: dict[str, Any]) -> list[str]:
+    return sorted({weights for run in runs for weights in runs_.results(run, wanted)})  # ema first
+
+
+def _ks(run: Run, wanted: dict[str, Any]) -> list[int]:
+    return sorted({k for v in runs_.results(run, wanted).values() for k in runs_.ks(v)})
+
+
+def _bits(k: int) -> tuple[str, str]:
+    return f"bits_per_dim_k{k}", f"NLL (bits/dim, K = {k})"
+
+
+def _score(found: list[dict[str, Any]], name: str) -> Cell:
+    """Of one run, with the standard error over images; of several, over seeds."""
+    sign = -1 if name == "log_likelihood" else 1
+    cell = _over_seeds(found, name)
+    if cell.value is None:
+        return cell
+    return Cell(sign * cell.value, cell.error or found[0].get(f"{name}_standard_error"))
+
+
+def _over_seeds(found: list[dict[str, Any]], name: str) -> Cell:
+    values = [values[name] for values in found if values.get(name) is not None]
+    if len(values) < len(found):
+        return Cell(None)
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Cell(mean(values), error)
+
+
+def _caption(rows: Rows, wanted: dict[str, Any], frechet: dict[str, Any] | None) -> str:
+    images = wanted["likelihood.images"]
+    what = "points" if wanted["data.levels"] is None else "images"
+    parts = [
+        f"{wanted['data.name']} ({wanted['data.version']}), {images} {what} of its "
+        f"{wanted['data.split']} split; {_solver(wanted)}; {_divergence(wanted)}."
+    ]
+    if wanted["data.entropy"] is not None:
+        parts.append(f"A perfect density has NLL {wanted['data.entropy']:.3f}.")
+    if frechet:
+        parts.append(f"Fréchet distance of {frechet['generated']} samples {_reference(frechet)}.")
+    parts.append(f"NFE to sample batches of {wanted['samples.batch_size']}.")
+    return " ".join([*parts, _errors(rows, what), *_unfinished(rows)])
+
+
+def _caption_2(rows: Rows, wanted: dict[str, Any], frechet: dict[str, Any]) -> str:
+    low, made_by = (wanted[f"condition.{name}"] for name in ("low_resolution", "filter"))
+    parts = [
+        f"Super-resolution from {low} x {low} pixels ({made_by}) of {frechet['generated']} images "
+        f"of {wanted['data.name']} ({wanted['data.version']}), {wanted['data.split']} split, one "
+        f"sample each; Fréchet distance {_reference(frechet)}; consistency in grey levels of "
+        f"{wanted['data.levels']}; flows by {_solver(wanted)}, in batches of "
+        f"{wanted['samples.batch_size']}."
+    ]
+    return " ".join([*parts, _errors(rows, "images"), *_unfinished(rows)])
+
+
+def _divergence(wanted: dict[str, Any]) -> str:
+    if wanted["likelihood.divergence"] == "exact":
+        return "exact divergence"
+    probes = wanted["likelihood.probes"]
+    if probes == 1:  # evaluations from before bounds took two
+        return "hutchinson divergence by one probe, with which K > 1 over-states the likelihood"
+    return f"hutchinson divergence by {probes} probes"
+
+
+def _solver(wanted: dict[str, Any]) -> str:
+    solver = wanted["solver.method"]
+    if wanted["solver.steps"] is None:
+        return solver + f" at rtol {wanted['solver.rtol']:g}, atol {wanted['solver.atol']:g}"
+    grid = wanted.get("solver.grid", "uniform")  # a field that older records lack
+    return solver + f" of {wanted['solver.steps']} {grid} steps"
+
+
+def _reference(frechet: dict[str, Any]) -> str:
+    reference = frechet["reference"]
+    return f"to {reference['images'] or 'an unknown number of'} {reference['split']} images"
+
+
+def _errors(rows: Rows, what: str) -> str:
+    seeds = {len(runs) for runs in rows.values()}
+    if seeds == {1}:
+        return f"Standard errors over {what}."
+    counts = ", ".join(f"{label}: {len(runs)}" for label, runs in rows.items())
+    shared = f"{seeds.pop()} each" if len(seeds) == 1 else counts
+    return f"Means and standard errors over seeds ({shared})."
+
+
+def _unfinished(rows: Rows) -> list[str]:
+    return [
+        f"{run.workdir.name} is unfinished: step {run.step} of {run.config['train']['steps']}."
+        for runs in rows.values()
+        for run in runs
+        if run.step < run.config["train"]["steps"]
+    ]

@@ -1,0 +1,221 @@
+"""Finished runs, read back from their folders to stand side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from flowmatch_jax.runtime.errors import UserError
+from flowmatch_jax.runtime.files import Unreadable, read_json
+from flowmatch_jax.runtime.workdir import read_metrics
+
+# (objective, path) -> the paper's name of a method
+METHODS = {
+    ("ddpm", "vp"): "DDPM",
+    ("score_matching", "vp"): "Score Matching",
+    ("scoreflow", "vp"): "ScoreFlow",
+    ("flow_matching", "vp"): "FM w/ Diffusion",
+    ("flow_matching", "ot"): "FM w/ OT",
+    ("flow_matching", "ve"): "FM w/ VE",
+    ("sr3", "vp"): "SR3",
+}
+WITHOUT_PATH = {"maximum_likelihood": "CNF, maximum likelihood", "regression": "Regression"}
+# How the scores that a solve for the likelihood makes are named.
+LIKELIHOODS = ("bits_per_dim", "log_likelihood", "likelihood_nfe")
+# Sections of a config that do not change what is trained.
+EVALUATION = ("guidance", "solver", "evaluate", "upsample", "figures", "mesh")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's newest evaluations.
+
+    Attributes:
+        workdir: its folder.
+        config: config.json.
+        step: of the evaluations.
+        records: those of evaluation/<step>.json, oldest first.
+    """
+
+    workdir: Path
+    config: dict[str, Any]
+    step: int
+    records: list[dict[str, Any]]
+
+    @property
+    def method(self) -> str:
+        """See `method_name`."""
+        return method_name(self.config)
+
+    def milliseconds_a_step(self) -> float | None:
+        """Median over the measurements of training; None where there are none."""
+        lines = read_metrics(self.workdir / "metrics.jsonl")
+        rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
+        # The first interval compiles.
+        rates = rates[1:] or rates
+        return 1000 * self.config["train"]["batch_size"] / median(rates) if rates else None
+
+
+def method_name(config: Mapping[str, Any]) -> str:
+    """What the field `method` says; unset: the paper's name of it, or objective and path."""
+    if config.get("method") is not None:
+        return config["method"]
+    objective, path = config["objective"]["name"], config["path"]["name"]
+    if objective in WITHOUT_PATH:
+        return WITHOUT_PATH[objective]
+    return METHODS.get((objective, path), f"{objective}, {path}")
+
+
+def load_run(workdir: Path) -> Run:
+    """Read a run's folder.
+
+    Raises:
+        UserError: it is no run, or has no evaluation yet.
+        Unreadable: its config or its evaluation is cut.
+    """
+    if not (workdir / "config.json").exists():
+        allowed = "there is no run (no config.json); give the folders of runs"
+        raise UserError("--runs", str(workdir), allowed)
+    files = {
+        int(path.stem): path
+        for path in (workdir / "evaluation").glob("*.json")
+        if path.stem.isdigit()
+    }
+    if not files:
+        allowed = (
+            f"it has no evaluation; make one: --mode=evaluate --config=... --workdir={workdir}"
+        )
+        raise UserError("--runs", str(workdir), allowed)
+    step = max(files)
+    try:
+        config, evaluations = read_json(workdir / "config.json"), read_json(files[step])
+        return Run(workdir, config, step, list(evaluations["evaluations"]))
+    except (KeyError, TypeError) as error:
+        raise Unreadable(files[step], "it holds no evaluations") from error
+
+
+def conditions(record: dict[str, Any]) -> dict[str, Any]:
+    """What two evaluations must share for their scores to stand side by side, by full path.
+
+    K and the Fréchet distance have columns of their own, see `common_k` and `frechet_settings`.
+    """
+    likelihood = {k: v for k, v in record["likelihood"].items() if k != "dequantisations"}
+    parts = {
+        "data": record["data"],
+        "condition": record.get("condition", {}),
+        "guidance": record.get("guidance", {}),
+        "solver": record["solver"],
+        "likelihood": likelihood,
+        "samples": record["samples"],
+        "evaluation": {"seed": record["evaluation_seed"], "dtype": record["dtype"]},
+    }
+    return {f"{a}.{b}": value for a, fields in parts.items() for b, value in fields.items()}
+
+
+def alike(runs: Sequence[Run]) -> dict[str, Any]:
+    """The newest conditions that all runs were evaluated under.
+
+    Raises:
+        UserError: there are none; the first field in which two runs differ.
+    """
+    first = runs[0]
+    for record in reversed(first.records):
+        wanted = conditions(record)
+        if all(any(conditions(r) == wanted for r in run.records) for run in runs):
+            return wanted
+    wanted = conditions(first.records[-1])
+    other = next(run for run in runs if all(conditions(r) != wanted for r in run.records))
+    got = conditions(other.records[-1])
+    # Either may have been made before a field existed.
+    field = next(name for name in wanted | got if wanted.get(name) != got.get(name))
+    raise _not_alike(other.workdir, field, got.get(field), first.workdir, wanted.get(field))
+
+
+def results(run: Run, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """All that was measured under these conditions: weights -> {name: value}."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in run.records:
+        if conditions(record) == wanted:
+            for weights, values in record["results"].items():
+                found[weights] = found.get(weights, {}) | trusted(values)
+    return found
+
+
+def trusted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what an evaluation measured, all that is a result.
+
+    A likelihood whose solve gave up is none, nor is the number of calls of such samples; a number
+    that is not finite is none.
+    """
+    names = set(values)
+    if not values.get("converged", True):
+        names -= {name for name in values if name.startswith(LIKELIHOODS)}
+    if not values.get("samples_converged", True):
+        names.discard("sample_nfe")
+    is_number = lambda x: not isinstance(x, float) or math.isfinite(x)  # noqa: E731
+    return {name: x for name, x in values.items() if name in names and is_number(x)}
+
+
+def baselines(run: Run, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What was measured without a model under these conditions: label -> {name: value}."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in run.records:
+        if conditions(record) == wanted:
+            found |= record.get("baselines", {})
+    return found
+
+
+def frechet_settings(runs: Iterable[Run], wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """How the Fréchet distances were measured; None where no run has one.
+
+    Raises:
+        UserError: two runs measured it differently.
+    """
+    known: dict[Path, dict[str, Any]] = {}
+    for run in runs:
+        for record in run.records:  # the newest is the one that `results` takes
+            if conditions(record) == wanted and record["frechet"] is not None:
+                known[run.workdir] = record["frechet"]
+    for workdir, settings in known.items():
+        first = next(iter(known))
+        for field, value in settings.items():
+            if value != known[first][field]:
+                raise _not_alike(workdir, f"frechet.{field}", value, first, known[first][field])
+    return next(iter(known.values()), None)
+
+
+def ks(values: dict[str, Any]) -> list[int]:
+    """The K of the bits/dim among measured values, in order."""
+    prefix = "bits_per_dim_k"
+    names = [name for name in values if name.startswith(prefix)]
+    return sorted(int(n.removeprefix(prefix)) for n in names if n.removeprefix(prefix).isdigit())
+
+
+def group_by_seed(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that differ in nothing but their seed, together, in the order given."""
+    groups: list[tuple[Any, list[Run]]] = []
+    for run in runs:
+        trained = {k: v for k, v in run.config.items() if k not in (*EVALUATION, "seed")}
+        key = (trained, run.step)
+        for other, members in groups:
+            if other == key and all(m.config["seed"] != run.config["seed"] for m in members):
+                members.append(run)
+                break
+        else:
+            groups.append((key, [run]))
+    return [members for _, members in groups]
+
+
+def _not_alike(a: Path, field: str, got: Any, b: Path, wanted: Any) -> UserError:
+    if field == "data.name":
+        allowed = f"it is of the data set {got}, {b} of {wanted}: a report takes one data set"
+    else:
+        allowed = (
+            f"it was evaluated with {field} = {got!r}, {b} with {wanted!r}; evaluate both alike "
+            "by --mode=evaluate"
+        )
+    return UserError("--runs", str(a), allowed)

@@ -1,0 +1,218 @@
+"""The folder of a run: where things lie, and whether it is this experiment's.
+
+config.json  data.json  metrics.jsonl  tensorboard/  checkpoints/<step>/
+samples/<step>_<weights>.png  evaluation/<step>.json
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flowmatch_jax.runtime.errors import UserError
+from flowmatch_jax.runtime.files import Unreadable, owned, read_json, write_atomically
+from flowmatch_jax.runtime.processes import everywhere
+
+logger = logging.getLogger(__name__)
+
+# These change how the same network is computed or trained, not what it is.
+NETWORK_IRRELEVANT = ("dtype", "remat", "dropout")
+# What runs went by that are older than a field.
+BEFORE = {"network.time_input": "t", "condition.max_noise": 0.0}
+# Of config.data: which images there are. The rest says where they lie and how they are read.
+WHICH_DATA = ("name", "version", "size")
+
+
+def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
+    """Make the folder where it does not exist, and check that it can be written and is this run's.
+
+    Raises:
+        UserError: it cannot be written, has a path that Orbax would take for a pattern, or holds
+            checkpoints of another experiment. Nothing in it is changed.
+    """
+    if any(character in str(workdir.absolute()) for character in "*?["):
+        allowed = "its path must be without * ? [, which stand for other letters; give another"
+        raise UserError("--workdir", str(workdir), allowed)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        allowed = f"it cannot be written ({error.strerror}); give another --workdir"
+        raise UserError("--workdir", str(workdir), allowed) from error
+    if has_checkpoint(workdir) and (workdir / "config.json").exists():
+        before = read_record(workdir / "config.json", "the run is by the config that you give")
+        _check_identity(workdir, before, config)
+
+
+@contextmanager
+def trained_by_this_run(workdir: Path) -> Iterator[None]:
+    """Keep other runs from training in the workdir during this block.
+
+    Reading it, as evaluation does, stays free. Process 0 has the lock for all processes of a run.
+
+    Raises:
+        UserError: another run trains in it.
+    """
+    with ExitStack() as stack:
+        owner = None
+        if jax.process_index() == 0:
+            me = f"process {os.getpid()} on {socket.gethostname()}"
+            owner = stack.enter_context(owned(workdir / "lock", me))
+        if not everywhere(owner is None):
+            allowed = (
+                f"{owner or 'another run'} is training in it; wait, stop that, or give another"
+            )
+            raise UserError("--workdir", str(workdir), allowed)
+        yield
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a finished checkpoint lies in the workdir."""
+    folder = workdir / "checkpoints"
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
+def user_cache() -> Path:
+    """The folder of what can be made again: compiled programs, statistics of data sets.
+
+    Without a home it lies among the system's temporary files.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        folder = Path(tempfile.gettempdir())
+    return folder / "flowmatch_jax"
+
+
+def read_record(path: Path, if_sure: str) -> dict[str, Any]:
+    """A record of a run, config.json or data.json.
+
+    Args:
+        if_sure: of what the user must be sure to do without it.
+
+    Raises:
+        UserError: it is cut, empty or no record.
+    """
+    try:
+        record = read_json(path)
+        if isinstance(record, dict):
+            return record
+        reason = "it is no record of a run"
+    except Unreadable as error:
+        reason = error.reason
+    allowed = f"{path.name} in it cannot be read ({reason}); delete that file if you are sure that "
+    raise UserError("--workdir", str(path.parent), allowed + if_sure)
+
+
+def write_config(workdir: Path, config: dict[str, Any]) -> None:
+    """Record the config of the run as config.json."""
+    write_json(workdir / "config.json", config)
+
+
+def check_data(workdir: Path, facts: dict[str, Any]) -> None:
+    """Raise UserError if the run has been trained on other data than these.
+
+    The config cannot tell: a folder of images may have changed, or lie elsewhere.
+
+    Args:
+        facts: `Dataset.facts` of the training set.
+    """
+    path = workdir / "data.json"
+    if has_checkpoint(workdir) and path.exists():
+        before = read_record(path, "the run was trained on the data that you give")
+        if before["sha256"] != facts["sha256"]:
+            allowed = (
+                f"the run in {workdir} was trained on other {before['name']} data (version "
+                f"{before['version']}, {before['items']} items); give another --workdir"
+            )
+            raise UserError("config.data", f"{facts['name']} {facts['version']}", allowed)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The measurements of a metrics.jsonl; lines that are none, as torn ones, are left out."""
+    lines, torn = [], 0
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+            record["step"] + 0
+            lines.append(record)
+        except (ValueError, KeyError, TypeError):
+            torn += 1
+    if torn:
+        logger.warning("%s: %d lines that are no measurements are left out", path, torn)
+    return lines
+
+
+def write_data(workdir: Path, facts: dict[str, Any]) -> None:
+    """Record what the run is trained on as data.json."""
+    write_json(workdir / "data.json", facts)
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a JSON file at once or not at all, its folder where that is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(record, indent=2) + "\n")
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows of the same names as CSV, at once or not at all, its folder where missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
+
+
+def _check_identity(workdir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    was, wanted = identity(before), identity(now)
+    for name, value in wanted.items():
+        before = was.get(name, BEFORE.get(name, value))
+        if before != value:
+            allowed = f"the run in {workdir} has {before!r}; go on with that, or give another"
+            raise UserError(f"config.{name}", value, f"{allowed} --workdir")
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What a run keeps from its first step to its last, by full path.
+
+    The rest (steps, optimiser, solver, what is evaluated) may change between starts. The batch
+    size may not: the position in the data counts batches.
+    """
+    path, network = config["path"]["name"], config["network"]["name"]
+    parts = {
+        "seed": config["seed"],
+        "path.name": path,
+        "network.name": network,
+        "network.time_input": config["network"].get("time_input", BEFORE["network.time_input"]),
+        "train.batch_size": config["train"]["batch_size"],
+    }
+    data = config["data"]
+    sections = {
+        "data": {name: data[name] for name in WHICH_DATA if name in data},
+        "condition": config.get("condition", {}),
+        "objective": config["objective"],
+        f"path.{path}": config["path"][path],
+        f"network.{network}": {
+            name: value
+            for name, value in config["network"][network].items()
+            if name not in NETWORK_IRRELEVANT
+        },
+    }
+    if data["name"] == "folder":  # it may lie elsewhere now
+        sections["data.folder"] = {k: v for k, v in data["folder"].items() if k != "path"}
+    for section, fields in sections.items():
+        parts |= {f"{section}.{name}": value for name, value in fields.items()}
+    return parts

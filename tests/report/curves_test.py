@@ -1,0 +1,75 @@
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from flowmatch_jax.evaluation.samples import make_sampler
+from flowmatch_jax.report import curves
+from flowmatch_jax.sampling.source import draw_source
+from tests.evaluation.cases import source_key
+from tests.evaluation.experiments import images, points
+
+ONE = jnp.ones(())
+
+
+class CurvesTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("euler", 10, 10), ("midpoint", 10, 5), ("rk4", 8, 2), ("rk4", 10, None)
+    )
+    def test_steps_that_make_so_many_calls(self, method, nfe, steps):
+        self.assertEqual(curves.steps_for(method, nfe), steps)
+
+    def test_errors_in_closed_form(self):
+        """dx/dt = a x: n steps of order p end in (1 + h + ... + h^p / p!)^n x_0, h = a / n."""
+        a, rows = 0.5, curves.over_nfe(points(), ONE)
+        cells = [(row["method"], row["nfe"]) for row in rows]
+        wanted = [(m, n) for m in curves.METHODS for n in (4, 8, 10) if (m, n) != ("rk4", 10)]
+        self.assertEqual(cells, wanted)  # ten calls are no whole number of rk4's steps
+        noise = np.concatenate([draw_source(source_key(1, i), (8, 2)) for i in range(3)])[:20]
+
+        def growth(method, nfe):
+            steps = curves.steps_for(method, nfe)
+            order = {"euler": 1, "midpoint": 2, "rk4": 4}[method]
+            return sum((a / steps) ** k / math.factorial(k) for k in range(order + 1)) ** steps
+
+        for row in rows:
+            error = growth(row["method"], row["nfe"]) - growth("midpoint", 200)
+            expected = error**2 * np.mean(noise**2)
+            np.testing.assert_allclose(row["mean_squared_error"], expected, rtol=1e-3, atol=1e-10)
+            self.assertNotIn("fd_pixels", row)
+
+    def test_distance_of_images(self):
+        rows = curves.over_nfe(images(figures__nfe=(4,)), ONE)
+        # The field is zero: all solvers give the noise itself, rounded as their programs do.
+        self.assertLen({row["fd_pixels"] for row in rows}, 1)
+        for row in rows:
+            self.assertLess(row["mean_squared_error"], np.finfo(np.float32).eps ** 2)
+
+    def test_over_training(self):
+        rows = curves.over_training(images(20.0), [(10, ONE), (20, ONE / 10)])
+        self.assertEqual([row["step"] for row in rows], [10, 20])
+        nfe = make_sampler(images(20.0), 8)(ONE).nfe
+        self.assertGreater(nfe, rows[1]["nfe"])
+        self.assertAlmostEqual(rows[0]["nfe"], float(nfe), delta=6)  # a mean over batches
+        self.assertGreater(rows[0]["fd_pixels"], rows[1]["fd_pixels"])  # further off
+        (row,) = curves.over_training(points(), [(10, ONE)])
+        self.assertEqual(set(row), {"step", "nfe"})
+
+    def test_paths_of_samples(self):
+        t, x = curves.paths_of_samples(points(), ONE, 6, 5)
+        np.testing.assert_allclose(t, [0, 0.25, 0.5, 0.75, 1])
+        np.testing.assert_allclose(x, np.exp(0.5 * t)[:, None, None] * x[0], rtol=1e-4)
+        np.testing.assert_allclose(x[0], draw_source(source_key(1), (6, 2)), rtol=1e-6)
+
+    def test_samples_at_few_calls_start_from_the_same_noise(self):
+        nfe, x = curves.samples_at(points(), ONE, 6, (2, 4, 8))
+        self.assertEqual(nfe, [2, 4, 8])
+        end = make_sampler(points(), 6)(ONE).x
+        errors = np.abs(x - np.asarray(end)).max(axis=(1, 2))
+        self.assertTrue((np.diff(errors) < 0).all())
+        self.assertLess(errors[-1], 0.01)
+
+
+if __name__ == "__main__":
+    absltest.main()

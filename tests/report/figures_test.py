@@ -1,0 +1,91 @@
+import csv
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+from PIL import Image
+
+from flowmatch_jax.report import figures
+from tests.evaluation.experiments import images, points, regression
+
+ONE = jnp.ones(())
+
+
+class FiguresTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir().full_path)
+
+    def rows(self, name):
+        with (self.folder / f"{name}.csv").open() as file:
+            return [{k: v for k, v in row.items()} for row in csv.DictReader(file)]
+
+    def pictures(self):
+        return {path.stem for path in self.folder.glob("*.png") if Image.open(path).width > 100}
+
+    def test_conditional_flows_end_in_their_point(self):
+        figures.draw_conditional(points(), self.folder)
+        self.assertEqual(self.pictures(), {"conditional"})
+        rows = self.rows("conditional")
+        self.assertEqual({row["path"] for row in rows}, {"ot", "vp"})
+        ot = [row for row in rows if row["path"] == "ot" and row["trajectory"] == "3"]
+        start, middle, end = (
+            np.array([float(row["x"]), float(row["y"])]) for row in (ot[0], ot[24], ot[-1])
+        )
+        np.testing.assert_allclose(end, [1.0, 0.5], atol=1e-4)
+        t = float(ot[24]["t"])
+        np.testing.assert_allclose(middle, (1 - t) * start + t * end, atol=1e-4)  # straight
+
+    def test_density_of_the_model(self):
+        """dx/dt = a x carries N(0, I) to N(0, e^2a I)."""
+        figures.draw_density(points(evaluate__batch_size=2500), ONE, self.folder)
+        rows = self.rows("density")
+        self.assertLen(rows, 100 * 100)
+        x, y, logs = (np.array([float(row[n]) for row in rows]) for n in ("x", "y", "log_density"))
+        expected = -np.log(2 * np.pi) - 1.0 - (x**2 + y**2) / (2 * np.exp(1.0))
+        np.testing.assert_allclose(logs, expected, atol=1e-3)
+
+    def test_points_on_their_way(self):
+        figures.draw_paths(points(), ONE, self.folder)
+        figures.draw_few_calls(points(), ONE, self.folder)
+        self.assertEqual(self.pictures(), {"sample_paths", "marginals", "samples_nfe"})
+        at_end = [row for row in self.rows("sample_paths") if float(row["t"]) == 1]
+        self.assertTrue(all(float(row["rms_to_end"]) == 0 for row in at_end))
+        self.assertEqual(np.load(self.folder / "sample_paths.npz")["x"].shape, (9, 8, 2))
+        self.assertEqual(np.load(self.folder / "samples_nfe.npz")["x"].shape, (4, 8, 2))
+
+    def test_images_on_their_way(self):
+        figures.draw_paths(images(), ONE, self.folder)
+        figures.draw_few_calls(images(), ONE, self.folder)
+        self.assertEqual(self.pictures(), {"sample_paths", "samples_nfe"})
+        self.assertEqual({row["nfe"] for row in self.rows("samples_nfe")}, {"4", "8", "10", "20"})
+
+    def test_super_resolution(self):
+        figures.draw_super_resolution(images(condition__low_resolution=4), ONE, self.folder)
+        self.assertEqual(self.pictures(), {"super_resolution"})
+        rows = np.load(self.folder / "super_resolution.npz")
+        self.assertEqual(rows.files, ["low resolution", "bicubic", "sample", "original"])
+        self.assertTrue(all(rows[name].shape == (8, 8, 8, 1) for name in rows.files))
+
+    def test_methods_without_a_field_have_no_paths(self):
+        figures.draw_figures(regression(), ONE, 7, [(3, ONE), (7, ONE)], self.folder)
+        drawn = {path.stem for path in (self.folder / "figures").glob("*.png")}
+        self.assertEqual(
+            drawn, {"super_resolution", "nfe_over_training", "fd_pixels_over_training"}
+        )
+
+    def test_drawn_or_not(self):
+        experiment, workdir = points(train__steps=7), self.folder
+        self.assertFalse(figures.are_drawn(experiment, workdir))
+        (workdir / "figures").mkdir()
+        figures.write_json(
+            workdir / "figures" / "figures.json", figures.settings(experiment, step=7)
+        )
+        self.assertTrue(figures.are_drawn(experiment, workdir))
+        self.assertFalse(figures.are_drawn(points(train__steps=8), workdir))
+        self.assertFalse(figures.are_drawn(points(train__steps=7, figures__seeds=9), workdir))
+
+
+if __name__ == "__main__":
+    absltest.main()
