@@ -19,11 +19,12 @@ NOT_MEASURED = "not measured yet"
 
 INTRODUCTION = """# Benchmarks
 
-Measured by `python -m benchmarks.all`, which rewrites this page, here and on a machine with a GPU
-(`requirements-bench.txt` has the peers). Alternatives take turns, each library in a process of its
-own; a figure is the median over the rounds, with the smallest and the largest. The ratio is taken
-round by round, ours over what stands behind the colon: above 1 is faster where the unit is a rate,
-slower where it is seconds."""
+`python -m benchmarks.all` measures these figures and rewrites this page, on CPU and on a machine
+with a GPU. The other libraries are in `requirements-bench.txt`. The alternatives run in turns,
+each library in its own process. A figure is the median over the rounds, with the minimum and the
+maximum. The ratio is computed in each round, as our figure over the one behind the colon: a
+ratio above 1 means that ours is faster where the unit is a rate, and slower where the unit is
+seconds."""
 
 TITLES = {
     "train_step": "Training steps: loss, gradient, Adam, EMA",
@@ -31,9 +32,9 @@ TITLES = {
     "likelihood": "Likelihood: one evaluation of the divergence",
     "evaluate": "Evaluation",
     "input": "Input",
-    "dispatch": "Training steps with their data: dispatched together, images on the device",
+    "dispatch": "Training steps with data: several steps per dispatch, images on the device",
     "cold_start": "Cold start",
-    "growth": "Growth: one training step, seconds a FLOP over those of the sweep's last entry",
+    "growth": "Scaling: seconds per FLOP of a training step, relative to the last row of the sweep",
 }
 
 
@@ -115,7 +116,7 @@ def table(name: str, records: dict[str, dict[str, Any]]) -> str:
     }
     cases = {case: None for rows in measured.values() for case in rows}
     cases |= {case: None for benchmark, case in DEMANDS if benchmark == name}
-    columns = [f"{device}: {what}" for device in DEVICES for what in ("ratio", "demand", "figures")]
+    columns = [f"{device}: {what}" for device in DEVICES for what in ("ratio", "target", "figures")]
     lines = [("", *columns), ("---",) * (1 + len(columns))]
     for case in cases:
         cells = [case]
