@@ -24,6 +24,7 @@ OF_NO_MODULE = (
     "architecture_test.py",
     "benchmarks_test.py",
     "configs_test.py",
+    "docs_test.py",
     "main_test.py",
 )
 
