@@ -34,7 +34,7 @@ from flowmatch_jax.evaluation.upsample import upsample_pictures
 from flowmatch_jax.experiment import Experiment, build
 from flowmatch_jax.report.figures import are_drawn, draw_figures
 from flowmatch_jax.report.report import write_report
-from flowmatch_jax.runtime import processes
+from flowmatch_jax.runtime import processes, stops
 from flowmatch_jax.runtime.errors import RunStopped, UserError, one_of, tell
 from flowmatch_jax.runtime.files import full_disk_stops
 from flowmatch_jax.runtime.mesh import with_shardings
@@ -285,7 +285,7 @@ def main(overrides: list[str]) -> None:
     """Run the mode asked for, alone or as one of several processes."""
     # This package's own messages; of the libraries', only warnings.
     absl.logging.set_verbosity(absl.logging.WARNING)
-    processes.interrupt_on_stops()
+    stops.interrupt_on_stops()
     try:
         processes.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         check_jax()
@@ -300,6 +300,7 @@ def main(overrides: list[str]) -> None:
         name = interrupt.args[0] if interrupt.args else "SIGINT"
         stop(RunStopped(f"{name}: the same command goes on from what is saved"))
     except Exception:
+        processes.await_news()
         traceback.print_exc()
         processes.leave(1)
 

@@ -30,7 +30,7 @@ from threading import Lock, Thread
 from typing import IO
 
 from flowmatch_jax.runtime.errors import ArgumentParser, UserError, at_least, tell
-from flowmatch_jax.runtime.processes import STOPS, heard
+from flowmatch_jax.runtime.stops import STOPS, heard
 
 # When a process has failed: seconds until the others are asked to end; the same where all were
 # asked before and may be writing a checkpoint; and from there until they are killed.

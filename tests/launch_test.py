@@ -169,10 +169,10 @@ sys.exit(1)
     def test_run_stops_at_the_same_step(self):
         body = """
 import itertools, time
-from flowmatch_jax.runtime import processes
-processes.HEARING = 0.1
+from flowmatch_jax.runtime import processes, stops
+stops.POLL_INTERVAL = 0.1
 processes.initialize(given["coordinator"], int(given["processes"]), me)
-with processes.StopNotice() as notice:
+with stops.StopNotice() as notice:
     for step in itertools.count():
         if step == 10:
             print("ready", flush=True)

@@ -32,7 +32,7 @@ from flowmatch_jax.pixels import quantise
 from flowmatch_jax.runtime.errors import RunStopped, UserError, section
 from flowmatch_jax.runtime.files import Unreadable, remembered, write_atomically
 from flowmatch_jax.runtime.mesh import to_host
-from flowmatch_jax.runtime.processes import StopNotice
+from flowmatch_jax.runtime.stops import StopNotice
 from flowmatch_jax.runtime.progress import progress_bar
 from flowmatch_jax.runtime.workdir import user_cache
 

@@ -1,15 +1,16 @@
-"""The processes of one run: how they join, wait for each other, agree and stop together.
+"""The processes of one run: how they join, wait for each other, agree and leave together.
 
 Everything here goes through JAX's coordination service, a server in process 0 that all processes
 are connected to: no device takes part, so nothing is compiled and nothing waits behind the steps
 that devices still have to do. With one process every function returns at once.
 
 All processes call the functions that wait (`barrier`, `same_everywhere`, `everywhere`, `largest`,
-`StopNotice.reached`) in the same order.
+`gather`) in the same order. A process that is gone ends the others, see `lifeline`.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -17,19 +18,19 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
 from contextlib import suppress
-from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 import jax
 
+from flowmatch_jax.runtime import lifeline
 from flowmatch_jax.runtime.errors import RunStopped, UserError
 
-PATIENCE = 600.0  # seconds that processes wait for each other
-FAREWELL = 10.0  # seconds that a process that failed waits for the others to fail too
-HEARING = 2.0  # seconds between two looks at whether a process was asked to stop
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # SIGHUP: the terminal is gone
+logger = logging.getLogger(__name__)
+
+BARRIER_TIMEOUT = 600.0  # seconds that processes wait for each other
+EXIT_TIMEOUT = 10.0  # seconds that a process that failed waits for the others to fail too
+NEWS_TIMEOUT = 2.0  # seconds in which it shows that an exception is due to a process that is gone
 HOW_TO_GO_ON = "its own output says why; the same command goes on from the newest checkpoint"
 
 _rounds: Counter[str] = Counter()  # how often each meeting was held
@@ -65,10 +66,13 @@ def initialize(
         allowed = f"give all of {', '.join(given)}, or none where JAX finds the processes itself"
         raise UserError(missing[0], None, allowed)
     _check(coordinator, processes, process)
+    host, _, port = coordinator.rpartition(":")
+    address = lifeline.detour(host.strip("[]"), int(port)) if process else coordinator
     # Without "deactivate" JAX would still look for a launcher, and take one GPU of several.
     _join(
         seconds,
-        coordinator_address=coordinator,
+        coordinator,
+        coordinator_address=address,
         num_processes=processes,
         process_id=process,
         cluster_detection_method="deactivate",
@@ -111,11 +115,14 @@ def _check(coordinator: str, processes: int, process: int) -> None:
             raise UserError("--coordinator", coordinator, allowed) from error
 
 
-def _join(seconds: float, **options: Any) -> None:
+def _join(seconds: float, coordinator: str | None = None, **options: Any) -> None:
     """`jax.distributed.initialize` with a time limit that ends in an exception.
 
     At its own time limit JAX aborts the process with a stack trace. So it gets a limit that it does
     not reach and a thread of its own, which is left behind.
+
+    Args:
+        coordinator: process 0's address; None where JAX finds it.
     """
     global _outside
     failures: list[Exception] = []
@@ -133,7 +140,7 @@ def _join(seconds: float, **options: Any) -> None:
         thread.join(1)  # so that the others see that process 0 was there
     _outside = thread.is_alive() or bool(failures)
     if thread.is_alive():
-        raise RunStopped(_who_is_missing(seconds))
+        raise RunStopped(_who_is_missing(seconds, coordinator))
     if failures and options:
         raise failures[0]
     if failures:
@@ -142,12 +149,24 @@ def _join(seconds: float, **options: Any) -> None:
     if threading.current_thread() is threading.main_thread():
         # JAX has set a handler of its own that swallows SIGTERM: the one before it is put back.
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
+    _watch(coordinator)
 
 
-def _who_is_missing(seconds: float) -> str:
+def _watch(coordinator: str | None) -> None:
+    """Have processes that go end this one; where that cannot be, JAX aborts it minutes later."""
+    group = _group()
+    host = (coordinator or group.coordinator_address).rpartition(":")[0].strip("[]")
+    try:
+        lifeline.watch(group.client, group.process_id, group.num_processes, host)
+    except (OSError, jax.errors.JaxRuntimeError) as error:
+        logger.warning("A process that is gone will be noticed late: %s", error)
+
+
+def _who_is_missing(seconds: float, coordinator: str | None) -> str:
     """What can be told of a run whose processes did not all come."""
     group = _group()
-    me, count, address = group.process_id, group.num_processes, group.coordinator_address
+    me, count = group.process_id, group.num_processes
+    address = coordinator or group.coordinator_address
     if address is None:
         missing = "JAX did not find the other processes"
     elif me and not _answers(address):
@@ -178,7 +197,7 @@ def _group() -> Any:
     return distributed.global_state
 
 
-def barrier(name: str, seconds: float = PATIENCE) -> None:
+def barrier(name: str, seconds: float = BARRIER_TIMEOUT) -> None:
     """Wait until all processes are here.
 
     Args:
@@ -188,7 +207,7 @@ def barrier(name: str, seconds: float = PATIENCE) -> None:
     Raises:
         RunStopped: processes that did not come in time, by number.
     """
-    _gather(name, "", seconds)
+    gather(name, "", seconds)
 
 
 def same_everywhere(field: str, value: str) -> None:
@@ -198,7 +217,7 @@ def same_everywhere(field: str, value: str) -> None:
         field: what the value is of, such as a flag.
         value: for instance a config as JSON; where it differs is told, not the whole of it.
     """
-    values = _gather(f"same {field}", value)
+    values = gather(f"same {field}", value)
     differing = [process for process, other in enumerate(values) if other != values[0]]
     if differing:
         theirs, ours = _difference(values[differing[0]], values[0])
@@ -216,15 +235,15 @@ def _difference(*texts: str) -> tuple[str, ...]:
 
 def everywhere(flag: bool) -> bool:
     """Whether a flag is true in all processes: each of them gets the same answer."""
-    return "no" not in _gather("everywhere", "yes" if flag else "no")
+    return "no" not in gather("everywhere", "yes" if flag else "no")
 
 
 def largest(name: str, value: float) -> float:
     """The largest of all processes' values."""
-    return max(map(float, _gather(name, str(value))))
+    return max(map(float, gather(name, str(value))))
 
 
-def _gather(name: str, value: str, seconds: float = PATIENCE) -> list[str]:
+def gather(name: str, value: str, seconds: float = BARRIER_TIMEOUT) -> list[str]:
     """The values of all processes, in order; returns when all have given theirs."""
     if not jax.distributed.is_initialized():
         return [value]
@@ -253,6 +272,16 @@ def _name(processes: list[int], count: int) -> str:
     return f"process{'es' if len(processes) > 1 else ''} {numbers} of {count}"
 
 
+def await_news() -> None:
+    """Before an exception is told: end here if it is due to a process that is gone.
+
+    A collective fails in the moment in which `lifeline` hears of that process, names it and ends
+    this one.
+    """
+    if jax.distributed.is_initialized():
+        time.sleep(NEWS_TIMEOUT)
+
+
 def leave(code: int) -> NoReturn:
     """End this process after a failure, without minutes of waiting for processes that go on.
 
@@ -265,110 +294,7 @@ def leave(code: int) -> NoReturn:
     if _outside:
         os._exit(code)
     try:
-        _gather("leave", "", FAREWELL)
+        gather("leave", "", EXIT_TIMEOUT)
     except (RunStopped, jax.errors.JaxRuntimeError):
         os._exit(code)
     sys.exit(code)
-
-
-def interrupt_on_stops() -> None:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt with their name, as Ctrl-C does without one.
-
-    So that they end every phase of a program alike.
-    """
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
-    for number in heard((signal.SIGTERM, signal.SIGHUP)):
-        signal.signal(number, interrupt)
-
-
-def heard(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
-    """Those of the signals that are to be handled: all but SIGHUP under nohup, which ignores it."""
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    return [number for number in numbers if number != signal.SIGHUP or not ignored]
-
-
-class StopNotice:
-    """SIGTERM, SIGINT and SIGHUP ask to stop after a step, in all processes after the same one.
-
-        with StopNotice() as notice:
-            for step in ...:
-                ...
-                if notice.reached(step):
-                    ...  # save, and stop because of notice.signal
-
-    A second signal of the same kind does what it would have done without us, and so does a signal
-    that no step answered, when the block ends. Outside the main thread Python has no signals, and
-    other processes alone can ask for a stop.
-
-    JAX's own notice of preemption (`multihost_utils.reached_preemption_sync_point`) is not used: it
-    knows SIGTERM alone, it is missed for good when a step's number is left out, and Orbax calls it
-    too, from a thread, with numbers of earlier steps.
-
-    Attributes:
-        signal: the name of the signal because of which `reached` said to stop.
-    """
-
-    def __init__(self) -> None:
-        self.signal: str | None = None
-        self._received: signal.Signals | None = None
-        self._previous: dict[int, Any] = {}
-        self._last: tuple[int, float] | None = None  # step and time of the last look
-        self._due = 0  # the step of the next one
-
-    def __enter__(self) -> StopNotice:
-        if threading.current_thread() is threading.main_thread():
-            for number in heard(STOPS):
-                self._previous[number] = signal.signal(number, self._receive) or signal.SIG_DFL
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        if self._received and self.signal is None and error is None:
-            signal.raise_signal(self._received)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = signal.Signals(number)
-        signal.signal(number, self._previous[number])
-
-    def reached(self, step: int) -> bool:
-        """Whether to stop after this step; the same in all processes.
-
-        With several processes it compares two numbers, and every few seconds, at steps that all
-        processes work out alike, it asks the others.
-
-        Args:
-            step: increasing, and the same in all processes.
-
-        Raises:
-            RunStopped: a process did not come to this step.
-        """
-        if step < self._due:
-            return False
-        signals = self._look(step) if jax.distributed.is_initialized() else self._own()
-        self.signal = next(filter(None, signals), None)
-        return self.signal is not None
-
-    def _own(self) -> list[str]:
-        return [self._received.name if self._received else ""]
-
-    def _look(self, step: int) -> list[str]:
-        """The signals that processes have received; sets at which step to look next."""
-        now = time.monotonic()
-        last_step, last_time = self._last or (step - 1, now - HEARING)
-        steps, elapsed = max(step - last_step, 1), max(now - last_time, 1e-9)
-        # As many steps as take HEARING by process 0's clock. Not many more than so far: the first
-        # ones compile, and a pace of which little is known may change.
-        ahead = max(1, min(int(steps * HEARING / elapsed), 2 * steps))
-        told = _gather("stop", f"{ahead} {self._own()[0]}")
-        aheads, signals = zip(*(text.split(" ") for text in told), strict=True)
-        self._last, self._due = (step, now), step + int(aheads[0])
-        return list(signals)

@@ -14,7 +14,7 @@ from flowmatch_jax.arrays import Batch, Params
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.runtime.errors import RunStopped, section
 from flowmatch_jax.runtime.mesh import describe, put_batches
-from flowmatch_jax.runtime.processes import StopNotice
+from flowmatch_jax.runtime.stops import StopNotice
 from flowmatch_jax.runtime.workdir import check_data, trained_by_this_run, write_config, write_data
 from flowmatch_jax.training.checkpoints import Checkpoints
 from flowmatch_jax.training.cost import estimate as cost

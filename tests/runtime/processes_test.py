@@ -1,81 +1,13 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
-import textwrap
-import threading
-import time
-from pathlib import Path
 
 import jax
 from absl.testing import absltest, parameterized
 
 from flowmatch_jax.runtime import processes
-from flowmatch_jax.runtime.errors import RunStopped, UserError
-
-ROOT = Path(__file__).parents[1]
-LIMIT = 120  # seconds after which a child hangs
-LAUNCHERS = ("SLURM_", "OMPI_", "TPU_")  # how variables of launchers begin
-# What children begin with: they are told where to meet, and tell exceptions and leave as main.py.
-BEGIN = """
-import json, os, signal, sys, threading, time
-from flowmatch_jax.runtime import processes
-from flowmatch_jax.runtime.errors import RunStopped, UserError
-
-def say(*words):
-    print(*words, flush=True)
-
-def tell(function, *arguments):
-    try:
-        say(function(*arguments))
-    except (UserError, RunStopped) as error:
-        say(type(error).__name__, error)
-
-try:
-    processes.initialize(*json.loads(sys.argv[1]))
-except (UserError, RunStopped) as error:
-    print(error, file=sys.stderr)
-    processes.leave(1 if isinstance(error, RunStopped) else 2)
-me = int(sys.argv[2])
-"""
-
-
-def free_port():
-    with socket.create_server(("", 0)) as server:
-        return server.getsockname()[1]
-
-
-def start(body, join="[null, null, null]", me=0, **variables):
-    """A child that joins and runs ``body``, which knows its number as ``me``."""
-    inherited = {name: v for name, v in os.environ.items() if not name.startswith(LAUNCHERS)}
-    return subprocess.Popen(
-        [sys.executable, "-c", BEGIN + textwrap.dedent(body), join, str(me)],
-        env=inherited | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def end(children):
-    """Exit code, stdout's lines and stderr of each, when all have ended."""
-    try:
-        outputs = [child.communicate(timeout=LIMIT) for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    return [
-        (child.returncode, out.splitlines(), err)
-        for child, (out, err) in zip(children, outputs, strict=True)
-    ]
-
-
-def run_two(body):
-    """Two processes that are joined by the three flags."""
-    port = free_port()
-    joins = (f'["127.0.0.1:{port}", 2, {me}, {LIMIT}]' for me in range(2))
-    return end([start(body, join, me) for me, join in enumerate(joins)])
+from flowmatch_jax.runtime.errors import UserError
+from tests.runtime.children import LAUNCHERS, end, free_port, run_two, start
 
 
 class FlagsTest(parameterized.TestCase):
@@ -167,91 +99,6 @@ class AloneTest(parameterized.TestCase):
         with self.assertRaises(SystemExit) as caught:
             processes.leave(3)
         self.assertEqual(caught.exception.code, 3)
-
-
-class StopNoticeTest(parameterized.TestCase):
-    def setUp(self):
-        super().setUp()
-        # Commands that shells start in the background ignore SIGINT, and under nohup SIGHUP.
-        for number, handler in (
-            (signal.SIGINT, signal.default_int_handler),
-            (signal.SIGHUP, signal.SIG_DFL),
-        ):
-            self.addCleanup(signal.signal, number, signal.signal(number, handler))
-
-    @parameterized.parameters(*processes.STOPS)
-    def test_stops_at_the_next_step(self, number):
-        before = signal.getsignal(number)
-        with processes.StopNotice() as notice:
-            self.assertFalse(notice.reached(1))
-            self.assertIsNone(notice.signal)
-            signal.raise_signal(number)
-            self.assertTrue(notice.reached(7))
-            self.assertEqual(notice.signal, signal.Signals(number).name)
-        self.assertEqual(signal.getsignal(number), before)
-
-    def test_second_signal_acts_as_before(self):
-        with self.assertRaises(KeyboardInterrupt), processes.StopNotice():
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-
-    def test_one_signal_of_each_kind_is_two_first_ones(self):
-        with processes.StopNotice() as notice:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGTERM)
-            self.assertTrue(notice.reached(1))
-
-    def test_signal_that_no_step_answers_acts_after_the_block(self):
-        ended = False
-        with self.assertRaises(KeyboardInterrupt), processes.StopNotice():
-            signal.raise_signal(signal.SIGINT)
-            ended = True
-        self.assertTrue(ended)
-
-    def test_what_is_ignored_stays_ignored(self):
-        """As SIGHUP under nohup."""
-        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        self.addCleanup(signal.signal, signal.SIGHUP, before)
-        processes.interrupt_on_stops()
-        with processes.StopNotice() as notice:
-            signal.raise_signal(signal.SIGHUP)
-            self.assertFalse(notice.reached(1))
-        self.assertEqual(signal.getsignal(signal.SIGHUP), signal.SIG_IGN)
-
-    @parameterized.parameters(signal.SIGTERM, signal.SIGHUP)
-    def test_stops_interrupt_by_name(self, number):
-        before = signal.signal(number, signal.SIG_DFL)
-        self.addCleanup(signal.signal, number, before)
-        processes.interrupt_on_stops()
-        with self.assertRaisesRegex(KeyboardInterrupt, number.name):
-            signal.raise_signal(number)
-
-    def test_exception_passes(self):
-        before = [signal.getsignal(number) for number in processes.STOPS]
-        with self.assertRaises(RunStopped), processes.StopNotice():
-            signal.raise_signal(signal.SIGINT)
-            raise RunStopped("because")
-        self.assertEqual(before, [signal.getsignal(number) for number in processes.STOPS])
-
-    def test_silent_outside_the_main_thread(self):
-        before = signal.getsignal(signal.SIGINT)
-        seen = []
-
-        def train():
-            with processes.StopNotice() as notice:
-                seen.extend([signal.getsignal(signal.SIGINT), notice.reached(1)])
-
-        thread = threading.Thread(target=train)
-        thread.start()
-        thread.join()
-        self.assertEqual(seen, [before, False])
-
-    def test_costs_microseconds(self):
-        with processes.StopNotice() as notice:
-            begin = time.perf_counter()
-            for step in range(1000):
-                notice.reached(step)
-            self.assertLess((time.perf_counter() - begin) / 1000, 1e-4)
 
 
 class JoinTest(parameterized.TestCase):
@@ -355,43 +202,19 @@ class TogetherTest(absltest.TestCase):
                 line, "RunStopped process 1 of 2 did not reach 'checkpoint 500' within 2 s; "
             )
 
-    def test_failure_of_one_does_not_wait_for_the_other(self):
+    def test_failure_of_one_ends_the_other(self):
         ends = run_two("""
-        processes.FAREWELL = 1.0
+        processes.EXIT_TIMEOUT = 1.0
         if me == 1:
             processes.leave(2)
-        tell(processes.barrier, "what 1 never reaches", 4)
-        processes.leave(1)
+        processes.barrier("what 1 never reaches")
         """)
         self.assertEqual([code for code, _, _ in ends], [1, 2])
-        self.assertIn("process 1 of 2 did not reach", ends[0][1][0])
+        self.assertStartsWith(ends[0][2], "error: process 1 of 2 is gone (it failed, ")
 
     def test_failure_of_all(self):
         for code, _, err in run_two("processes.leave(2)"):
             self.assertEqual((code, err), (2, ""))
-
-    def test_signals_stop_all_at_the_same_step(self):
-        ends = run_two("""
-        processes.HEARING = 0.1
-
-        def train(victim, name):
-            with processes.StopNotice() as notice:
-                for step in range(0, 10**6, 3):
-                    if step == 60 and me == victim:
-                        os.kill(os.getpid(), getattr(signal, name))
-                    if notice.reached(step):
-                        return step, notice.signal
-                    time.sleep(0.001)
-
-        say(*train(1, "SIGTERM"))
-        say(*train(0, "SIGTERM"))
-        say(*train(1, "SIGINT"))
-        processes.barrier("the end")
-        """)
-        for code, out, err in ends:
-            self.assertEqual(code, 0, err)
-            self.assertEqual(out, ends[0][1])
-            self.assertEqual([line.split()[1] for line in out], ["SIGTERM", "SIGTERM", "SIGINT"])
 
     def test_between_trainings_a_signal_ends_a_process(self):
         """JAX's own handler of SIGTERM, which swallows it, is gone."""
@@ -399,7 +222,7 @@ class TogetherTest(absltest.TestCase):
         processes.barrier("the beginning")
         if me == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        processes.FAREWELL = 1.0
+        processes.EXIT_TIMEOUT = 1.0
         processes.leave(1)
         """)
         self.assertEqual([code for code, _, _ in ends], [1, -signal.SIGTERM])
