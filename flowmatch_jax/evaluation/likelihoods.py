@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from flowmatch_jax.data.pipeline import ordered_batches
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.likelihood import bits_per_dim, image_bits_per_dim, importance_bound, log_prob
 from flowmatch_jax.runtime.mesh import gather, split_if_even, to_host
+from flowmatch_jax.runtime.messages import compiling
 from flowmatch_jax.runtime.progress import progress_bar
 
 # (params, batch, key) -> (scores {name: [B]}, nfe [], converged [])
@@ -86,12 +88,14 @@ def score_split(experiment: Experiment, scorer: Scorer, params: Params) -> dict[
     batches = ordered_batches(source, size, config.images, corrupt)
     total = math.ceil(min(config.images or math.inf, len(source)) / size)
     parts, costs, converged = [], [], True
-    for i, batch in enumerate(progress_bar(batches, total=total, desc="likelihood")):
-        n = len(batch["x"])
-        scores, nfe, ok = scorer(params, _filled(batch, size), jax.random.fold_in(key, i))
-        parts.append({name: to_host(s).astype(np.float64)[:n] for name, s in scores.items()})
-        costs.append(float(nfe))
-        converged = converged and bool(ok)
+    with progress_bar(batches, total=total, desc="likelihood") as bar:
+        for i, batch in enumerate(bar):
+            n = len(batch["x"])
+            with nullcontext() if i else compiling("the likelihood"):
+                scores, nfe, ok = scorer(params, _filled(batch, size), jax.random.fold_in(key, i))
+            parts.append({name: to_host(s).astype(np.float64)[:n] for name, s in scores.items()})
+            costs.append(float(nfe))
+            converged = converged and bool(ok)
     results = {}
     for name in parts[0]:
         scores = np.concatenate([part[name] for part in parts])

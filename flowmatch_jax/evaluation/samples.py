@@ -17,6 +17,7 @@ from flowmatch_jax.evaluation.pictures import save_images, save_points
 from flowmatch_jax.evaluation.super_resolution import side_by_side
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.runtime.mesh import gather, split_if_even, to_host
+from flowmatch_jax.runtime.messages import compiling
 from flowmatch_jax.sampling.source import draw_source
 from flowmatch_jax.solvers import Solution
 
@@ -120,9 +121,10 @@ def draw(
     rows = class_rows(experiment)
     count = experiment.config.evaluate.samples
     given = None if rows is None else {"label": np.resize(rows, count)}
-    solution = sampler(params, inputs=given)
+    with compiling("the sampler"):
+        solution = sampler(params, inputs=given)
     if not solution.converged:
-        logger.warning("The solver gave up on samples at step %d: the field is not finite", step)
+        logger.warning("The solver gave up on samples at step %d: the field is not finite.", step)
     x = to_host(solution.x)[: None if rows is None else rows.size]
     if jax.process_index() == 0:
         guided = f"_guidance{experiment.guidance.scale:g}" if experiment.guidance else ""
@@ -132,7 +134,7 @@ def draw(
         if keep_arrays:
             labels = {} if rows is None else {"label": rows.ravel()}
             np.savez_compressed(path.with_suffix(".npz"), x=x, **labels)
-        logger.info("Samples: %s (%d function evaluations)", path, solution.nfe)
+        logger.info("Samples by %d function evaluations are in %s.", solution.nfe, path)
     return solution
 
 

@@ -65,7 +65,7 @@ def write_report(workdirs: Sequence[Path], folder: Path) -> None:
         text += f"\nWithout figures (run --mode=figures): {', '.join(without)}.\n"
     pictures = "".join(f"\n![{path.stem}]({path.name})\n" for path in drawn)
     write_atomically(folder / "report.md", f"# {wanted['data.name']}\n\n{text}{pictures}")
-    logger.info("Report: %s\n\n%s", folder / "report.md", text)
+    logger.info("The report is in %s.\n\n%s", folder / "report.md", text)
 
 
 def table_1(rows: Rows, wanted: dict[str, Any]) -> Table:

@@ -6,16 +6,22 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tqdm import tqdm
 
 from flowmatch_jax.runtime.files import write_atomically
 from flowmatch_jax.runtime.processes import largest
 from flowmatch_jax.runtime.progress import progress_bar
 from flowmatch_jax.runtime.workdir import read_metrics
+
+FLUSH_EVERY = 60.0  # seconds between two flushes of TensorBoard events
 
 
 class RunLog:
@@ -33,8 +39,13 @@ class RunLog:
         self._events = None
         if self._writes:
             _keep_lines_until(self._path, start)
-            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
-        self._bar = progress_bar(total=steps, initial=start, unit="step")
+            self._events = _Events(workdir / "tensorboard", start + 1)
+        self._start, self._steps = start, steps
+
+    @cached_property
+    def _bar(self) -> tqdm:
+        """Made when the first steps are done: no compilation is in its times."""
+        return progress_bar(total=self._steps, initial=self._start, desc="training")
 
     def advance(self, steps: int) -> None:
         """So many steps done."""
@@ -48,18 +59,48 @@ class RunLog:
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         measured = {name: value for name, value in metrics.items() if value is not None}
-        for name, value in measured.items():
-            self._events.add_scalar(name, value, step)
-        shown = {"loss": "{:.4f}", "images_per_second": "{:.0f}"}
-        self._bar.set_postfix(
-            {name: form.format(measured[name]) for name, form in shown.items() if name in measured},
-            refresh=False,
-        )
+        self._events.write(step, measured)
+        forms = {"loss": "loss {:.4f}", "images_per_second": "{:.0f} images/s"}
+        shown = [form.format(measured[name]) for name, form in forms.items() if name in measured]
+        self._bar.set_postfix_str(", ".join(shown), refresh=False)
 
     def close(self) -> None:
-        self._bar.close()
+        """Write what is not on the disk yet, and end the bar's line."""
+        if "_bar" in vars(self):
+            self._bar.close()
         if self._events is not None:
             self._events.close()
+
+
+class _Events:
+    """Measurements as a TensorBoard event file.
+
+    tensorboardX's own SummaryWriter writes in a thread: where the disk is full that prints its
+    traceback and dies, and the run waits for it.
+
+    Args:
+        folder: of the event files, one for each start of the run.
+        first: step from which on those of earlier starts are not shown.
+    """
+
+    def __init__(self, folder: Path, first: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        self._flushed = -FLUSH_EVERY
+        start = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(step=first, wall_time=time.time(), session_log=start))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Record values of a step; they are on the disk within FLUSH_EVERY seconds of training."""
+        summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
+        self._writer.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+        if time.monotonic() - self._flushed > FLUSH_EVERY:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Write what is not on the disk yet."""
+        self._writer.close()
 
 
 class Meter:

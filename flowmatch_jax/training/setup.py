@@ -14,6 +14,7 @@ from flowmatch_jax.data.pipeline import train_batches
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.runtime.errors import fraction, section
 from flowmatch_jax.runtime.mesh import check_batch, put_whole, with_shardings
+from flowmatch_jax.runtime.messages import compiling
 from flowmatch_jax.training.cost import estimate as cost
 from flowmatch_jax.training.optimizer import adam, learning_rate_schedule
 from flowmatch_jax.training.state import TrainState, data_seed, init_state
@@ -87,7 +88,8 @@ class Run:
 
     def compile(self, n: int, state: TrainState, batch: Batch) -> None:
         """Compile n steps; of the first program, tell what it costs."""
-        self.programs[n] = self.train_step.lower(state, batch, self.images).compile()
+        with compiling("the training step"):
+            self.programs[n] = self.train_step.lower(state, batch, self.images).compile()
         if len(self.programs) == 1:
             self._tell_cost(self.programs[n])
 

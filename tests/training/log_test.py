@@ -1,13 +1,18 @@
+import errno
 import json
+import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
 from flowmatch_jax.training.log import Meter, RunLog
+from tests.runtime.terminal import Terminal
 
 
 class RunLogTest(absltest.TestCase):
@@ -58,6 +63,32 @@ class RunLogTest(absltest.TestCase):
             tags += [(event.step, value.tag) for value in event.summary.value]
             data = data[16 + length :]
         self.assertEqual(tags, [(10, "loss"), (10, "images_per_second")])
+
+    def test_a_full_disk_is_told_to_the_run(self):
+        full = OSError(errno.ENOSPC, "No space left on device")
+        with (
+            mock.patch.object(EventsWriter, "flush", side_effect=full),
+            self.assertRaises(OSError) as told,
+        ):
+            self.write(0, 10)
+        self.assertEqual(told.exception.errno, errno.ENOSPC)
+
+    def test_progress_of_a_resumed_run(self):
+        """No bar before the first steps are done, which are compiled before."""
+        with mock.patch.object(sys, "stderr", Terminal()) as terminal:
+            log = RunLog(self.workdir, 60, 100)
+            self.assertEqual(terminal.getvalue(), "")
+            log.advance(10)
+            log.write(70, {"loss": 0.5, "images_per_second": 1234.5, "input_wait": 0.1})
+            log.close()
+        line, _ = terminal.screen()
+        self.assertStartsWith(line, "training:  70%|")
+        self.assertRegex(line, r"\| 70/100 \[00:00, .* left, loss 0.5000, 1234 images/s\]$")
+
+    def test_nothing_is_shown_of_a_run_that_takes_no_step(self):
+        with mock.patch.object(sys, "stderr", Terminal()) as terminal:
+            RunLog(self.workdir, 60, 100).close()
+        self.assertEqual(terminal.getvalue(), "")
 
 
 def of_steps(loss, skipped):

@@ -23,6 +23,10 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 LARGEST = 2**26  # pixels of a picture: 8192 x 8192, for which decoding takes up to 1.7 GB
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name
 
+# Pillow warns beyond its limit, which is higher than LARGEST, without naming the file. For good and
+# not around a call: what `warnings.catch_warnings` sets, threads that decode would undo for others.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 
 def validate(size: int | None, channels: int, background: str) -> None:
     """Raise UserError unless these describe how pictures become arrays."""
@@ -50,12 +54,12 @@ def decode(
         ValueError: it is of another format, or has more than LARGEST pixels.
         Exception: of many kinds, where the data is damaged; Pillow's decoders say no more.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
-        try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        except UnidentifiedImageError as error:
-            raise ValueError("it is no PNG, JPEG or WebP") from error
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError("it is no PNG, JPEG or WebP") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"it has more than {LARGEST:,} pixels; make it smaller") from error
     if image.width * image.height > LARGEST:
         size = f"{image.width} x {image.height} pixels"
         raise ValueError(f"it has {size}, more than {LARGEST:,} in all; make it smaller")

@@ -133,7 +133,8 @@ def _hashes(root: Path, files: list[str], cache: Path) -> list[str]:
     def make() -> list[str]:
         with ThreadPoolExecutor() as pool:
             hashing = pool.map(sha256, files)
-            return list(progress_bar(hashing, total=len(files), desc=f"hashing {root.name}"))
+            with progress_bar(hashing, total=len(files), desc=f"hashing {root.name}") as bar:
+                return list(bar)
 
     def load(path: Path) -> list[str]:
         hashes = read_json(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.networks import pure_apply
+from flowmatch_jax.runtime.text import aligned
 from flowmatch_jax.training.cost import hardware
 from flowmatch_jax.training.state import TrainState
 from flowmatch_jax.training.step import make_gradient
@@ -142,12 +142,12 @@ def describe(
     parts = ", ".join(f"{name} {_size(size)}" for name, size in sizes if size is not None)
     of_limit = "" if limit is None else f" of {_size(limit)}"
     lines = [
-        f"{parameters:,} parameters",
-        f"memory a device: {parts}; in all {_size(memory.total)}{of_limit}",
+        f"The network has {parameters:,} parameters.",
+        f"A step needs {_size(memory.total)}{of_limit} of memory on a device: {parts}.",
     ]
     if flops is not None:
         step, item = (_short(n, 1000, "FLOP") for n in (flops, flops / batch_size))
-        lines.append(f"operations a step: {step}, {item} an item of the batch")
+        lines.append(f"A step takes {step}, {item} for each item of the batch.")
     return lines
 
 
@@ -226,18 +226,6 @@ def sharding_text(sharding: jax.sharding.Sharding) -> str:
         if names is not None
     ]
     return ", ".join(split) or "replicated"
-
-
-def aligned(rows: Sequence[tuple[str, ...]], right: Collection[int]) -> str:
-    """Rows of columns as wide as their widest cell; those in ``right`` end at the same place."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-    def line(row: tuple[str, ...]) -> str:
-        cells = zip(row, widths, strict=True)
-        padded = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(cells)]
-        return "  ".join(padded).rstrip()
-
-    return "\n".join(map(line, rows))
 
 
 def _size(size: float) -> str:

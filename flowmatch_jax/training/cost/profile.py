@@ -12,7 +12,7 @@ import jax
 from flowmatch_jax.arrays import Batch
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.runtime.mesh import put_batches
-from flowmatch_jax.training.cost.estimate import aligned
+from flowmatch_jax.runtime.text import aligned
 from flowmatch_jax.training.setup import Run
 
 DISPATCHES = 3  # that are traced, after one that is not

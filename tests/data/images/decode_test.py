@@ -1,7 +1,9 @@
 import io
 import struct
-import warnings
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -22,6 +24,33 @@ def encoded(image, kind="PNG", **options):
 
 def array(data, **options):
     return np.asarray(images.decode(data, **options))
+
+
+def png_of_size(side):
+    """The beginning of a PNG that says it has so many pixels a side."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
+    return data + struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT" + bytes(4)
+
+
+# Prints how often the picture was refused.
+DECODE_IN_THREADS = """
+import pathlib, sys
+from concurrent.futures import ThreadPoolExecutor
+from flowmatch_jax.data.images.decode import decode
+
+data = pathlib.Path(sys.argv[1]).read_bytes()
+
+def refused(_):
+    try:
+        decode(data)
+    except ValueError:
+        return True
+
+sys.setswitchinterval(1e-6)
+with ThreadPoolExecutor(8) as pool:
+    print(sum(map(bool, pool.map(refused, range(5000)))))
+"""
 
 
 def rgb_16_bits(values):
@@ -120,14 +149,22 @@ class DecodeTest(parameterized.TestCase):
 
     def test_more_pixels_than_are_decoded(self):
         """13,000 x 13,000 took 4 GB; a file of a few kB may ask for it."""
-        header = struct.pack(">IIBBBBB", 13_000, 13_000, 8, 6, 0, 0, 0)
-        chunk = b"IHDR" + header
-        data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
-        data += struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT" + bytes(4)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            with self.assertRaisesRegex(ValueError, "13000 x 13000 pixels, more than 67,108,864"):
-                images.decode(data)
+        with self.assertRaisesRegex(ValueError, "13000 x 13000 pixels, more than 67,108,864"):
+            images.decode(png_of_size(13_000))
+        with self.assertRaisesRegex(ValueError, "it has more than 67,108,864 pixels"):
+            images.decode(png_of_size(20_000))
+
+    def test_pillow_warns_of_nothing_in_threads(self):
+        """It would without naming the file."""
+        path = self.create_tempfile(content=png_of_size(13_000), mode="wb").full_path
+        done = subprocess.run(
+            [sys.executable, "-c", DECODE_IN_THREADS, path],
+            cwd=Path(__file__).parents[3],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "5000\n", ""))
 
 
 class SquareTest(absltest.TestCase):
