@@ -11,37 +11,23 @@ when a signal or a full disk ends it, told in one line too.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-import absl.logging
 import jax
 from absl import app, flags
-from ml_collections import FrozenConfigDict
 
-from flowmatch_jax.arrays import Params
+from flowmatch_jax import modes
 from flowmatch_jax.config.command_line import load_config, split_overrides
-from flowmatch_jax.evaluation.evaluate import evaluate, is_evaluated
-from flowmatch_jax.evaluation.samples import draw, make_sampler
-from flowmatch_jax.evaluation.upsample import upsample_pictures
-from flowmatch_jax.experiment import Experiment, build
-from flowmatch_jax.report.figures import are_drawn, draw_figures
 from flowmatch_jax.report.report import write_report
-from flowmatch_jax.runtime import processes, stops
+from flowmatch_jax.runtime import messages, processes, stops
 from flowmatch_jax.runtime.errors import RunStopped, UserError, one_of, tell
 from flowmatch_jax.runtime.files import full_disk_stops
-from flowmatch_jax.runtime.mesh import with_shardings
-from flowmatch_jax.runtime.workdir import has_checkpoint, open_workdir, user_cache
-from flowmatch_jax.training.checkpoints import Checkpoints, DamagedCheckpoint
-from flowmatch_jax.training.cost.profile import profile_steps, table
-from flowmatch_jax.training.loop import train
+from flowmatch_jax.runtime.workdir import user_cache
 
 logger = logging.getLogger("flowmatch_jax")
 
@@ -57,10 +43,6 @@ MODES = {
 }
 
 PROFILES = ("steps",)
-
-# What is compared where --methods does not say, in the order of the paper's tables.
-METHODS = ("ot", "vp", "ddpm", "score", "scoreflow")
-SUPER_RESOLUTION_METHODS = ("regression", "sr3", "ot")
 
 _CONFIG = flags.DEFINE_string(
     "config", None, "A file of configs/; override a field with --config.section.field=value."
@@ -80,12 +62,12 @@ _MODE = flags.DEFINE_string(
 _INPUT = flags.DEFINE_string("input", None, "A picture to upsample, or a folder of them.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the upsampled pictures.")
 _RUNS = flags.DEFINE_list("runs", [], "Folders of the runs to report.")
-_DATA = flags.DEFINE_list("data", ["checkerboard", "digits"], "Data sets to compare methods on.")
+_DATA = flags.DEFINE_list("data", ["checkerboard", "digits"], "Datasets to compare methods on.")
 _METHODS = flags.DEFINE_list(
     "methods",
     None,
-    f"Of configs/<data>_<method>.py. Default: {','.join(METHODS)}; of super-resolution "
-    f"{','.join(SUPER_RESOLUTION_METHODS)}.",
+    f"Of configs/<data>_<method>.py. Default: {','.join(modes.METHODS)}; of super-resolution "
+    f"{','.join(modes.SUPER_RESOLUTION_METHODS)}.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds that each method of a comparison is run with.")
 _PROFILE = flags.DEFINE_string(
@@ -160,131 +142,9 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(user_cache() / "jax"))
 
 
-def load_weights(
-    experiment: Experiment, workdir: Path, kinds: Sequence[str], every_step: bool = False
-) -> dict[int, dict[str, Params]]:
-    """Weights of the workdir's newest checkpoint, or of all: step -> kind -> parameters.
-
-    Checkpoints that are damaged are left out.
-    """
-    if not has_checkpoint(workdir):
-        raise UserError("--workdir", str(workdir), "no checkpoint there yet; train first")
-    shapes = jax.eval_shape(experiment.init_params, jax.random.key(0))
-    layout = with_shardings(shapes, experiment.mesh)
-    found: dict[int, dict[str, Params]] = {}
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        for step in checkpoints.steps():
-            try:
-                found[step] = {k: checkpoints.restore_weights(step, k, layout) for k in kinds}
-            except DamagedCheckpoint as damage:
-                logger.warning("Checkpoint %d cannot be used: %s", step, damage)
-            if found and not every_step:
-                return found
-    if not found:
-        raise UserError("--workdir", str(workdir), "none of its checkpoints is whole")
-    return dict(sorted(found.items()))
-
-
-def open_run(config: FrozenConfigDict, workdir: Path) -> Experiment:
-    """The experiment of a workdir, which is this config's; the same in all processes."""
-    processes.same_everywhere("--workdir", str(workdir))
-    processes.same_everywhere("--config", config.to_json())
-    experiment = build(config)
-    open_workdir(workdir, json.loads(config.to_json()))
-    return experiment
-
-
-def run(mode: str, config: FrozenConfigDict, workdir: Path) -> None:
-    """Train, evaluate, sample or draw figures of one run."""
-    experiment = open_run(config, workdir)
-    kinds = config.evaluate.weights
-    if mode == "figures":
-        kept = load_weights(experiment, workdir, kinds[:1], every_step=True)
-        by_step = {step: weights[kinds[0]] for step, weights in kept.items()}
-        step = max(by_step)
-        draw_figures(experiment, by_step[step], step, by_step.items(), workdir)
-        return
-    sampler = make_sampler(experiment, config.evaluate.samples)
-    if mode == "train":
-        train(experiment, workdir, partial(draw, experiment, sampler, workdir, "ema"))
-    ((step, weights),) = load_weights(experiment, workdir, kinds).items()
-    if mode == "sample":
-        for kind, params in weights.items():
-            draw(experiment, sampler, workdir, kind, params, step, keep_arrays=True)
-    else:
-        evaluate(experiment, sampler, weights, step, workdir)
-
-
-def profile(config: FrozenConfigDict, workdir: Path) -> None:
-    """Trace a few training steps; print where their time goes."""
-    operations = profile_steps(open_run(config, workdir), workdir / "profile")
-    if jax.process_index() == 0:
-        print(table(operations))
-        logger.info("The trace is in %s; XProf and Perfetto open it", workdir / "profile")
-
-
-def upsample(config: FrozenConfigDict, workdir: Path, pictures: Path, output: Path) -> None:
-    """Enlarge a user's own pictures by the first of config.evaluate.weights."""
-    experiment = open_run(config, workdir)
-    kind = config.evaluate.weights[0]
-    ((_, weights),) = load_weights(experiment, workdir, (kind,)).items()
-    upsample_pictures(experiment, weights[kind], pictures, output)
-
-
-def compared(data: str, methods: Sequence[str] | None) -> dict[str, str]:
-    """Method -> config file, of the methods that are compared on a data set.
-
-    A file configs/<data>.py is super-resolution's, by flow matching with the OT path.
-    """
-    own = Path(f"configs/{data}.py")
-    names = methods or (SUPER_RESOLUTION_METHODS if own.exists() else METHODS)
-    files = {name: f"configs/{data}_{name}.py" for name in names}
-    return files | ({"ot": str(own)} if own.exists() and "ot" in names else {})
-
-
-def compare(
-    data: Sequence[str],
-    methods: Sequence[str] | None,
-    seeds: Sequence[int],
-    overrides: list[str],
-    folder: Path,
-) -> None:
-    """Train, evaluate and draw each method on each data set, and report; what is done is skipped.
-
-    Runs are in folder/<data>_<method>_seed<seed>, reports in folder/report_<data>. Figures are
-    drawn of the first seed's runs.
-    """
-    configs = {
-        (name, method, seed): load_config(file, [*overrides, f"--config.seed={seed}"])
-        for name in data
-        for method, file in compared(name, methods).items()
-        for seed in seeds
-    }
-    for config in configs.values():  # a mistake shows before any training
-        build(config)
-    for name in data:
-        workdirs = []
-        for (of, method, seed), config in configs.items():
-            if of != name:
-                continue
-            workdir = folder / f"{name}_{method}_seed{seed}"
-            workdirs.append(workdir)
-            if processes.everywhere(is_evaluated(build(config), workdir)):
-                logger.info("Done before: %s", workdir)
-            else:
-                logger.info("Training %s", workdir)
-                run("train", config, workdir)
-            if seed == seeds[0] and not processes.everywhere(are_drawn(build(config), workdir)):
-                run("figures", config, workdir)
-            jax.clear_caches()  # one method's programs are of no use to the next
-        if jax.process_index() == 0:
-            write_report(workdirs, folder / f"report_{name}")
-
-
 def main(overrides: list[str]) -> None:
     """Run the mode asked for, alone or as one of several processes."""
-    # This package's own messages; of the libraries', only warnings.
-    absl.logging.set_verbosity(absl.logging.WARNING)
+    messages.set_up()
     stops.interrupt_on_stops()
     try:
         processes.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
@@ -292,7 +152,7 @@ def main(overrides: list[str]) -> None:
         use_compilation_cache()
         jax.config.update("jax_enable_x64", False)  # whatever JAX_ENABLE_X64 says: see WORKSPACE.md
         if jax.process_index() == 0:
-            logger.setLevel(logging.INFO)
+            messages.say_infos()
         run_mode(_MODE.value, overrides)
     except (UserError, RunStopped) as error:
         stop(error)
@@ -308,7 +168,7 @@ def main(overrides: list[str]) -> None:
 def run_mode(mode: str, overrides: list[str]) -> None:
     """What the flags ask for."""
     config_file = _CONFIG.value
-    name = Path(config_file.partition(":")[0]).stem if config_file else mode
+    name = Path(config_file).stem if config_file else mode
     workdir = Path(_WORKDIR.value or Path("runs") / name).expanduser()
     processes.same_everywhere("--mode", mode)
     with full_disk_stops(workdir):
@@ -316,15 +176,15 @@ def run_mode(mode: str, overrides: list[str]) -> None:
             write_report([Path(run).expanduser() for run in _RUNS.value], workdir)
         elif mode == "compare":
             seeds = [_seed(text) for text in _SEEDS.value]
-            compare(_DATA.value, _METHODS.value, seeds, overrides, workdir)
+            modes.compare(_DATA.value, _METHODS.value, seeds, overrides, workdir)
         elif mode == "upsample":
             config = load_config(config_file, overrides)
             pictures, output = (Path(p.value).expanduser() for p in (_INPUT, _OUTPUT))
-            upsample(config, workdir, pictures, output)
+            modes.upsample(config, workdir, pictures, output)
         elif _PROFILE.value:
-            profile(load_config(config_file, overrides), workdir)
+            modes.profile(load_config(config_file, overrides), workdir)
         else:
-            run(mode, load_config(config_file, overrides), workdir)
+            modes.run(mode, load_config(config_file, overrides), workdir)
 
 
 def _seed(text: str) -> int:

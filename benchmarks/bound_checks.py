@@ -25,7 +25,7 @@ from flowmatch_jax.config.command_line import load_config, split_overrides
 from flowmatch_jax.experiment import Experiment, build
 from flowmatch_jax.likelihood import importance_bound, log_prob
 from flowmatch_jax.pixels import dequantise
-from main import load_weights
+from flowmatch_jax.training.weights import load_weights
 
 PROBES = 16
 BOUNDS = (2, 4, 8)  # probes of a bound

@@ -19,16 +19,17 @@ from ml_collections import FrozenConfigDict
 from sklearn.svm import SVC
 
 from benchmarks.timing import write
-from configs import digits_class
 from flowmatch_jax.arrays import Params
-from flowmatch_jax.evaluation.quality import make_reference
+from flowmatch_jax.config.command_line import experiment_config
+from flowmatch_jax.evaluation.reference import make_reference
 from flowmatch_jax.evaluation.samples import make_sampler
 from flowmatch_jax.experiment import Experiment, build
 from flowmatch_jax.metrics.features.extractors import pixels
 from flowmatch_jax.metrics.frechet import Moments, frechet_distance
+from flowmatch_jax.modes import run
 from flowmatch_jax.pixels import quantise
 from flowmatch_jax.sampling.guidance import Guidance
-from main import load_weights, run
+from flowmatch_jax.training.weights import load_weights
 
 WHOLE = (0.0, 1.0)
 GUIDANCES = [Guidance(scale) for scale in (1.0, 1.5, 2.0, 3.0, 5.0)]
@@ -68,7 +69,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/digits_class"))
     parser.add_argument("--each", type=int, default=200, help="samples of a class")
     flags = parser.parse_args()
-    config = FrozenConfigDict(digits_class.get_config())
+    config = FrozenConfigDict(experiment_config("configs/digits_class.py"))
     if not (flags.workdir / "evaluation" / f"{config.train.steps}.json").exists():
         run("train", config, flags.workdir)
     experiment = build(config)

@@ -17,7 +17,8 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from benchmarks.timing import write
-from configs import checkerboard_cnf, checkerboard_ot
+from configs import checkerboard_ot
+from flowmatch_jax.config.command_line import experiment_config
 from flowmatch_jax.data.pipeline import train_batches
 from flowmatch_jax.evaluation.likelihoods import make_scorer, score_split
 from flowmatch_jax.experiment import build
@@ -86,7 +87,7 @@ def main() -> None:
     seconds = parser.parse_args().seconds
     trainers = {
         "flow_matching": Trainer(checkerboard_ot.get_config()),
-        "maximum_likelihood": Trainer(checkerboard_cnf.get_config()),
+        "maximum_likelihood": Trainer(experiment_config("configs/checkerboard_cnf.py")),
     }
     turns = 30
     for turn in range(1, turns + 1):

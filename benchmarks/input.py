@@ -25,7 +25,7 @@ from benchmarks.timing import Row, compared, interleaved, rates, write_rows
 from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.data.images import records
 from flowmatch_jax.data.pipeline import train_batches
-from flowmatch_jax.data.prepare.archives import LAYOUTS
+from flowmatch_jax.data.prepare.layouts import LAYOUTS
 from flowmatch_jax.data.sets import Options, open_dataset
 
 NAME, BATCH, BATCHES = "fashion_mnist", 128, 60

@@ -37,7 +37,7 @@ from flowmatch_jax.config.command_line import load_config, split_overrides
 from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.data.pipeline import train_batches
 from flowmatch_jax.evaluation.pictures import save_images
-from flowmatch_jax.evaluation.quality import Reference, make_reference
+from flowmatch_jax.evaluation.reference import Reference, make_reference
 from flowmatch_jax.experiment import build
 from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.metrics.features.extractors import features_of, score_name

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.timing import write
 from flowmatch_jax.config.command_line import load_config
-from main import run
+from flowmatch_jax.modes import run
 
 # name -> what the network is told, and its scale before the sinusoids, whose frequencies are 1 down
 INPUTS = {"t": ("t", 1.0), "1000 t": ("t", 1000.0), "log_snr": ("log_snr", 24.0)}

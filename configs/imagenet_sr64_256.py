@@ -8,6 +8,7 @@ steps of 256 images, Adam, 1e-4 after a warm-up of 10,000 steps, the condition c
 from ml_collections import ConfigDict
 
 from configs import base
+from flowmatch_jax.config import methods
 
 
 def get_config() -> ConfigDict:
@@ -41,3 +42,12 @@ def get_config() -> ConfigDict:
     config.evaluate.extractor = "efficientnet_lite0"
     config.evaluate.scores = ("inception_score",)
     return config
+
+
+def regression(config: ConfigDict) -> ConfigDict:
+    """The network's mean prediction, with SR3's learning rate for it."""
+    config.optimizer.learning_rate = 1e-5
+    return methods.regression(config)
+
+
+METHODS = {"regression": regression}

@@ -1,6 +1,6 @@
-"""From a config to the parts of an experiment, every field checked.
+"""From a configuration to the parts of an experiment.
 
-The floors below take plain arguments; this file is where a config becomes them.
+The rooms below take plain arguments; here the configuration is checked and becomes them.
 """
 
 from __future__ import annotations
@@ -8,45 +8,37 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from flowmatch_jax import likelihood, objectives, predictions, solvers
+from flowmatch_jax import objectives, predictions, solvers
 from flowmatch_jax.arrays import Apply, Array, Field, Inputs, Params
+from flowmatch_jax.config.rules import data_options, validate
 from flowmatch_jax.couplings import COUPLINGS
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.metrics.features.extractor import Extractor
-from flowmatch_jax.metrics.features.extractors import EXTRACTORS, load_extractor
+from flowmatch_jax.metrics.features.extractors import load_extractor
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.networks.unet import UNet
 from flowmatch_jax.objectives import OBJECTIVES, Objective, Time
 from flowmatch_jax.paths import PATHS, GaussianPath, log_snr
 from flowmatch_jax.predictions import vector_field
-from flowmatch_jax.runtime.errors import UserError, at_least, one_of, section, seed, whole_numbers
+from flowmatch_jax.runtime.errors import UserError, one_of, section
 from flowmatch_jax.runtime.mesh import make_mesh
 from flowmatch_jax.sampling import ancestral, piecewise
 from flowmatch_jax.sampling.guidance import Guidance, stretches
 from flowmatch_jax.times import GRIDS, TIMES
 
-DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
-WEIGHTS = ("ema", "raw")
-# Objectives that do not regress on a point of the path.
-OTHER_OBJECTIVES = ("maximum_likelihood", "regression", "sr3")
+COMPUTING_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 WITHOUT_FIELD = {"regression": "data", "sr3": "noise"}  # and what their network predicts
-# score of samples -> how many it takes: its parts, subsets of half of them, its neighbours
-SCORES = {"inception_score": 10, "kernel_distance": 4, "precision_recall": 4}
-# Of config.data: what says which set, and how it is kept.
-FIELDS_OF_SET = ("name", "version", "data_dir", "size", "storage", "max_corrupt")
 
 
 @dataclass(frozen=True)
@@ -140,7 +132,7 @@ def build(config: ConfigDict) -> Experiment:
     Raises:
         UserError: a field whose value cannot be, named by its full path.
     """
-    _check_numbers(config)
+    validate(config)
     with section("config.mesh"):
         mesh = make_mesh(config.mesh.fsdp)
     train_data = open_dataset(config.data, "train")
@@ -158,7 +150,7 @@ def build(config: ConfigDict) -> Experiment:
         path=path,
         objective=_objective(config, path),
         network=network,
-        train_apply=pure_apply(network.clone(dtype=DTYPES[config.network.dtype]), clock),
+        train_apply=pure_apply(network.clone(dtype=COMPUTING_DTYPES[config.network.dtype]), clock),
         apply=pure_apply(network, clock),
         extractor=_extractor(config.evaluate, train_data),
         mesh=mesh,
@@ -168,30 +160,25 @@ def build(config: ConfigDict) -> Experiment:
 
 
 def open_dataset(config: ConfigDict, split: str) -> Dataset:
-    """The "train" or "test" split of the data set that config.data names."""
+    """The "train" or "test" split of the dataset that config.data names."""
     with section("config.data"):
-        return sets.open_dataset(_data_options(config), split)
+        return sets.open_dataset(data_options(config), split)
 
 
-def _data_options(config: ConfigDict) -> sets.Options:
-    fields = {name: value for name, value in config.items() if name in FIELDS_OF_SET}
-    return sets.Options(folder=sets.FolderOptions(**config.folder), **fields)
-
-
-def _extractor(config: ConfigDict, source: Dataset) -> Extractor | None:
+def _extractor(config: ConfigDict, data: Dataset) -> Extractor | None:
     if config.extractor is None:
         return None
     with section("config.evaluate"):
-        if not source.is_image:
-            allowed = f"{source.name} is a set of points: leave it unset"
+        if not data.is_image:
+            allowed = f"{data.name} is a set of points: leave it unset"
             raise UserError("extractor", config.extractor, allowed)
-        return load_extractor(config.extractor, source.shape, source.levels, config.weights_file)
+        return load_extractor(config.extractor, data.shape, data.levels, config.weights_file)
 
 
-def _conditioning(config: ConfigDict, source: Dataset) -> Conditioning:
-    conditioning = Conditioning(**config, levels=source.levels)
+def _conditioning(config: ConfigDict, data: Dataset) -> Conditioning:
+    conditioning = Conditioning(**config, levels=data.levels)
     with section("config.condition"):
-        conditioning.validate(source.shape, source.num_classes)
+        conditioning.validate(data.shape, data.num_classes)
     return conditioning
 
 
@@ -205,7 +192,7 @@ def _guidance(config: ConfigDict, conditioning: Conditioning) -> Guidance:
     return guidance
 
 
-def _check_classes(config: ConfigDict, conditioning: Conditioning, source: Dataset) -> None:
+def _check_classes(config: ConfigDict, conditioning: Conditioning, data: Dataset) -> None:
     """Whether samples can be drawn of config.evaluate.classes."""
     if not config.classes:
         return
@@ -220,24 +207,19 @@ def _check_classes(config: ConfigDict, conditioning: Conditioning, source: Datas
             allowed = f"the grid has samples = {config.samples} images: give as many at most"
             raise UserError("classes", config.classes, allowed)
         for label in config.classes:
-            if label not in range(source.num_classes):
-                allowed = f"the labels of {source.name} are 0 to {source.num_classes - 1}"
+            if label not in range(data.num_classes):
+                allowed = f"the labels of {data.name} are 0 to {data.num_classes - 1}"
                 raise UserError("classes", label, allowed)
 
 
 def _path(config: ConfigDict) -> GaussianPath:
-    with section("config.path"):
-        one_of("name", config.name, PATHS)
-        with section(config.name):
-            return PATHS[config.name](**config[config.name])
+    with section(f"config.path.{config.name}"):
+        return PATHS[config.name](**config[config.name])
 
 
 def _objective(config: ConfigDict, path: GaussianPath) -> Objective:
     fields = config.objective
     with section("config.objective"):
-        one_of("name", fields.name, (*OBJECTIVES, *OTHER_OBJECTIVES))
-        one_of("coupling", fields.coupling, COUPLINGS)
-        one_of("time", fields.time, (*TIMES, "importance"))
         if fields.time == "importance" and fields.name != "scoreflow":
             allowed = "scoreflow alone has a weight to draw t by: use uniform or skewed"
             raise UserError("time", "importance", allowed)
@@ -273,128 +255,29 @@ def _regression(fields: ConfigDict, path: GaussianPath, time: Time) -> Objective
     return OBJECTIVES[fields.name](path, fields.predicts, COUPLINGS[fields.coupling], time)
 
 
-def _network(config: ConfigDict, source: Dataset, conditioning: Conditioning) -> nn.Module:
+def _network(config: ConfigDict, data: Dataset, conditioning: Conditioning) -> nn.Module:
     with section("config.network"):
-        one_of("dtype", config.dtype, DTYPES)
-        kind = "unet" if source.is_image else "mlp"
+        kind = "unet" if data.is_image else "mlp"
         if config.name != kind:
-            what = "images" if source.is_image else "points"
-            raise UserError("name", config.name, f"{source.name} is a set of {what}: use {kind}")
+            what = "images" if data.is_image else "points"
+            raise UserError("name", config.name, f"{data.name} is a set of {what}: use {kind}")
         with section(kind):
             if kind == "mlp":
-                at_least("width", config.mlp.width, 1)
-                at_least("depth", config.mlp.depth, 1)
-                at_least("frequencies", config.mlp.frequencies, 0)
                 return MLP(**config.mlp)
-            channels = source.shape[-1]
+            channels = data.shape[-1]
             network = UNet(
                 out_channels=channels,
-                num_classes=source.num_classes if conditioning.labels else None,
+                num_classes=data.num_classes if conditioning.labels else None,
                 condition_channels=conditioning.condition_channels(channels),
                 **config.unet,
             )
-            network.validate(source.shape[:2])
+            network.validate(data.shape[:2])
             return network
 
 
 def _clock(config: ConfigDict, path: GaussianPath) -> Callable[[Array], Array]:
     """What the network is told in the place of t, or of SR3's noise level."""
-    with section("config.network"):
-        one_of("time_input", config.network.time_input, ("t", "log_snr"))
     if config.network.time_input == "t":
         return lambda t: t
     is_level = config.objective.name == "sr3"
     return predictions.log_snr_clock(ancestral.log_snr if is_level else partial(log_snr, path))
-
-
-def _check_numbers(config: ConfigDict) -> None:
-    """Everything that can be judged without building anything."""
-    with section("config"):
-        seed("seed", config.seed)
-    with section("config.data"):
-        _data_options(config.data).validate()
-        at_least("max_corrupt", config.data.max_corrupt, 0)
-        at_least("threads", config.data.threads, 1)
-        at_least("workers", config.data.workers, 0)
-        if config.data.workers and config.data.storage != "records":
-            allowed = "only records are worth processes of their own: leave it 0"
-            raise UserError("workers", config.data.workers, allowed)
-    with section("config.train"):
-        intervals = ("log_every", "sample_every", "checkpoint_every")
-        counts = ("steps", "batch_size", "accumulate", "steps_per_dispatch", "max_skipped")
-        for name in (*counts, *intervals, "keep_last"):
-            at_least(name, config.train[name], 1)
-        if config.train.steps >= 2**31:
-            raise UserError("steps", config.train.steps, "it must be below 2^31")
-        if config.train.keep_every is not None:
-            at_least("keep_every", config.train.keep_every, 1)
-        for name in intervals:
-            if config.train[name] % config.train.steps_per_dispatch:
-                allowed = f"steps_per_dispatch = {config.train.steps_per_dispatch} must divide it"
-                raise UserError(name, config.train[name], allowed)
-    with section("config.solver"):
-        fields = dict(config.solver)
-        grid = fields.pop("grid")
-        one_of("grid", grid, GRIDS)
-        solvers.validate(**fields)
-        if fields["method"] in solvers.ADAPTIVE and grid != "uniform":
-            raise UserError(
-                "grid", grid, "an adaptive method finds its own steps: leave it uniform"
-            )
-    with section("config.maximum_likelihood"):
-        fields = dict(config.maximum_likelihood)
-        one_of("divergence", fields.pop("divergence"), likelihood.DIVERGENCES)
-        one_of("adjoint", fields.pop("adjoint"), solvers.ADJOINTS)
-        at_least("probes", fields.pop("probes"), 1)
-        at_least("max_steps", fields.pop("max_steps"), 1)
-        solvers.validate(**fields)
-    with section("config.sr3"):
-        for name in ("levels", "steps"):
-            at_least(name, config.sr3[name], 1)
-    with section("config.evaluate"):
-        one_of("divergence", config.evaluate.divergence, likelihood.DIVERGENCES)
-        seed("seed", config.evaluate.seed)
-        for name in ("batch_size", "probes", "samples"):
-            at_least(name, config.evaluate[name], 1)
-        if not config.evaluate.dequantisations:
-            raise UserError("dequantisations", (), "give at least one K, such as (1,)")
-        whole_numbers("dequantisations", config.evaluate.dequantisations, 1)
-        for k in config.evaluate.dequantisations:
-            likelihood.validate_probes(k, config.evaluate.divergence, config.evaluate.probes)
-        if config.evaluate.extractor is not None:
-            one_of("extractor", config.evaluate.extractor, EXTRACTORS)
-            for name in config.evaluate.scores:
-                one_of("scores", name, SCORES)
-                if (config.evaluate.extractor, name) == ("pixels", "inception_score"):
-                    raise UserError("scores", name, "pixels tell no classes: leave it out")
-            at_least("generated", config.evaluate.generated, 2)  # for a covariance
-            reference = config.evaluate.reference
-            if reference is not None and not Path(reference).expanduser().is_file():
-                raise UserError("reference", reference, "there is no such file")
-            for name in config.evaluate.scores:
-                if config.evaluate.generated < SCORES[name]:
-                    allowed = f"{name} takes {SCORES[name]} samples or more"
-                    raise UserError("generated", config.evaluate.generated, allowed)
-        if config.evaluate.images is not None:
-            at_least("images", config.evaluate.images, 2)  # for a standard error
-        if not config.evaluate.weights:
-            raise UserError("weights", (), f"give at least one of: {', '.join(WEIGHTS)}")
-        for name in config.evaluate.weights:
-            one_of("weights", name, WEIGHTS)
-    with section("config.upsample"):
-        if not 0 <= config.upsample.overlap <= 0.5:
-            raise UserError("overlap", config.upsample.overlap, "it must be in [0, 0.5]")
-    with section("config.figures"):
-        for name in ("nfe", "sample_nfe"):
-            if not config.figures[name]:
-                raise UserError(name, (), "give at least one number of calls")
-            whole_numbers(name, config.figures[name], 1)
-        for name in ("seeds", "reference_nfe"):
-            at_least(name, config.figures[name], 1)
-        at_least("generated", config.figures.generated, 2)
-        for name in ("reference_nfe", "sample_nfe"):
-            numbers = config.figures[name]
-            if np.any(np.asarray(numbers) % 2):
-                raise UserError(name, numbers, "midpoint makes two calls a step: give even numbers")
-    with section("config.mesh"):
-        at_least("fsdp", config.mesh.fsdp, 1)

@@ -8,6 +8,7 @@ serves the whole batch, so the function evaluations of an adaptive method depend
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -51,6 +52,36 @@ ADJOINTS = {
     "checkpointed": lambda control: diffrax.RecursiveCheckpointAdjoint(),
     "backsolve": lambda control: diffrax.BacksolveAdjoint(stepsize_controller=control),
 }
+
+
+@dataclass(frozen=True)
+class Solver:
+    """How a vector field is integrated.
+
+    Attributes:
+        method: euler, midpoint, heun, rk4 (fixed) or dopri5, tsit5, dopri8, bosh3 (adaptive).
+        rtol, atol: tolerances of an adaptive method; not used by a fixed one.
+        steps: number of equal steps of a fixed method.
+        grid: the times of a fixed method instead, from t0 to t1, strictly monotonic; it makes
+            len(grid) - 1 steps.
+        adjoint: how derivatives are taken in reverse. "checkpointed": through the steps taken,
+            exactly, states between checkpoints computed again. "backsolve": by the adjoint
+            equation, solved back in time with the same method, in constant memory.
+        max_steps: an adaptive solve that needs more gives up (converged = False); "checkpointed"
+            derivatives of one need this bound.
+    """
+
+    method: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    steps: int | None = None
+    grid: Sequence[float] | Array | None = None
+    adjoint: str = "checkpointed"
+    max_steps: int | None = None
+
+    def validate(self) -> None:
+        """Raise UserError unless these go together."""
+        validate(self.method, self.rtol, self.atol, self.steps, self.grid)
 
 
 class Solution(NamedTuple):

@@ -1,5 +1,4 @@
 import functools
-import importlib
 from pathlib import Path
 from unittest import mock
 
@@ -9,12 +8,13 @@ from absl.testing import absltest, parameterized
 
 import configs
 from flowmatch_jax import experiment
+from flowmatch_jax.config.command_line import experiment_config
 from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.report.runs import method_name
 from flowmatch_jax.training.optimizer import adam, learning_rate_schedule
 
-FILES = {path.stem for path in Path(configs.__file__).parent.glob("*.py")}
-NAMES = sorted(FILES - {"__init__", "base", "methods"})
+FOLDER = Path(configs.__file__).parent
+FILES = {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "base"}
 
 # data set -> (shape, levels), without "folder"
 ITEMS = {
@@ -175,8 +175,21 @@ IMAGES = {"cifar10": 50_000} | dict.fromkeys(("imagenet32", "imagenet64", "image
 EPOCHS = {"cifar10": 1000, "imagenet32": 200, "imagenet64": 250, "imagenet128": 571}
 
 
+# Every experiment that the documentation names: files, and the methods derived from them.
+NAMES = sorted(
+    FILES
+    | {f"{data}_{method}" for data in (*RESIZED, *ITEMS, "folder") for method in OF_THE_PAPER}
+    - {f"imagenet256_{method}" for method in OF_THE_PAPER}
+    | {f"{data}_ve" for data in ("checkerboard", "digits")}
+    | {f"{data}_{method}" for data in SUPER_RESOLUTION for method in ("regression", "sr3")}
+    | {f"{data}_tuned" for data in ("fashion_mnist", *RESIZED)}
+    | {f"{data}_class" for data in CLASSES}
+    | {f"{data}_cnf" for data in ("checkerboard", "digits")}
+)
+
+
 def load(name):
-    return importlib.import_module(f"configs.{name}").get_config()
+    return experiment_config(str(FOLDER / f"{name}.py"))
 
 
 def empty(config, split):

@@ -1,5 +1,4 @@
 import dataclasses
-import importlib
 import math
 
 import jax
@@ -8,7 +7,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
-from configs import checkerboard_ot, digits_class, digits_ot
+from configs import checkerboard_ot, digits_ot
+from flowmatch_jax.config.command_line import experiment_config
 from flowmatch_jax.experiment import build
 from flowmatch_jax.runtime.errors import UserError
 
@@ -35,7 +35,7 @@ class BuildTest(parameterized.TestCase):
 
     def test_cnf_has_the_network_of_the_others(self):
         for data, base in (("digits", digits_ot), ("checkerboard", checkerboard_ot)):
-            config = importlib.import_module(f"configs.{data}_cnf").get_config()
+            config = experiment_config(f"configs/{data}_cnf.py")
             self.assertEqual(build(config).network, build(base.get_config()).network)
             self.assertEqual(config.objective.name, "maximum_likelihood")
         config = digits_ot.get_config()
@@ -158,13 +158,13 @@ class BuildTest(parameterized.TestCase):
         ),
     )
     def test_classes_and_guidance_that_cannot_be(self, fields, field, message):
-        config = digits_class.get_config()
+        config = experiment_config("configs/digits_class.py")
         config.update_from_flattened_dict(fields)
         with self.assertRaisesRegex(UserError, f"^config.{field}: .*{message}"):
             build(config)
 
     def test_samples_are_guided_and_fields_are_not(self):
-        config = digits_class.get_config()
+        config = experiment_config("configs/digits_class.py")
         config.guidance.scale = 3.0
         apply = lambda params, t, x, label, **_: jnp.where(label < 0, 1.0, 2.0)[:, None] + 0 * x  # noqa: E731
         experiment = dataclasses.replace(build(config), apply=apply)

@@ -37,7 +37,7 @@ class Conditioning:
     """
 
     labels: bool = False
-    label_dropout: float = 0.0
+    label_dropout: float = 0.1
     low_resolution: int | None = None
     filter: str = "bicubic"
     max_noise: float = 0.0

@@ -15,7 +15,7 @@ from flowmatch_jax.data.images import decode as images
 from flowmatch_jax.data.images.encoded import Pictures, decoded
 from flowmatch_jax.data.images.folder import open_folder
 from flowmatch_jax.data.images.records import default_data_dir, open_records
-from flowmatch_jax.data.prepare.archives import LAYOUTS
+from flowmatch_jax.data.prepare.layouts import LAYOUTS
 from flowmatch_jax.data.toy2d import DENSITIES
 from flowmatch_jax.runtime.errors import UserError, fraction, one_of, section
 

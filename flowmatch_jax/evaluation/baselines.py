@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from flowmatch_jax.arrays import Array, Params
-from flowmatch_jax.evaluation.quality import Reference, judge_samples
+from flowmatch_jax.evaluation.quality import judge_samples
+from flowmatch_jax.evaluation.reference import Reference
 from flowmatch_jax.evaluation.samples import Sampler, items_of_batch
 from flowmatch_jax.evaluation.super_resolution import SCORES
 from flowmatch_jax.experiment import Experiment

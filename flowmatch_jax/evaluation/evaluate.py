@@ -12,26 +12,20 @@ from typing import Any
 import jax
 
 from flowmatch_jax.arrays import Params
+from flowmatch_jax.config.field import Of, select
+from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.evaluation.baselines import judge_baselines
 from flowmatch_jax.evaluation.likelihoods import batch_size, make_scorer, score_split
-from flowmatch_jax.evaluation.quality import (
-    Reference,
-    judge_samples,
-    make_reference,
-    moments_hash,
-    number_judged,
-)
+from flowmatch_jax.evaluation.quality import judge_samples, number_judged
+from flowmatch_jax.evaluation.reference import Reference, make_reference, moments_hash
 from flowmatch_jax.evaluation.samples import Sampler, draw
+from flowmatch_jax.evaluation.summary import summarise
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.runtime.files import read_json
 from flowmatch_jax.runtime.workdir import write_json
 
 logger = logging.getLogger(__name__)
 
-# Settings that say where an evaluation was made, not what it is of.
-MACHINE = ("device", "devices", "python", "packages")
-# Of config.condition: what samples are given; the rest is of training alone.
-GIVEN = ("labels", "low_resolution", "filter")
 MEASURED = ("results", "baselines")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy")
 
@@ -59,7 +53,7 @@ def evaluate(
     """
     scorer = make_scorer(experiment) if experiment.is_flow else None
     if experiment.guidance:
-        logger.info("Samples are guided; likelihoods are of the model without guidance")
+        logger.info("Samples are guided; likelihoods are of the model without guidance.")
     config = experiment.config.evaluate
     reference = make_reference(experiment) if experiment.extractor else None
     conditions = settings(experiment, step, reference)
@@ -81,15 +75,16 @@ def evaluate(
                 reference,
                 partial=(partial, json.dumps(conditions)),
             )
-        logger.info("%s weights at step %d: %s", name, step, json.dumps(results[name]))
         for what, flag in (("likelihood", "converged"), ("samples", "samples_converged")):
             if not results[name].get(flag, True):
-                logger.warning("The %s' solver gave up: its numbers are no results", what)
+                logger.warning("The %s' solver gave up: its numbers are no results.", what)
     record = conditions | {"results": results}
     if reference is not None and experiment.conditioning.low_resolution is not None:
         record["baselines"] = judge_baselines(experiment, reference)
+    path = workdir / "evaluation" / f"{step}.json"
     if jax.process_index() == 0:
-        add_record(workdir / "evaluation" / f"{step}.json", record)
+        add_record(path, record)
+    logger.info("%s", summarise(record, path))
     return record
 
 
@@ -101,7 +96,7 @@ def is_evaluated(experiment: Experiment, workdir: Path) -> bool:
         return False
     reference = make_reference(experiment) if experiment.extractor else None
     wanted = settings(experiment, step, reference)
-    for name in MACHINE:
+    for name in _machine():
         del wanted[name]
     return any(
         set(experiment.config.evaluate.weights) <= record["results"].keys()
@@ -143,55 +138,73 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 def settings(experiment: Experiment, step: int, reference: Reference | None) -> dict[str, Any]:
     """All that the numbers of an evaluation depend on, besides the weights.
 
+    The fields among them are those that are declared to identify scores (`config.field.Of`).
+
     Args:
         reference: what samples are held against, if anything.
     """
-    config, source = experiment.config, experiment.test_data
-    more = {}
+    config, data = select(FIELDS, experiment.config, Of.SCORES), experiment.test_data
+    path, scored = config["path"]["name"], config["evaluate"]
+    conditional = {}
     if experiment.conditioning:
-        more["condition"] = {name: config.condition[name] for name in GIVEN}
+        conditional["condition"] = config["condition"]
     if experiment.conditioning.labels:
-        more["guidance"] = experiment.guidance.settings()
-    if config.objective.name == "sr3":
-        more["sr3"] = dict(config.sr3)
-    return more | {
-        "step": step,
-        "seed": config.seed,
-        "evaluation_seed": config.evaluate.seed,
-        "data": {
-            "name": source.name,
-            "version": source.version,
-            "split": source.split,
-            "sha256": source.content_hash,
-            "levels": source.levels,
-            "entropy": source.entropy,
-        },
-        "path": {"name": config.path.name, **config.path[config.path.name]},
-        "objective": dict(config.objective),
-        "solver": dict(config.solver),
-        "likelihood": {
-            "batch_size": batch_size(experiment),
-            "images": min(config.evaluate.images or len(source), len(source)),
-            "dequantisations": list(config.evaluate.dequantisations) if source.is_image else None,
-            "divergence": config.evaluate.divergence,
-            "probes": config.evaluate.probes,
-        },
-        "samples": {"batch_size": config.evaluate.samples},
-        "frechet": reference
-        and {
-            "extractor": experiment.extractor.name,
-            "side": experiment.extractor.side,
-            "weights_sha256": experiment.extractor.sha256,
-            "generated": number_judged(experiment, config.evaluate.generated),
-            "scores": list(config.evaluate.scores),
-            "reference": {
-                "split": experiment.train_data.split,
-                "file": config.evaluate.reference,
-                "images": reference.moments.count,
-                "sha256": moments_hash(reference.moments),
+        conditional["guidance"] = config["guidance"]
+    if config["objective"]["name"] == "sr3":
+        conditional["sr3"] = config["sr3"]
+    return (
+        conditional
+        | {
+            "step": step,
+            "seed": config["seed"],
+            "evaluation_seed": scored["seed"],
+            "data": {
+                "name": data.name,
+                "version": data.version,
+                "split": data.split,
+                "sha256": data.content_hash,
+                "levels": data.levels,
+                "entropy": data.entropy,
             },
+            "path": {"name": path, **config["path"][path]},
+            "objective": config["objective"],
+            "solver": config["solver"],
+            "likelihood": {
+                "batch_size": batch_size(experiment),
+                "images": min(scored["images"] or len(data), len(data)),
+                "dequantisations": scored["dequantisations"] if data.is_image else None,
+                "divergence": scored["divergence"],
+                "probes": scored["probes"],
+            },
+            "samples": {"batch_size": scored["samples"]},
+            "frechet": reference and _frechet_settings(experiment, scored, reference),
+            "dtype": "float32",
+        }
+        | _machine()
+    )
+
+
+def _frechet_settings(
+    experiment: Experiment, scored: dict[str, Any], reference: Reference
+) -> dict[str, Any]:
+    return {
+        "extractor": experiment.extractor.name,
+        "side": experiment.extractor.side,
+        "weights_sha256": experiment.extractor.sha256,
+        "generated": number_judged(experiment, scored["generated"]),
+        "scores": scored["scores"],
+        "reference": {
+            "split": experiment.train_data.split,
+            "file": scored["reference"],
+            "images": reference.moments.count,
+            "sha256": moments_hash(reference.moments),
         },
-        "dtype": "float32",
+    }
+
+
+def _machine() -> dict[str, Any]:
+    """Where an evaluation is made, which says nothing of what it is an evaluation of."""
+    return {
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "python": platform.python_version(),

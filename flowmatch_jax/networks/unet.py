@@ -58,7 +58,7 @@ class UNet(nn.Module):
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
     depth: int = 2
     attention_sides: tuple[int, ...] = (16,)
-    heads: int = 1
+    heads: int = 4
     head_channels: int | None = None
     dropout: float = 0.0
     scale_shift_norm: bool = True

@@ -15,6 +15,8 @@ import numpy as np
 
 from flowmatch_jax import paths
 from flowmatch_jax.arrays import Params
+from flowmatch_jax.config.field import Of, select
+from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.evaluation.samples import items_of_batch, make_sampler
 from flowmatch_jax.evaluation.super_resolution import side_by_side
 from flowmatch_jax.experiment import Experiment
@@ -63,7 +65,7 @@ def draw_figures(
         draw_super_resolution(experiment, params, folder)
     draw_over_training(experiment, checkpoints, folder)
     write_json(folder / "figures.json", settings(experiment, step))
-    logger.info("Figures: %s", folder)
+    logger.info("Figures are in %s.", folder)
 
 
 def are_drawn(experiment: Experiment, workdir: Path) -> bool:
@@ -78,15 +80,15 @@ def are_drawn(experiment: Experiment, workdir: Path) -> bool:
 
 def settings(experiment: Experiment, step: int) -> dict[str, Any]:
     """What the figures of a run depend on, besides its weights."""
-    config = experiment.config
-    return {
+    config = select(FIELDS, experiment.config, Of.FIGURES)
+    guidance = {"guidance": config["guidance"]} if experiment.guidance else {}
+    return guidance | {
         "step": step,
-        "weights": config.evaluate.weights[0],
-        "evaluation_seed": config.evaluate.seed,
-        "extractor": config.evaluate.extractor,
-        "solver": dict(config.solver),
-        **({"guidance": experiment.guidance.settings()} if experiment.guidance else {}),
-        **{name: _plain(value) for name, value in config.figures.items()},
+        "weights": experiment.config.evaluate.weights[0],
+        "evaluation_seed": config["evaluate"]["seed"],
+        "extractor": config["evaluate"]["extractor"],
+        "solver": config["solver"],
+        **config["figures"],
     }
 
 
@@ -254,7 +256,3 @@ def _conditional_flow(path: GaussianPath, target: jax.Array) -> tuple[np.ndarray
 def _save_arrays(path: Path, **arrays: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **arrays)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from flowmatch_jax.config.field import Of, select
+from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.files import Unreadable, read_json
 from flowmatch_jax.runtime.workdir import read_metrics
@@ -26,8 +28,6 @@ METHODS = {
 WITHOUT_PATH = {"maximum_likelihood": "CNF, maximum likelihood", "regression": "Regression"}
 # How the scores that a solve for the likelihood makes are named.
 LIKELIHOODS = ("bits_per_dim", "log_likelihood", "likelihood_nfe")
-# Sections of a config that do not change what is trained.
-EVALUATION = ("guidance", "solver", "evaluate", "upsample", "figures", "mesh")
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,7 @@ def group_by_seed(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs that differ in nothing but their seed, together, in the order given."""
     groups: list[tuple[Any, list[Run]]] = []
     for run in runs:
-        trained = {k: v for k, v in run.config.items() if k not in (*EVALUATION, "seed")}
-        key = (trained, run.step)
+        key = (select(FIELDS, run.config, Of.ROW), run.step)
         for other, members in groups:
             if other == key and all(m.config["seed"] != run.config["seed"] for m in members):
                 members.append(run)

@@ -26,20 +26,12 @@ from flowmatch_jax.runtime.processes import everywhere
 
 logger = logging.getLogger(__name__)
 
-# These change how the same network is computed or trained, not what it is.
-NETWORK_IRRELEVANT = ("dtype", "remat", "dropout")
-# What runs went by that are older than a field.
-BEFORE = {"network.time_input": "t", "condition.max_noise": 0.0}
-# Of config.data: which images there are. The rest says where they lie and how they are read.
-WHICH_DATA = ("name", "version", "size")
 
-
-def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
-    """Make the folder where it does not exist, and check that it can be written and is this run's.
+def open_workdir(workdir: Path) -> None:
+    """Make the folder where it does not exist, and check that it can be written.
 
     Raises:
-        UserError: it cannot be written, has a path that Orbax would take for a pattern, or holds
-            checkpoints of another experiment. Nothing in it is changed.
+        UserError: it cannot be written, or has a path that Orbax would take for a pattern.
     """
     if any(character in str(workdir.absolute()) for character in "*?["):
         allowed = "its path must be without * ? [, which stand for other letters; give another"
@@ -51,9 +43,6 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> None:
     except OSError as error:
         allowed = f"it cannot be written ({error.strerror}); give another --workdir"
         raise UserError("--workdir", str(workdir), allowed) from error
-    if has_checkpoint(workdir) and (workdir / "config.json").exists():
-        before = read_record(workdir / "config.json", "the run is by the config that you give")
-        _check_identity(workdir, before, config)
 
 
 @contextmanager
@@ -174,45 +163,3 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, text.getvalue())
-
-
-def _check_identity(workdir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    was, wanted = identity(before), identity(now)
-    for name, value in wanted.items():
-        before = was.get(name, BEFORE.get(name, value))
-        if before != value:
-            allowed = f"the run in {workdir} has {before!r}; go on with that, or give another"
-            raise UserError(f"config.{name}", value, f"{allowed} --workdir")
-
-
-def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What a run keeps from its first step to its last, by full path.
-
-    The rest (steps, optimiser, solver, what is evaluated) may change between starts. The batch
-    size may not: the position in the data counts batches.
-    """
-    path, network = config["path"]["name"], config["network"]["name"]
-    parts = {
-        "seed": config["seed"],
-        "path.name": path,
-        "network.name": network,
-        "network.time_input": config["network"].get("time_input", BEFORE["network.time_input"]),
-        "train.batch_size": config["train"]["batch_size"],
-    }
-    data = config["data"]
-    sections = {
-        "data": {name: data[name] for name in WHICH_DATA if name in data},
-        "condition": config.get("condition", {}),
-        "objective": config["objective"],
-        f"path.{path}": config["path"][path],
-        f"network.{network}": {
-            name: value
-            for name, value in config["network"][network].items()
-            if name not in NETWORK_IRRELEVANT
-        },
-    }
-    if data["name"] == "folder":  # it may lie elsewhere now
-        sections["data.folder"] = {k: v for k, v in data["folder"].items() if k != "path"}
-    for section, fields in sections.items():
-        parts |= {f"{section}.{name}": value for name, value in fields.items()}
-    return parts

@@ -12,8 +12,6 @@ a network disk, memory) is the system's: it ends the run in one line, and nothin
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 import threading
@@ -27,15 +25,14 @@ from orbax.checkpoint import checkpoint_managers
 
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.runtime.errors import RunStopped, UserError
-from flowmatch_jax.runtime.files import write_atomically
 from flowmatch_jax.runtime.processes import barrier, everywhere
+from flowmatch_jax.training.seals import damage, write_seal
 from flowmatch_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
 PARTS = ("params", "ema", "progress")
 WEIGHTS = {"raw": "params", "ema": "ema"}
-SEAL = "files.json"
 HALF_WRITTEN = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that Orbax is writing
 DAMAGED = "damaged"  # folder of the workdir with checkpoints that were set aside
 
@@ -77,6 +74,7 @@ class Checkpoints:
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 enable_async_checkpointing=True,
                 read_only=read_only,
+                save_interval_steps=0 if read_only else 1,  # or Orbax warns that it sets it so
                 create=not read_only,
             ),
             handler_registry=registry,
@@ -149,12 +147,7 @@ class Checkpoints:
 
     def _write_seal(self, folder: Path) -> None:
         try:
-            files = {
-                str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _hash(path)}
-                for path in sorted(folder.rglob("*"))
-                if path.is_file() and path.name != SEAL
-            }
-            write_atomically(folder / SEAL, json.dumps(files, indent=1) + "\n")
+            write_seal(folder)
         except Exception as error:
             self._failure = error
 
@@ -176,8 +169,8 @@ class Checkpoints:
         for step in self.steps():
             try:
                 return self.restore(step, layout)
-            except DamagedCheckpoint as damage:
-                self._set_aside(str(step), str(step), str(damage))
+            except DamagedCheckpoint as found:
+                self._set_aside(str(step), str(step), str(found))
         kept = self.folder.parent / DAMAGED
         if any("half-written" not in path.name for path in kept.glob("*")):
             raise RunStopped(
@@ -204,14 +197,14 @@ class Checkpoints:
 
     def _restore(self, step: int, layout: dict[str, Any]) -> dict[str, Any]:
         """These parts of a checkpoint; what happens in one process happens in all."""
-        damage, failure, saved = None, None, {}
+        reason, failure, saved = None, None, {}
         try:
             if jax.process_index() == 0 and step not in self._whole:
-                damage = _damage(self.folder / str(step))
+                reason = damage(self.folder / str(step), PARTS)
         except OSError as error:
             failure = error
-        if not everywhere(damage is None):
-            raise DamagedCheckpoint(damage or "process 0 found it so")
+        if not everywhere(reason is None):
+            raise DamagedCheckpoint(reason or "process 0 found it so")
         if failure is None:
             self._whole.add(step)
         if everywhere(failure is None):
@@ -264,40 +257,6 @@ class Checkpoints:
 def _parts(state: TrainState) -> dict[str, Any]:
     progress = {name: value for name, value in vars(state).items() if name not in PARTS}
     return {"params": state.params, "ema": state.ema, "progress": progress}
-
-
-def _damage(folder: Path) -> str | None:
-    """How the files of a checkpoint differ from what was written; None where they do not.
-
-    Of one that was not sealed, because the run was killed or is older, it is known only that each
-    part has files.
-
-    Raises:
-        OSError: a file is there and cannot be read.
-    """
-    if not (folder / SEAL).exists():
-        empty = [part for part in PARTS if not any(f.is_file() for f in (folder / part).rglob("*"))]
-        return f"it has no {' and no '.join(empty)}" if empty else None
-    try:
-        files = json.loads((folder / SEAL).read_bytes())
-        written = {name: (file["bytes"], file["sha256"]) for name, file in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"its {SEAL} is not what was written"
-    for name, (size, sha256) in written.items():
-        path = folder / name
-        try:
-            if path.stat().st_size != size:
-                return f"its {name} has {path.stat().st_size} bytes in place of {size}"
-            if _hash(path) != sha256:
-                return f"its {name} is not what was written"
-        except FileNotFoundError:
-            return f"it has no {name}"
-    return None
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _in_one_line(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from contextlib import closing
@@ -11,6 +10,7 @@ from pathlib import Path
 import jax
 
 from flowmatch_jax.arrays import Batch, Params
+from flowmatch_jax.config.identity import record
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.runtime.errors import RunStopped, section
 from flowmatch_jax.runtime.mesh import describe, put_batches
@@ -64,16 +64,16 @@ def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples) -> N
         state = checkpoints.restore_newest(run.layout)
         check_data(workdir, experiment.train_data.facts())
         if jax.process_index() == 0:
-            write_config(workdir, json.loads(experiment.config.to_json()))
+            write_config(workdir, record(experiment.config))
             write_data(workdir, experiment.train_data.facts())
         if state is None:
             state = run.init()
         else:
-            logger.info("Resuming %s at step %d", workdir, int(state.step))
+            logger.info("Resuming %s at step %d.", workdir, int(state.step))
         if state.step >= config.steps:
-            logger.info("Already trained to step %d", int(state.step))
+            logger.info("It is already trained to step %d.", int(state.step))
             return
-        logger.info("Training on %s", describe(experiment.mesh))
+        logger.info("Training on %s.", describe(experiment.mesh))
         with StopNotice() as notice:
             while state.step < config.steps:
                 try:
@@ -114,9 +114,9 @@ def _advance(
             if step % config.log_every == 0 or last:
                 measured = meter.read()
                 log.write(step, measured | run.rates(step, measured["images_per_second"]))
-                if step <= start + config.log_every:
+                if step <= start + config.log_every and not last:
                     rate = measured["images_per_second"] / config.batch_size
-                    logger.info("%s left", cost.time_left(config.steps - step, rate))
+                    logger.info("About %s left.", cost.time_left(config.steps - step, rate))
             skipped = meter.skipped(all_steps=due or last or stop)
             if skipped >= config.max_skipped:
                 raise NotFinite(state, batch)
@@ -153,5 +153,5 @@ def _go_back(run: Run, workdir: Path, failure: NotFinite, checkpoints: Checkpoin
         array.delete()
     checkpoints.finish()
     state = roll_back(checkpoints.restore_newest(run.layout) or run.init())
-    logger.warning("%s; going back to step %d, on with other data", in_a_row, int(state.step))
+    logger.warning("%s; going back to step %d, on with other data.", in_a_row, int(state.step))
     return state

@@ -1,6 +1,5 @@
 """Published archives and folders of pictures, prepared and trained on as a user does."""
 
-import importlib
 import json
 import shutil
 import tempfile
@@ -10,13 +9,13 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from flowmatch_jax.config.command_line import experiment_config
 from flowmatch_jax.data.prepare import prepare
 from flowmatch_jax.experiment import build
 from flowmatch_jax.runtime.workdir import open_workdir
 from flowmatch_jax.training.loop import train
 from tests.data.prepare import archive_cases
-from tests.end_to_end.run_test import bits, saved_state
-from tests.end_to_end.runs import TINY, metrics, run
+from tests.end_to_end.runs import TINY, bits, metrics, run, run_process, saved_state
 
 SETS = {
     "fashion_mnist": "fashion_mnist_ot",
@@ -50,14 +49,14 @@ class ArchivesTest(parameterized.TestCase):
         workdir = Path(self.create_tempdir("run").full_path)
         prepare.prepare(archive_cases.make(name, archives, (30, 2)), data_dir, archives)
         shutil.rmtree(archives)
-        config = importlib.import_module(f"configs.{config_name}").get_config()
+        config = experiment_config(f"configs/{config_name}.py")
         config.update_from_flattened_dict(TINY_UNET)
         config.data.data_dir = str(data_dir)
         config.data.name = name.partition("/")[0]
         config.data.version = name.partition("/")[2] or None
         experiment = build(config)
         self.assertEqual((len(experiment.train_data), len(experiment.test_data)), (30, 2))
-        open_workdir(workdir, json.loads(config.to_json()))
+        open_workdir(workdir)
         train(experiment, workdir, lambda params, step: None)
         self.assertTrue(all(np.isfinite(line["loss"]) for line in metrics(workdir)))
         self.assertLen(metrics(workdir), 2)
@@ -87,14 +86,9 @@ class FolderTest(absltest.TestCase):
             "--config.train.keep_every=6",
         )
 
-    def run_to(self, steps, name, *flags):
-        result = run(
-            *self.flags,
-            f"--config.train.steps={steps}",
-            f"--workdir={self.folder / name}",
-            *flags,
-            JAX_COMPILATION_CACHE_DIR=str(self.folder / "cache"),
-        )
+    def run_to(self, steps, name, *flags, run=run):
+        workdir = f"--workdir={self.folder / name}"
+        result = run(*self.flags, f"--config.train.steps={steps}", workdir, *flags)
         self.assertEqual(result.returncode, 0, result.stderr)
         return saved_state(self.folder / name)
 
@@ -102,8 +96,9 @@ class FolderTest(absltest.TestCase):
         """Mapped, read by two processes and stopped half-way, or on the device: the same bits."""
         _, wanted = self.run_to(12, "memory")
         workers = ("--config.data.storage=records", "--config.data.workers=2")
-        self.run_to(6, "records", *workers)
-        _, resumed = self.run_to(12, "records", *workers[:1], "--config.data.workers=1")
+        self.run_to(6, "records", *workers, run=run_process)
+        one = (*workers[:1], "--config.data.workers=1")
+        _, resumed = self.run_to(12, "records", *one, run=run_process)
         _, device = self.run_to(12, "device", "--config.data.storage=device")
         for other in (resumed, device):
             jax.tree.map(np.testing.assert_array_equal, bits(other), bits(wanted))

@@ -3,7 +3,7 @@ from absl.testing import absltest
 
 from flowmatch_jax.data.images.resolution import resize
 from flowmatch_jax.evaluation.baselines import judge_baselines
-from flowmatch_jax.evaluation.quality import make_reference
+from flowmatch_jax.evaluation.reference import make_reference
 from flowmatch_jax.metrics.features.extractors import pixels
 from flowmatch_jax.metrics.frechet import Moments, frechet_distance
 from flowmatch_jax.metrics.similarity import psnr

@@ -1,6 +1,4 @@
-import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -9,11 +7,12 @@ import numpy as np
 from absl.testing import absltest
 
 from flowmatch_jax.evaluation import quality
+from flowmatch_jax.evaluation.reference import Reference, make_reference
 from flowmatch_jax.evaluation.samples import make_sampler
 from flowmatch_jax.metrics.features.extractors import pixels
 from flowmatch_jax.metrics.frechet import Moments, frechet_distance
 from flowmatch_jax.pixels import quantise
-from flowmatch_jax.runtime.errors import RunStopped, UserError
+from flowmatch_jax.runtime.errors import RunStopped
 from flowmatch_jax.sampling.source import draw_source
 from tests.evaluation.cases import source_key
 from tests.evaluation.experiments import images
@@ -22,7 +21,7 @@ ONE = jnp.ones(())
 
 
 def reference(features):
-    return quality.Reference(Moments.empty(features.shape[1]).add(features), features)
+    return Reference(Moments.empty(features.shape[1]).add(features), features)
 
 
 class QualityTest(absltest.TestCase):
@@ -47,39 +46,8 @@ class QualityTest(absltest.TestCase):
         other = self.judge(20, reference(features[:19]))
         self.assertGreater(other["fd_pixels"], 1e-3)
 
-    def test_reference_is_the_training_images(self):
-        moments = quality.make_reference(images()).moments
-        self.assertEqual((moments.count, moments.mean.shape), (1500, (64,)))
-        self.assertAlmostEqual(moments.mean[0], -16 / 17)  # a corner no digit touches
-        self.assertLen(quality.moments_hash(moments), 64)
-
-    def test_reference_is_computed_once_for_equal_images(self):
-        """Kept under the hash of the images, wherever they lie and whatever they are called."""
-        cache = self.create_tempdir().full_path
-        with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": cache}):
-            first = quality.make_reference(images()).moments
-            with mock.patch.object(quality, "ordered_batches", side_effect=AssertionError):
-                again = quality.make_reference(images()).moments
-            np.testing.assert_array_equal(again.cov, first.cov)
-            experiment = images()
-            x = experiment.train_data.x.copy()
-            x[0] = 16 - x[0]
-            source = replace(experiment.train_data, x=x)
-            other = quality.make_reference(replace(experiment, train_data=source)).moments
-        self.assertNotEqual(quality.moments_hash(other), quality.moments_hash(first))
-        self.assertLen(os.listdir(f"{cache}/flowmatch_jax/reference"), 2)
-
-    def test_reference_of_many_images_goes_in_parts(self):
-        with (
-            mock.patch.object(quality, "BATCH", 400),
-            mock.patch.dict(os.environ, {"XDG_CACHE_HOME": self.create_tempdir().full_path}),
-        ):
-            parts = quality.make_reference(images()).moments
-        whole = np.cov(pixels(images().train_data.x, 17), rowvar=False)
-        np.testing.assert_allclose(parts.cov, whole, atol=1e-12)
-
     def test_a_field_that_is_not_finite_has_no_distance(self):
-        judged = self.judge(8, quality.make_reference(images()), rate=float("nan"))
+        judged = self.judge(8, make_reference(images()), rate=float("nan"))
         self.assertIsNone(judged["fd_pixels"])
         self.assertFalse(judged["samples_converged"])
 
@@ -111,16 +79,6 @@ class QualityTest(absltest.TestCase):
         self.assertEqual(last, whole)
         self.assertFalse(path.exists())
 
-    def test_what_other_settings_drew_is_not_gone_on_with(self):
-        path = Path(self.create_tempdir().full_path) / "partial.npz"
-        tally = quality.Tally(Moments.empty(3).add(np.eye(3)), drawn=3, nfe=[2.0])
-        tally.save(path, "a")
-        self.assertIsNone(quality.Tally.load(path, "b"))
-        loaded = quality.Tally.load(path, "a")
-        np.testing.assert_array_equal(loaded.moments.cov, tally.moments.cov)
-        self.assertEqual((loaded.drawn, loaded.nfe, loaded.features), (3, [2.0], []))
-        self.assertIsNone(quality.Tally.load(path.with_name("absent"), "a"))
-
     def test_samples_that_are_not_finite_are_counted_and_left_out(self):
         held, sampler = reference(self.noise(2)), make_sampler(images(), 8)
 
@@ -139,7 +97,7 @@ class QualityTest(absltest.TestCase):
         expected = self.judge(20, held)
         for data in (b"", b"PK\3\4 cut", b"\xff" * 100):
             path.write_bytes(data)
-            with self.assertLogs("flowmatch_jax.evaluation.quality", "WARNING") as logs:
+            with self.assertLogs("flowmatch_jax.evaluation.tally", "WARNING") as logs:
                 self.assertEqual(self.judge(20, held, partial=(path, "{}")), expected)
             self.assertIn("drawn anew", logs.output[0])
 
@@ -158,27 +116,6 @@ class QualityTest(absltest.TestCase):
             self.assertEqual(self.judge(40, held, partial=(path, "{}")), whole)
         self.assertIn("Going on with 16 samples", logs.output[0])
 
-    def test_a_cache_is_not_worth_a_run(self):
-        """Cut, of other features, in a folder that is a file: the reference is computed."""
-        expected = quality.moments_hash(quality.make_reference(images()).moments)
-        cache = Path(self.create_tempdir().full_path)
-        with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(cache)}):
-            quality.make_reference(images())
-            (path,) = (cache / "flowmatch_jax" / "reference").iterdir()
-            whole, other = path.read_bytes(), cache / "other.npz"
-            np.savez(other, mu=np.zeros(3), sigma=np.eye(3), count=1500)
-            for data in (b"", whole[:200], other.read_bytes()):
-                path.write_bytes(data)
-                with self.assertLogs("flowmatch_jax.runtime.files", "WARNING"):
-                    moments = quality.make_reference(images()).moments
-                self.assertEqual(quality.moments_hash(moments), expected)
-                self.assertEqual(path.read_bytes(), whole)
-        with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(other)}):
-            with self.assertLogs("flowmatch_jax.runtime.files", "WARNING") as logs:
-                moments = quality.make_reference(images()).moments
-            self.assertIn("cannot be", logs.output[0])
-            self.assertEqual(quality.moments_hash(moments), expected)
-
     def test_scores_besides_the_distance(self):
         held = reference(self.noise(5))
         judged = self.judge(40, held, evaluate__scores=("kernel_distance", "precision_recall"))
@@ -191,26 +128,6 @@ class QualityTest(absltest.TestCase):
         (warning,) = self.judge(20, reference(self.noise(3)))["warnings"]
         self.assertIn("20 samples are too few for 64 features", warning)
         self.assertNotIn("warnings", self.judge(72, reference(self.noise(9))))
-
-    def test_a_published_reference(self):
-        path = f"{self.create_tempdir().full_path}/stats.npz"
-        features = self.noise(9)
-        np.savez(path, mu=features.mean(axis=0), sigma=np.cov(features, rowvar=False))
-        held = quality.make_reference(images(evaluate__reference=path))
-        self.assertIsNone(held.moments.count)
-        self.assertAlmostEqual(self.judge(72, held)["fd_pixels"], 0, places=9)
-        np.savez(path, mu=np.zeros(3), sigma=np.eye(3))
-        other = images(evaluate__reference=path, evaluate__seed=2)
-        with self.assertRaisesRegex(UserError, "of 3 features'; pixels has 64 features"):
-            quality.make_reference(other)
-        np.savez(path, mu=np.zeros(64), sigma=np.eye(64), shape=(4, 16, 1))
-        with self.assertRaisesRegex(
-            UserError, r"images \(4, 16, 1\)'; the samples are \(8, 8, 1\)"
-        ):
-            quality.make_reference(other)
-        Path(path).write_bytes(b"no npz")
-        with self.assertRaisesRegex(UserError, "config.evaluate.reference: .*cannot be read"):
-            quality.make_reference(other)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from absl.testing import absltest, parameterized
 from flowmatch_jax.runtime.errors import RunStopped, UserError
 from flowmatch_jax.runtime.mesh import make_mesh, with_shardings
 from flowmatch_jax.training import checkpoints as ckpt
+from flowmatch_jax.training import seals
 from flowmatch_jax.training.optimizer import adam
 from flowmatch_jax.training.state import init_state
 
@@ -27,6 +28,7 @@ import jax
 import numpy as np
 from flowmatch_jax.runtime.mesh import make_mesh, with_shardings
 from flowmatch_jax.training import checkpoints as ckpt
+from flowmatch_jax.training import seals
 from tests.training.checkpoints_test import bits, make_state
 
 layout = with_shardings(jax.eval_shape(lambda: make_state(width=16)), make_mesh(fsdp=8))
@@ -154,7 +156,7 @@ class DamageTest(WorkdirTestCase):
             for name in names:
                 if harm is not os.remove and not (self.workdir / name).stat().st_size:
                     continue
-                if name.name == ckpt.SEAL:
+                if name.name == seals.SEAL:
                     continue  # of which not each byte counts; without it, see below
                 copy = Path(self.create_tempdir().full_path) / "run"
                 shutil.copytree(self.workdir, copy)
@@ -168,7 +170,7 @@ class DamageTest(WorkdirTestCase):
     @parameterized.parameters(b"", b"{", b"[1]", b'{"params/x": {"bytes": 3}}', b"\xff")
     def test_a_seal_that_is_none(self, data):
         self.save(10, 20)
-        (self.workdir / "checkpoints" / "20" / ckpt.SEAL).write_bytes(data)
+        (self.workdir / "checkpoints" / "20" / seals.SEAL).write_bytes(data)
         self.check_set_aside()
 
     def test_empty_folder(self):
@@ -224,7 +226,7 @@ class SystemTest(WorkdirTestCase):
         before = sorted(self.workdir.rglob("*"))
         places = [(ocp.CheckpointManager, "restore")]
         if isinstance(error, OSError):
-            places.append((ckpt, "_hash"))
+            places.append((seals, "_hash"))
         for place, name in places:
             with (
                 mock.patch.object(place, name, side_effect=error),
@@ -238,7 +240,7 @@ class SystemTest(WorkdirTestCase):
 
     def test_a_checkpoint_from_before_seals(self):
         self.save(10)
-        (self.workdir / "checkpoints" / "10" / ckpt.SEAL).unlink()
+        (self.workdir / "checkpoints" / "10" / seals.SEAL).unlink()
         with ckpt.Checkpoints(self.workdir) as checkpoints:
             self.assertEqual(checkpoints.restore_newest(self.layout()).step, 10)
 

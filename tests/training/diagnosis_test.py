@@ -6,15 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from configs import checkerboard_cnf, checkerboard_ot
+from configs import checkerboard_ot
+from flowmatch_jax.config.command_line import experiment_config
 from flowmatch_jax.experiment import build
 from flowmatch_jax.training.diagnosis import TIMES, diagnose, write_diagnosis
 from flowmatch_jax.training.optimizer import adam
 from flowmatch_jax.training.state import init_state
 
 
-def small(module):
-    config = module.get_config()
+def small(config):
     config.network.mlp.update(width=8, depth=2)
     return build(config)
 
@@ -28,7 +28,7 @@ class DiagnosisTest(absltest.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.experiment = small(checkerboard_ot)
+        cls.experiment = small(checkerboard_ot.get_config())
         cls.batch = {"x": np.random.RandomState(0).randn(16, 2).astype(np.float32)}
 
     def test_loss_by_t_of_a_network_that_is_zero(self):
@@ -63,7 +63,7 @@ class DiagnosisTest(absltest.TestCase):
         self.assertIn(f"gradient of {found['gradients'][0]['layer']}", "\n".join(logs.output))
 
     def test_maximum_likelihood_has_no_times(self):
-        experiment = small(checkerboard_cnf)
+        experiment = small(experiment_config("configs/checkerboard_cnf.py"))
         found = diagnose(experiment, after_one_step(experiment), self.batch)
         self.assertEqual(found["loss_by_t"], [])
         self.assertIsInstance(found["loss"], float)

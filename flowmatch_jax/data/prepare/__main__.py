@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flowmatch_jax.data.images.records import default_data_dir
-from flowmatch_jax.data.prepare.archives import LAYOUTS
+from flowmatch_jax.data.prepare.layouts import LAYOUTS
 from flowmatch_jax.data.prepare.prepare import prepare
 from flowmatch_jax.runtime.errors import ArgumentParser, UserError, one_of, tell
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from flowmatch_jax.data.prepare.archives import LAYOUTS
+from flowmatch_jax.data.prepare.layouts import LAYOUTS
 
 WNIDS = ("n01739381", "n02105855")  # vine snake, 59, and Shetland sheepdog, 230
 PNG_IN_DISGUISE, CMYK = "n02105855_2933.JPEG", "n01739381_1309.JPEG"

@@ -11,6 +11,7 @@ from PIL import Image
 
 from flowmatch_jax.data.images.decode import decode
 from flowmatch_jax.data.prepare import archives
+from flowmatch_jax.data.prepare.layouts import LAYOUTS
 from tests.data.prepare import archive_cases
 
 HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
@@ -35,12 +36,12 @@ class ArchivesTest(parameterized.TestCase):
     def test_published_counts_and_checksums(self):
         counts = {
             name: tuple(split.images for split in layout.splits.values())
-            for name, layout in archives.LAYOUTS.items()
+            for name, layout in LAYOUTS.items()
         }
         self.assertEqual(counts["cifar10"], (50_000, 10_000))
         self.assertEqual(counts["fashion_mnist"], (60_000, 10_000))
         self.assertEqual(counts["imagenet64/antialiased"], (1_281_167, 50_000))
-        for layout in archives.LAYOUTS.values():
+        for layout in LAYOUTS.values():
             for archive in layout.archives:
                 self.assertRegex(archive.sha256, "^[0-9a-f]{64}$")
 
@@ -124,7 +125,7 @@ class ArchivesTest(parameterized.TestCase):
             walk = [entry for file in names for entry in self._entries(self.folder / file)]
             examples = builder._generate_examples(walk)
         ours = iter(walked(layout, self.folder, "train"))
-        wnids = {wnid: i for i, wnid in enumerate(archives._bundled("labels.txt"))}
+        wnids = {wnid: i for i, wnid in enumerate(archives.bundled("labels.txt"))}
         for _, example in examples:
             theirs = example["image"]
             if not isinstance(theirs, np.ndarray):

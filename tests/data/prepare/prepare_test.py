@@ -20,7 +20,7 @@ from flowmatch_jax.data.images import records
 from flowmatch_jax.data.images.decode import decode, square
 from flowmatch_jax.data.prepare import __main__ as command
 from flowmatch_jax.data.prepare import prepare
-from flowmatch_jax.data.prepare.archives import LAYOUTS
+from flowmatch_jax.data.prepare.layouts import LAYOUTS
 from flowmatch_jax.runtime.errors import UserError
 from tests.data.prepare import archive_cases
 

@@ -9,7 +9,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from configs import checkerboard_cnf, checkerboard_ot, digits_ot
+from configs import checkerboard_ot, digits_ot
+from flowmatch_jax.config.command_line import experiment_config
 from flowmatch_jax.experiment import build
 from flowmatch_jax.networks.layers import AttentionBlock
 from flowmatch_jax.runtime.mesh import make_mesh, with_shardings
@@ -67,7 +68,7 @@ class FlopsTest(absltest.TestCase):
         self.assertEqual(cost.model_flops(build(config)), plain)
 
     def test_maximum_likelihood_has_no_count(self):
-        self.assertIsNone(cost.model_flops(build(checkerboard_cnf.get_config())))
+        self.assertIsNone(cost.model_flops(build(experiment_config("configs/checkerboard_cnf.py"))))
 
     def test_no_count_without_a_cpu_backend(self):
         with mock.patch.object(jax, "local_devices", side_effect=RuntimeError):
@@ -150,10 +151,10 @@ class DescriptionTest(parameterized.TestCase):
         self.assertEqual(
             lines,
             [
-                "295,000,000 parameters",
-                "memory a device: parameters 1 GiB, average 1 GiB, optimiser 2 GiB, activations "
-                "3 GiB; in all 7 GiB of 80 GiB",
-                "operations a step: 1.25 PFLOP, 625 GFLOP an item of the batch",
+                "The network has 295,000,000 parameters.",
+                "A step needs 7 GiB of 80 GiB of memory on a device: parameters 1 GiB, average "
+                "1 GiB, optimiser 2 GiB, activations 3 GiB.",
+                "A step takes 1.25 PFLOP, 625 GFLOP for each item of the batch.",
             ],
         )
 

@@ -1,9 +1,0 @@
-"""ScoreFlow, score matching with lambda = beta, on the VP path, on digits."""
-
-from ml_collections import ConfigDict
-
-from configs import digits_ot, methods
-
-
-def get_config() -> ConfigDict:
-    return methods.scoreflow(digits_ot.get_config())

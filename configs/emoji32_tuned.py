@@ -1,9 +1,0 @@
-"""Flow matching with the OT path by a tuned recipe on Google's emoji, 32 x 32."""
-
-from ml_collections import ConfigDict
-
-from configs import emoji32_ot, methods
-
-
-def get_config() -> ConfigDict:
-    return methods.tuned(emoji32_ot.get_config())

@@ -1,9 +1,0 @@
-"""DDPM's noise matching on the VP path, on Fashion-MNIST, 16 x 16."""
-
-from ml_collections import ConfigDict
-
-from configs import fashion_mnist16_ot, methods
-
-
-def get_config() -> ConfigDict:
-    return methods.ddpm(fashion_mnist16_ot.get_config())

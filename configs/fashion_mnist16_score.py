@@ -1,9 +1,0 @@
-"""Score matching with lambda = sigma^2 on the VP path, on Fashion-MNIST, 16 x 16."""
-
-from ml_collections import ConfigDict
-
-from configs import fashion_mnist16_ot, methods
-
-
-def get_config() -> ConfigDict:
-    return methods.score(fashion_mnist16_ot.get_config())

@@ -1,9 +1,0 @@
-"""Score matching with lambda = sigma^2 on the VP path, on a folder of images."""
-
-from ml_collections import ConfigDict
-
-from configs import folder_ot, methods
-
-
-def get_config() -> ConfigDict:
-    return methods.score(folder_ot.get_config())

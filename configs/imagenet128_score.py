@@ -1,9 +1,0 @@
-"""Score matching with lambda = sigma^2 on the VP path, on ImageNet-128."""
-
-from ml_collections import ConfigDict
-
-from configs import imagenet128_ot, methods
-
-
-def get_config() -> ConfigDict:
-    return methods.score(imagenet128_ot.get_config())

@@ -1,9 +1,0 @@
-"""ScoreFlow, score matching with lambda = beta, on the VP path, on ImageNet-64."""
-
-from ml_collections import ConfigDict
-
-from configs import imagenet64_ot, methods
-
-
-def get_config() -> ConfigDict:
-    return methods.scoreflow(imagenet64_ot.get_config())

@@ -1,0 +1,82 @@
+"""What a field must satisfy on its own: functions of its name and value that raise UserError."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from functools import partial
+
+from flowmatch_jax.config.field import Check
+from flowmatch_jax.runtime.errors import UserError, at_least, one_of, whole_numbers
+
+
+def least(n: float) -> Check:
+    """A number must be ``n`` or more."""
+    return partial(at_least, least=n)
+
+
+def among(choices: Collection[str]) -> Check:
+    """A value must be one of the choices."""
+    return partial(one_of, choices=choices)
+
+
+def all_among(choices: Collection[str]) -> Check:
+    """Every element of a tuple must be one of the choices."""
+
+    def check(name: str, got: tuple[str, ...]) -> None:
+        for element in got:
+            one_of(name, element, choices)
+
+    return check
+
+
+def some_among(choices: Collection[str]) -> Check:
+    """A tuple must have an element, and none besides the choices."""
+
+    def check(name: str, got: tuple[str, ...]) -> None:
+        if not got:
+            raise UserError(name, got, f"give at least one of: {', '.join(choices)}")
+        all_among(choices)(name, got)
+
+    return check
+
+
+def counts(what: str) -> Check:
+    """A tuple must have an element, and all must be whole numbers of 1 or more.
+
+    Args:
+        what: the elements are, for the message.
+    """
+
+    def check(name: str, got: tuple[int, ...]) -> None:
+        if not got:
+            raise UserError(name, got, f"give at least one {what}")
+        whole_numbers(name, got, 1)
+
+    return check
+
+
+def even_calls(name: str, got: int | tuple[int, ...]) -> None:
+    """Numbers of network calls must suit the midpoint method."""
+    numbers = got if isinstance(got, tuple) else (got,)
+    counts("number of calls")(name, numbers)
+    if any(n % 2 for n in numbers):
+        raise UserError(name, got, "midpoint makes two calls in each step: give even numbers")
+
+
+def factor(name: str, got: float) -> None:
+    """A factor must be finite, and not 0."""
+    if not math.isfinite(got) or got == 0:
+        raise UserError(name, got, "it must be finite, and not 0")
+
+
+def training_steps(name: str, got: int) -> None:
+    """Training steps are counted by 32-bit integers."""
+    if not 1 <= got < 2**31:
+        raise UserError(name, got, "it must be 1 or more, and below 2^31")
+
+
+def tile_overlap(name: str, got: float) -> None:
+    """Neighbouring tiles may share half of their side at most."""
+    if not 0 <= got <= 0.5:
+        raise UserError(name, got, "it must be in [0, 0.5]")

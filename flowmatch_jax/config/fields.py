@@ -1,0 +1,52 @@
+"""Every field of the configuration, in its section.
+
+A field is declared once, in `model` or `running`: default, meaning, range, and what its value
+identifies (see `field`). Rules between fields are in `rules`.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from flowmatch_jax.config.checks import least
+from flowmatch_jax.config.field import Field, Of, Section, defaults
+from flowmatch_jax.config.model import CONDITION, DATA, GUIDANCE, NETWORK, OBJECTIVE, PATH, SR3
+from flowmatch_jax.config.running import (
+    EVALUATE,
+    FIGURES,
+    MAXIMUM_LIKELIHOOD,
+    OPTIMIZER,
+    SOLVER,
+    TRAIN,
+    UPSAMPLE,
+)
+from flowmatch_jax.runtime.errors import seed
+
+FIELDS: Section = {
+    "seed": Field(0, "Seed of the training run.", seed, Of.RUN | Of.SCORES),
+    "method": Field(
+        None, "Its name in reports; unset: by objective and path.", of=Of.ROW, kind=str
+    ),
+    "data": DATA,
+    "condition": CONDITION,
+    "guidance": GUIDANCE,
+    "path": PATH,
+    "objective": OBJECTIVE,
+    "maximum_likelihood": MAXIMUM_LIKELIHOOD,
+    "sr3": SR3,
+    "network": NETWORK,
+    "optimizer": OPTIMIZER,
+    "train": TRAIN,
+    "solver": SOLVER,
+    "evaluate": EVALUATE,
+    "upsample": UPSAMPLE,
+    "figures": FIGURES,
+    "mesh": {
+        "fsdp": Field(1, "Devices that parameters and optimiser state are split over.", least(1))
+    },
+}
+
+
+def default_config() -> ConfigDict:
+    """A new configuration with every field at its default, for an experiment's file to change."""
+    return defaults(FIELDS)

@@ -1,0 +1,215 @@
+"""The fields that describe the data, the model and the objective."""
+
+from __future__ import annotations
+
+from flowmatch_jax.config.checks import among, least
+from flowmatch_jax.config.field import EVERYTHING, TRAINED, Field, Of, Section, owned
+from flowmatch_jax.couplings import COUPLINGS
+from flowmatch_jax.data import sets
+from flowmatch_jax.data.conditioning import Conditioning
+from flowmatch_jax.data.images.resolution import FILTERS
+from flowmatch_jax.networks.mlp import MLP
+from flowmatch_jax.networks.unet import UNet
+from flowmatch_jax.paths import PATHS
+from flowmatch_jax.predictions import FROM_DATA_AND_NOISE
+from flowmatch_jax.sampling.guidance import Guidance
+from flowmatch_jax.times import TIMES
+
+DTYPES = ("float32", "bfloat16")
+NETWORKS = ("unet", "mlp")
+OBJECTIVES = (
+    "flow_matching",
+    "ddpm",
+    "score_matching",
+    "scoreflow",
+    "maximum_likelihood",
+    "regression",
+    "sr3",
+)
+TIME_INPUTS = ("t", "log_snr")
+
+DATA: Section = {
+    "name": Field(
+        "digits", f"The dataset, one of: {', '.join(sets.NAMES)}.", among(sets.NAMES), TRAINED
+    ),
+    "version": owned(
+        sets.Options, "version", "imagenet32 and imagenet64: antialiased or old.", kind=str
+    ),
+    "data_dir": owned(
+        sets.Options,
+        "data_dir",
+        "Folder of prepared datasets; unset: $TFDS_DATA_DIR, or ~/tensorflow_datasets.",
+        of=Of.NOTHING,
+        kind=str,
+    ),
+    "size": owned(
+        sets.Options, "size", "Images become squares with this side; folder: required.", kind=int
+    ),
+    "flip": Field(False, "Half of the training images are mirrored, anew each time.", of=Of.ROW),
+    "storage": owned(
+        sets.Options,
+        "storage",
+        "memory: decoded once into a mapped file | device: the same, whole on each device, indexed "
+        "in the step | records: decoded whenever read.",
+        of=Of.NOTHING,
+    ),
+    "max_corrupt": owned(
+        sets.Options,
+        "max_corrupt",
+        "Unreadable images that are skipped; more are an error.",
+        least(0),
+        Of.NOTHING,
+    ),
+    "threads": Field(2, "Threads that read ahead.", least(1)),
+    "workers": Field(0, "Processes that read ahead; 0: none besides this one.", least(0)),
+    "folder": {
+        "path": owned(
+            sets.FolderOptions,
+            "path",
+            "A folder of PNG, JPEG and WebP files; its subfolders are classes.",
+            of=Of.NOTHING,
+            kind=str,
+        ),
+        "channels": owned(sets.FolderOptions, "channels", "3: RGB | 1: grey."),
+        "background": owned(
+            sets.FolderOptions, "background", "Behind transparent pixels: a name or #rrggbb."
+        ),
+        "test_fraction": owned(
+            sets.FolderOptions, "test_fraction", "Share of the test split, by the images' hashes."
+        ),
+        "exclude": owned(
+            sets.FolderOptions, "exclude", 'Patterns of files to leave out, such as "*-thumb.*".'
+        ),
+    },
+}
+
+CONDITION: Section = {
+    "labels": owned(Conditioning, "labels", "The network is given the class.", of=EVERYTHING),
+    "label_dropout": owned(
+        Conditioning,
+        "label_dropout",
+        "Share of the labels left out in training, for classifier-free guidance.",
+    ),
+    "low_resolution": owned(
+        Conditioning,
+        "low_resolution",
+        "The network is given the image downscaled to this side: super-resolution.",
+        of=EVERYTHING,
+        kind=int,
+    ),
+    "filter": owned(
+        Conditioning,
+        "filter",
+        f"Downscaling filter, one of: {', '.join(FILTERS)}.",
+        of=EVERYTHING,
+    ),
+    "max_noise": owned(
+        Conditioning,
+        "max_noise",
+        "In training the low-resolution image gets noise with a standard deviation drawn from "
+        "U(0, max_noise), in model space; the network is given the level. 0: no noise.",
+        before=0.0,
+    ),
+}
+
+GUIDANCE: Section = {
+    "scale": owned(
+        Guidance,
+        "scale",
+        "Classifier-free guidance: v(none) + scale (v(label) - v(none)); 1: none, one network "
+        "call in place of two.",
+        of=Of.SCORES | Of.FIGURES,
+    ),
+    "interval": owned(
+        Guidance, "interval", "Times t between which it applies.", of=Of.SCORES | Of.FIGURES
+    ),
+}
+
+PATH: Section = {
+    "name": Field("ot", "The conditional path p_t(x | x_1).", among(PATHS), EVERYTHING),
+    "ot": {
+        "sigma_min": owned(PATHS["ot"], "sigma_min", "Standard deviation at t = 1.", of=EVERYTHING)
+    },
+    "vp": {
+        "beta_min": owned(PATHS["vp"], "beta_min", "Noise rate at the data.", of=EVERYTHING),
+        "beta_max": owned(PATHS["vp"], "beta_max", "Noise rate at the noise.", of=EVERYTHING),
+        "eps": owned(PATHS["vp"], "eps", "The path ends at t = 1 - eps.", of=EVERYTHING),
+    },
+    "ve": {
+        "sigma_min": owned(PATHS["ve"], "sigma_min", "Standard deviation at t = 1.", of=EVERYTHING),
+        "sigma_max": owned(PATHS["ve"], "sigma_max", "Standard deviation at t = 0.", of=EVERYTHING),
+    },
+}
+
+OBJECTIVE: Section = {
+    "name": Field(
+        "flow_matching",
+        "flow_matching | ddpm | score_matching | scoreflow | maximum_likelihood; for "
+        "super-resolution, without a vector field: regression | sr3.",
+        among(OBJECTIVES),
+        EVERYTHING,
+    ),
+    "predicts": Field(
+        "velocity",
+        "The network's output: velocity | noise | score | data.",
+        among(FROM_DATA_AND_NOISE),
+        EVERYTHING,
+    ),
+    "coupling": Field(
+        "independent", "How noise and data of a batch are paired.", among(COUPLINGS), EVERYTHING
+    ),
+    "time": Field(
+        "uniform",
+        "How t is drawn: uniform | skewed (towards the data) | importance (by the weight of the "
+        "objective scoreflow).",
+        among((*TIMES, "importance")),
+        EVERYTHING,
+    ),
+}
+
+SR3: Section = {
+    "levels": Field(2000, "Noise levels of the training schedule.", least(1), Of.ROW | Of.SCORES),
+    "steps": Field(100, "Steps of ancestral sampling, one network call each.", least(1), Of.SCORES),
+}
+
+NETWORK: Section = {
+    "name": Field("unet", "unet (images) | mlp (points).", among(NETWORKS), TRAINED),
+    "dtype": Field("float32", "Computing dtype in training.", among(DTYPES), Of.ROW),
+    "time_input": Field(
+        "t",
+        "Time input of the network: t (sr3: the noise level) | log_snr (the log signal-to-noise "
+        "ratio).",
+        among(TIME_INPUTS),
+        TRAINED,
+        before="t",
+    ),
+    "unet": {
+        "channels": owned(UNet, "channels", "Width of the first level."),
+        "multipliers": owned(UNet, "multipliers", "Width of each level, in units of channels."),
+        "depth": owned(UNet, "depth", "Residual blocks in each level."),
+        "attention_sides": owned(
+            UNet, "attention_sides", "Feature maps with these sides get attention."
+        ),
+        "heads": owned(UNet, "heads", "Attention heads."),
+        "head_channels": owned(
+            UNet, "head_channels", "Channels in each head; overrides heads.", kind=int
+        ),
+        "dropout": owned(UNet, "dropout", "Dropout rate in training.", of=Of.ROW),
+        "scale_shift_norm": owned(
+            UNet, "scale_shift_norm", "Time and label scale and shift the group norm."
+        ),
+        "residual_resampling": owned(UNet, "residual_resampling", "ADM's resblock_updown."),
+        "conv_resampling": owned(UNet, "conv_resampling", "Resampling has a convolution."),
+        "time_scale": owned(
+            UNet,
+            "time_scale",
+            "Factor on the time input before its sinusoids, whose frequencies are at most 1.",
+        ),
+        "remat": owned(UNet, "remat", "Recompute activations in the backward pass.", of=Of.NOTHING),
+    },
+    "mlp": {
+        "width": owned(MLP, "width", "Width of each hidden layer.", least(1)),
+        "depth": owned(MLP, "depth", "Number of hidden layers.", least(1)),
+        "frequencies": owned(MLP, "frequencies", "Octaves of the input's sinusoids.", least(0)),
+    },
+}

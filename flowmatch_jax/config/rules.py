@@ -1,0 +1,90 @@
+"""What fields must satisfy together, as far as it can be judged without building anything."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from flowmatch_jax import likelihood
+from flowmatch_jax.config.field import check
+from flowmatch_jax.config.fields import FIELDS
+from flowmatch_jax.config.running import SCORES
+from flowmatch_jax.data import sets
+from flowmatch_jax.runtime.errors import UserError, section
+from flowmatch_jax.solvers import ADAPTIVE, Solver
+
+
+def validate(config: ConfigDict) -> None:
+    """Raise UserError for a field that is out of its range, or does not go with another one."""
+    check(FIELDS, config)
+    with section("config.data"):
+        _data(config.data)
+    with section("config.train"):
+        _train(config.train)
+    with section("config.solver"):
+        _solver(config.solver)
+    with section("config.maximum_likelihood"):
+        solver_of(config.maximum_likelihood).validate()
+    with section("config.evaluate"):
+        _likelihoods(config.evaluate)
+        if config.evaluate.extractor is not None:
+            _scores(config.evaluate)
+
+
+def data_options(config: ConfigDict) -> sets.Options:
+    """config.data as `sets` takes it."""
+    folder = sets.FolderOptions(**config.folder)
+    return sets.Options(
+        name=config.name,
+        version=config.version,
+        data_dir=config.data_dir,
+        size=config.size,
+        storage=config.storage,
+        max_corrupt=config.max_corrupt,
+        folder=folder,
+    )
+
+
+def solver_of(config: ConfigDict) -> Solver:
+    """A section that has a solver's fields, without a grid, as a `Solver`."""
+    names = {field.name for field in fields(Solver)} - {"grid"}
+    return Solver(**{name: config[name] for name in names.intersection(config)})
+
+
+def _data(config: ConfigDict) -> None:
+    data_options(config).validate()
+    if config.workers and config.storage != "records":
+        allowed = "only records are worth processes of their own: leave it 0"
+        raise UserError("workers", config.workers, allowed)
+
+
+def _train(config: ConfigDict) -> None:
+    for name in ("log_every", "sample_every", "checkpoint_every"):
+        if config[name] % config.steps_per_dispatch:
+            allowed = f"steps_per_dispatch = {config.steps_per_dispatch} must divide it"
+            raise UserError(name, config[name], allowed)
+
+
+def _solver(config: ConfigDict) -> None:
+    solver_of(config).validate()
+    if config.method in ADAPTIVE and config.grid != "uniform":
+        allowed = "an adaptive method finds its own steps: leave it uniform"
+        raise UserError("grid", config.grid, allowed)
+
+
+def _likelihoods(config: ConfigDict) -> None:
+    for k in config.dequantisations:
+        likelihood.validate_probes(k, config.divergence, config.probes)
+
+
+def _scores(config: ConfigDict) -> None:
+    for name in config.scores:
+        if (config.extractor, name) == ("pixels", "inception_score"):
+            raise UserError("scores", name, "pixels tell no classes: leave it out")
+        if config.generated < SCORES[name]:
+            allowed = f"{name} takes {SCORES[name]} samples or more"
+            raise UserError("generated", config.generated, allowed)
+    if config.reference is not None and not Path(config.reference).expanduser().is_file():
+        raise UserError("reference", config.reference, "there is no such file")

@@ -1,0 +1,139 @@
+"""The fields of training, sampling and evaluation."""
+
+from __future__ import annotations
+
+from flowmatch_jax import likelihood, solvers
+from flowmatch_jax.config.checks import (
+    all_among,
+    among,
+    counts,
+    even_calls,
+    least,
+    some_among,
+    tile_overlap,
+    training_steps,
+)
+from flowmatch_jax.config.field import Field, Of, Section, owned
+from flowmatch_jax.metrics.features.extractors import EXTRACTORS
+from flowmatch_jax.runtime.errors import seed
+from flowmatch_jax.solvers import Solver
+from flowmatch_jax.times import GRIDS
+
+WEIGHTS = ("ema", "raw")
+# score of samples -> how many samples it needs: its parts, subsets of half of them, its neighbours
+SCORES = {"inception_score": 10, "kernel_distance": 4, "precision_recall": 4}
+SOLVED = Of.SCORES | Of.FIGURES
+
+MAXIMUM_LIKELIHOOD: Section = {
+    "method": owned(Solver, "method", "As in config.solver.", of=Of.ROW),
+    "rtol": owned(Solver, "rtol", "As in config.solver.", of=Of.ROW),
+    "atol": owned(Solver, "atol", "As in config.solver.", of=Of.ROW),
+    "steps": owned(Solver, "steps", "As in config.solver.", of=Of.ROW, kind=int),
+    "max_steps": Field(256, "Adaptive methods give up beyond.", least(1), Of.ROW),
+    "adjoint": owned(
+        Solver, "adjoint", "checkpointed | backsolve.", among(solvers.ADJOINTS), Of.ROW
+    ),
+    "divergence": Field("hutchinson", "hutchinson | exact.", among(likelihood.DIVERGENCES), Of.ROW),
+    "probes": Field(1, "Hutchinson probes.", least(1), Of.ROW),
+}
+
+OPTIMIZER: Section = {
+    "learning_rate": Field(1e-4, "Peak learning rate.", of=Of.ROW),
+    "schedule": Field("polynomial", "polynomial | cosine | constant.", of=Of.ROW),
+    "warmup_steps": Field(0, "Steps of linear warm-up.", of=Of.ROW),
+    "b1": Field(0.9, "Adam's decay of the first moment.", of=Of.ROW),
+    "b2": Field(0.999, "Adam's decay of the second moment.", of=Of.ROW),
+    "eps": Field(1e-8, "Added to the root of Adam's second moment.", of=Of.ROW),
+    "weight_decay": Field(0.0, "Above 0 it is AdamW.", of=Of.ROW),
+    "clip_norm": Field(
+        None, "Largest norm of the gradient; unset: no clipping.", of=Of.ROW, kind=float
+    ),
+    "ema_decay": Field(0.9999, "Decay of the average of the weights.", of=Of.ROW),
+}
+
+TRAIN: Section = {
+    "steps": Field(100_000, "Training steps.", training_steps, Of.ROW),
+    "batch_size": Field(256, "Batch size over all devices.", least(1), Of.RUN | Of.ROW),
+    "accumulate": Field(1, "Micro-batches that a batch is divided into.", least(1)),
+    "steps_per_dispatch": Field(1, "Steps that run on the device without Python.", least(1)),
+    "max_skipped": Field(
+        10,
+        "Updates in a row that may be skipped because they are not finite, before the run goes "
+        "back to a checkpoint, once, and then stops.",
+        least(1),
+    ),
+    "log_every": Field(100, "Steps between measurements.", least(1)),
+    "sample_every": Field(5_000, "Steps between pictures of samples.", least(1)),
+    "checkpoint_every": Field(5_000, "Steps between checkpoints.", least(1)),
+    "keep_last": Field(2, "Newest checkpoints that are kept.", least(1)),
+    "keep_every": Field(None, "Checkpoints at multiples of this are kept too.", least(1), kind=int),
+}
+
+SOLVER: Section = {
+    "method": owned(
+        Solver,
+        "method",
+        "euler midpoint heun rk4 | adaptive: dopri5 tsit5 dopri8 bosh3.",
+        of=SOLVED,
+    ),
+    "rtol": owned(Solver, "rtol", "Relative tolerance of adaptive methods.", of=SOLVED),
+    "atol": owned(Solver, "atol", "Absolute tolerance of adaptive methods.", of=SOLVED),
+    "steps": owned(Solver, "steps", "Steps of fixed methods.", of=SOLVED, kind=int),
+    "grid": Field("uniform", "Times of a fixed method: uniform | edm.", among(GRIDS), SOLVED),
+}
+
+EVALUATE: Section = {
+    "weights": Field(("ema",), "Any of: ema, raw.", some_among(WEIGHTS)),
+    "seed": Field(1, "Seed of samples, dequantisation and probes.", seed, SOLVED),
+    "batch_size": Field(256, "Batch size of likelihoods.", least(1), Of.SCORES),
+    "images": Field(
+        None, "Test images for likelihoods; unset: all.", least(2), Of.SCORES, int
+    ),  # two, for a standard error
+    "dequantisations": Field(
+        (1,), "Each K of the importance-weighted bound.", counts("K, such as (1,)"), Of.SCORES
+    ),
+    "divergence": Field(
+        "hutchinson", "hutchinson | exact.", among(likelihood.DIVERGENCES), Of.SCORES
+    ),
+    "probes": Field(2, "Hutchinson probes; K > 1 needs at least two.", least(1), Of.SCORES),
+    "classes": Field((), "Classes in the picture of a class-conditional model; empty: all."),
+    "samples": Field(64, "Samples in a picture, and in each batch.", least(1), Of.SCORES),
+    "extractor": Field(
+        None,
+        "Features that samples are judged by: pixels | efficientnet_lite0 | inception; unset: "
+        "samples are not judged.",
+        among(EXTRACTORS),
+        SOLVED,
+        str,
+    ),
+    "weights_file": Field(None, "inception: pytorch-fid's .pth.", kind=str),
+    "scores": Field(
+        (),
+        f"Besides the Fréchet distance, any of: {', '.join(SCORES)}.",
+        all_among(SCORES),
+        Of.SCORES,
+    ),
+    "reference": Field(
+        None, "npz with mu and sigma; unset: the training images.", of=Of.SCORES, kind=str
+    ),
+    "generated": Field(50_000, "Samples that are judged.", least(2), Of.SCORES),
+}
+
+UPSAMPLE: Section = {
+    "overlap": Field(0.25, "Of neighbouring tiles, as a fraction of their side.", tile_overlap),
+}
+
+FIGURES: Section = {
+    "nfe": Field(
+        (4, 8, 10, 20, 40, 60, 100),
+        "Of the curves over NFE.",
+        counts("number of calls"),
+        Of.FIGURES,
+    ),
+    "reference_nfe": Field(
+        1000, "NFE of the solution that errors are measured against.", even_calls, Of.FIGURES
+    ),
+    "seeds": Field(256, "Samples whose errors are averaged.", least(1), Of.FIGURES),
+    "generated": Field(5_000, "Samples for each Fréchet distance.", least(2), Of.FIGURES),
+    "sample_nfe": Field((4, 8, 10, 20), "Of the pictures of samples.", even_calls, Of.FIGURES),
+}

@@ -1,0 +1,73 @@
+"""What is known of the samples that were drawn so far, and how it outlives a killed process."""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from flowmatch_jax.metrics.frechet import Moments
+from flowmatch_jax.runtime.files import npz, write_atomically
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("features", "logits", "pairs")  # of a tally
+
+
+@dataclass
+class Tally:
+    """What is known of the samples drawn so far.
+
+    Attributes:
+        moments: of the features of those that are finite.
+        drawn, not_finite: samples, and those left out since they hold values that are not finite.
+        converged: of all batches.
+        nfe: of each batch.
+        features, logits: of the finite ones, batch by batch, where a score asks for them.
+        pairs: of the finite ones beside their originals, where there are any; see `pair_scores`.
+    """
+
+    moments: Moments
+    drawn: int = 0
+    not_finite: int = 0
+    converged: bool = True
+    nfe: list[float] = field(default_factory=list)
+    features: list[np.ndarray] = field(default_factory=list)
+    logits: list[np.ndarray] = field(default_factory=list)
+    pairs: list[np.ndarray] = field(default_factory=list)
+
+    def save(self, path: Path, settings: str) -> None:
+        """Write all of it, exactly, with the settings that it was drawn by."""
+        fields = vars(self) | {
+            name: np.concatenate(parts) if (parts := getattr(self, name)) else np.zeros(0)
+            for name in PARTS
+        }
+        moments = fields.pop("moments")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        known = {"mu": moments.mean, "sigma": moments.cov, "count": moments.count}
+        write_atomically(path, npz(settings=settings, **fields, **known))
+
+    @classmethod
+    def load(cls, path: Path, settings: str) -> Tally | None:
+        """What `save` wrote; None where there is nothing, or it was drawn by other settings."""
+        if not path.exists():
+            return None
+        try:
+            with np.load(path) as saved:
+                if str(saved["settings"]) != settings:
+                    return None
+                return cls(
+                    moments=Moments(int(saved["count"]), saved["mu"], saved["sigma"]),
+                    drawn=int(saved["drawn"]),
+                    not_finite=int(saved["not_finite"]),
+                    converged=bool(saved["converged"]),
+                    nfe=saved["nfe"].tolist(),
+                    **{name: [saved[name]] if saved[name].size else [] for name in PARTS},
+                )
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            logger.warning("%s cannot be read, and samples are drawn anew: %s", path, error)
+            return None

@@ -1,0 +1,139 @@
+"""What the command line can do with a config and a workdir: a function for each mode."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+from ml_collections import FrozenConfigDict
+
+from flowmatch_jax.config.command_line import load_config
+from flowmatch_jax.config.identity import check_identity
+from flowmatch_jax.evaluation.evaluate import evaluate, is_evaluated
+from flowmatch_jax.evaluation.samples import draw, make_sampler
+from flowmatch_jax.evaluation.upsample import upsample_pictures
+from flowmatch_jax.experiment import Experiment, build
+from flowmatch_jax.report.figures import are_drawn, draw_figures
+from flowmatch_jax.report.report import write_report
+from flowmatch_jax.runtime import processes
+from flowmatch_jax.runtime.workdir import open_workdir
+from flowmatch_jax.training.cost.profile import profile_steps, table
+from flowmatch_jax.training.loop import train
+from flowmatch_jax.training.weights import load_weights
+
+logger = logging.getLogger(__name__)
+
+# What is compared where no methods are named, in the order of the paper's tables.
+METHODS = ("ot", "vp", "ddpm", "score", "scoreflow")
+SUPER_RESOLUTION_METHODS = ("regression", "sr3", "ot")
+
+
+def open_run(config: FrozenConfigDict, workdir: Path) -> Experiment:
+    """The experiment of a workdir, which is this config's; the same in all processes."""
+    processes.same_everywhere("--workdir", str(workdir))
+    processes.same_everywhere("--config", config.to_json())
+    experiment = build(config)
+    open_workdir(workdir)
+    check_identity(workdir, config)
+    return experiment
+
+
+def run(mode: str, config: FrozenConfigDict, workdir: Path) -> None:
+    """Train, evaluate, sample or draw the figures of one run."""
+    experiment = open_run(config, workdir)
+    if mode == "figures":
+        draw_run(experiment, workdir)
+        return
+    sampler = make_sampler(experiment, config.evaluate.samples)
+    if mode == "train":
+        train(experiment, workdir, partial(draw, experiment, sampler, workdir, "ema"))
+    ((step, weights),) = load_weights(experiment, workdir, config.evaluate.weights).items()
+    if mode == "sample":
+        for kind, params in weights.items():
+            draw(experiment, sampler, workdir, kind, params, step, keep_arrays=True)
+    else:
+        evaluate(experiment, sampler, weights, step, workdir)
+
+
+def draw_run(experiment: Experiment, workdir: Path) -> None:
+    """Draw the figures of a run, by the first of config.evaluate.weights."""
+    kind = experiment.config.evaluate.weights[0]
+    kept = load_weights(experiment, workdir, (kind,), every_step=True)
+    by_step = {step: weights[kind] for step, weights in kept.items()}
+    step = max(by_step)
+    draw_figures(experiment, by_step[step], step, by_step.items(), workdir)
+
+
+def profile(config: FrozenConfigDict, workdir: Path) -> None:
+    """Trace a few training steps; print where their time goes."""
+    operations = profile_steps(open_run(config, workdir), workdir / "profile")
+    if jax.process_index() == 0:
+        print(table(operations))
+        logger.info("The trace is in %s; XProf and Perfetto open it.", workdir / "profile")
+
+
+def upsample(config: FrozenConfigDict, workdir: Path, pictures: Path, output: Path) -> None:
+    """Enlarge a user's own pictures by the first of config.evaluate.weights."""
+    experiment = open_run(config, workdir)
+    kind = config.evaluate.weights[0]
+    ((_, weights),) = load_weights(experiment, workdir, (kind,)).items()
+    upsample_pictures(experiment, weights[kind], pictures, output)
+
+
+def compared(data: str, methods: Sequence[str] | None) -> dict[str, str]:
+    """Method -> config file, of the methods that are compared on a dataset.
+
+    A file configs/<data>.py is super-resolution by flow matching with the OT path.
+    """
+    own = Path(f"configs/{data}.py")
+    names = methods or (SUPER_RESOLUTION_METHODS if own.exists() else METHODS)
+    files = {name: f"configs/{data}_{name}.py" for name in names}
+    return files | ({"ot": str(own)} if own.exists() and "ot" in names else {})
+
+
+def compare(
+    data: Sequence[str],
+    methods: Sequence[str] | None,
+    seeds: Sequence[int],
+    overrides: list[str],
+    folder: Path,
+) -> None:
+    """Train, evaluate and draw each method on each dataset, and report; what is done is skipped.
+
+    Runs are in folder/<data>_<method>_seed<seed>, reports in folder/report_<data>. Figures are
+    drawn of the first seed's runs.
+    """
+    configs = {
+        name: {
+            (method, seed): load_config(file, [*overrides, f"--config.seed={seed}"])
+            for method, file in compared(name, methods).items()
+            for seed in seeds
+        }
+        for name in data
+    }
+    for of_data in configs.values():
+        for config in of_data.values():  # a mistake shows before any training
+            build(config)
+    for name, of_data in configs.items():
+        workdirs = []
+        for (method, seed), config in of_data.items():
+            workdirs.append(folder / f"{name}_{method}_seed{seed}")
+            complete(config, workdirs[-1], with_figures=seed == seeds[0])
+            jax.clear_caches()  # one method's programs are of no use to the next
+        if jax.process_index() == 0:
+            write_report(workdirs, folder / f"report_{name}")
+
+
+def complete(config: FrozenConfigDict, workdir: Path, with_figures: bool) -> None:
+    """Train and evaluate a run, and draw its figures, as far as that is not done yet."""
+    experiment = build(config)
+    if processes.everywhere(is_evaluated(experiment, workdir)):
+        logger.info("Done before: %s", workdir)
+    else:
+        logger.info("Training %s", workdir)
+        run("train", config, workdir)
+    if with_figures and not processes.everywhere(are_drawn(experiment, workdir)):
+        run("figures", config, workdir)

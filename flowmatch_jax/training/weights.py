@@ -1,0 +1,43 @@
+"""The weights of a trained run, read back from its workdir."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from flowmatch_jax.arrays import Params
+from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.runtime.errors import UserError
+from flowmatch_jax.runtime.mesh import with_shardings
+from flowmatch_jax.runtime.workdir import has_checkpoint
+from flowmatch_jax.training.checkpoints import Checkpoints, DamagedCheckpoint
+
+logger = logging.getLogger(__name__)
+
+
+def load_weights(
+    experiment: Experiment, workdir: Path, kinds: Sequence[str], every_step: bool = False
+) -> dict[int, dict[str, Params]]:
+    """Weights of the workdir's newest checkpoint, or of all: step -> kind -> parameters.
+
+    Checkpoints that are damaged are left out.
+    """
+    if not has_checkpoint(workdir):
+        raise UserError("--workdir", str(workdir), "no checkpoint there yet; train first")
+    shapes = jax.eval_shape(experiment.init_params, jax.random.key(0))
+    layout = with_shardings(shapes, experiment.mesh)
+    found: dict[int, dict[str, Params]] = {}
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        for step in checkpoints.steps():
+            try:
+                found[step] = {k: checkpoints.restore_weights(step, k, layout) for k in kinds}
+            except DamagedCheckpoint as damage:
+                logger.warning("Checkpoint %d cannot be used: %s", step, damage)
+            if found and not every_step:
+                return found
+    if not found:
+        raise UserError("--workdir", str(workdir), "none of its checkpoints is whole")
+    return dict(sorted(found.items()))
