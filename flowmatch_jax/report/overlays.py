@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
+import logging
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -13,11 +18,21 @@ from flowmatch_jax.metrics.features.extractors import score_name
 from flowmatch_jax.report import plots
 from flowmatch_jax.report.curves import METHODS, Rows
 from flowmatch_jax.runtime.errors import UserError
+from flowmatch_jax.runtime.files import Unreadable, read_json
 from flowmatch_jax.runtime.workdir import write_csv
+
+logger = logging.getLogger(__name__)
+
+Arrays = dict[str, np.ndarray]
+
+# What readers raise of files that are cut or hold something else.
+DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile, zlib.error, csv.Error)
 
 
 def draw_overlays(sources: dict[str, Path], levels: int | None, folder: Path) -> list[Path]:
     """Figures 5, 6, 7, 10 of the paper, and 4 for points, of all methods together.
+
+    A figure of which a file is damaged is left out, with a warning.
 
     Args:
         sources: label -> folder of a run's figures, see `figures.draw_figures`.
@@ -33,16 +48,27 @@ def draw_overlays(sources: dict[str, Path], levels: int | None, folder: Path) ->
     if not sources:
         return []
     distance = score_name("fd", _shared_settings(sources)["extractor"])
-    drawn = [_draw_super_resolution(sources, levels, folder), _draw_paths(sources, levels, folder)]
+    pictures = [
+        partial(draw, sources, levels, folder) for draw in (_draw_super_resolution, _draw_paths)
+    ]
     if levels is None:
-        drawn.append(_draw_few_calls(sources, folder))
-    drawn.append(_overlay(sources, "over_training", "step", distance, folder / "figure5.png"))
+        pictures.append(partial(_draw_few_calls, sources, folder))
+    over_training = partial(_overlay, sources, "over_training", "step")
+    pictures.append(partial(over_training, distance, folder / "figure5.png"))
     for solver in METHODS:
         for side, y in (("left", "mean_squared_error"), ("right", distance)):
             path = folder / f"figure7_{side}_{solver}.png"
-            drawn.append(_overlay(sources, "over_nfe", "nfe", y, path, solver))
-    drawn.append(_overlay(sources, "over_training", "step", "nfe", folder / "figure10.png"))
-    return [path for path in drawn if path is not None]
+            pictures.append(partial(_overlay, sources, "over_nfe", "nfe", y, path, solver))
+    pictures.append(partial(over_training, "nfe", folder / "figure10.png"))
+    return [path for draw in pictures if (path := _unless_damaged(draw)) is not None]
+
+
+def _unless_damaged(draw: Callable[[], Path | None]) -> Path | None:
+    try:
+        return draw()
+    except Unreadable as error:
+        logger.warning("A figure is left out, draw it anew by --mode=figures: %s", error)
+        return None
 
 
 def _overlay(
@@ -54,8 +80,8 @@ def _overlay(
         numbers = source / f"{file}.csv"
         if not numbers.exists():  # of no flow
             continue
-        with numbers.open() as lines:
-            for row in csv.DictReader(lines):
+        with _reading(numbers):
+            for row in _table(numbers):
                 if row.get(y) and solver in (None, row.get("method")):
                     rows.append({"method": label, x: float(row[x]), y: float(row[y])})
     if not rows:
@@ -73,11 +99,11 @@ def _draw_super_resolution(
     sources: dict[str, Path], levels: int | None, folder: Path
 ) -> Path | None:
     """Each method's images between their low resolution and their originals; None without any."""
-    found = _load(sources, "super_resolution.npz")
+    found = _load(sources, "super_resolution.npz", ("sample",))
     if not found:
         return None
     first, rows = next(iter(found.values())), {}
-    for name in first.files:
+    for name in first:
         made = {label: arrays["sample"] for label, arrays in found.items()}
         rows |= made if name == "sample" else {name: first[name]}
     path = folder / "super_resolution.png"
@@ -87,7 +113,7 @@ def _draw_super_resolution(
 
 def _draw_paths(sources: dict[str, Path], levels: int | None, folder: Path) -> Path | None:
     """Figure 6, the way of one noise; for points, of all their samples (figure 4, left)."""
-    ways = _load(sources, "sample_paths.npz")
+    ways = _load(sources, "sample_paths.npz", ("t", "x"))
     if not ways:  # of no flow
         return None
     path = folder / "figure6.png"
@@ -102,9 +128,11 @@ def _draw_paths(sources: dict[str, Path], levels: int | None, folder: Path) -> P
     return path
 
 
-def _draw_few_calls(sources: dict[str, Path], folder: Path) -> Path:
+def _draw_few_calls(sources: dict[str, Path], folder: Path) -> Path | None:
     """Figure 4, right: samples by the midpoint method at a few NFE."""
-    few = {label: np.load(source / "samples_nfe.npz") for label, source in sources.items()}
+    few = _load(sources, "samples_nfe.npz", ("nfe", "x"))
+    if not few:
+        return None
     columns = {
         label: {f"NFE {n}": x for n, x in zip(samples["nfe"], samples["x"], strict=True)}
         for label, samples in few.items()
@@ -113,23 +141,41 @@ def _draw_few_calls(sources: dict[str, Path], folder: Path) -> Path:
     return folder / "figure4.png"
 
 
-def _load(sources: dict[str, Path], name: str) -> dict[str, Any]:
-    """Arrays of the runs that have them."""
-    return {
-        label: np.load(source / name)
-        for label, source in sources.items()
-        if (source / name).exists()
-    }
+def _load(sources: dict[str, Path], file: str, names: Sequence[str]) -> dict[str, Arrays]:
+    """Arrays of the runs that have the file, with at least these names."""
+    paths = {label: source / file for label, source in sources.items()}
+    return {label: _arrays(path, names) for label, path in paths.items() if path.exists()}
 
 
-def _reach(samples: dict[str, Any]) -> float:
+def _arrays(path: Path, names: Sequence[str]) -> Arrays:
+    with _reading(path), np.load(path) as file:
+        return {name: file[name] for name in dict.fromkeys((*file.files, *names))}
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file, each of which is whole."""
+    text = path.read_text()
+    if not text.endswith("\n"):
+        raise ValueError("its last line is cut")
+    return list(csv.DictReader(text.splitlines()))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DAMAGE as error:
+        raise Unreadable(path, str(error) or type(error).__name__) from error
+
+
+def _reach(samples: dict[str, Arrays]) -> float:
     """Half the side of the square that holds nearly all of the samples in the end."""
     return 1.15 * max(float(np.quantile(np.abs(s["x"][-1]), 0.99)) for s in samples.values())
 
 
 def _shared_settings(sources: dict[str, Path]) -> dict[str, Any]:
     """What all figures were drawn with, but for the step."""
-    settings = {s: json.loads((s / "figures.json").read_text()) for s in sources.values()}
+    settings = {source: read_settings(source) for source in sources.values()}
     first = next(iter(settings))
     for source, values in settings.items():
         for name in [name for name in values if name != "step"]:
@@ -141,3 +187,16 @@ def _shared_settings(sources: dict[str, Path]) -> dict[str, Any]:
                 )
                 raise UserError("--runs", str(source.parent), allowed)
     return settings[first]
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What the figures of a folder were drawn with.
+
+    Raises:
+        FileNotFoundError: there are none.
+        Unreadable: the file is cut.
+    """
+    settings = read_json(folder / "figures.json")
+    if not isinstance(settings, dict) or "extractor" not in settings:
+        raise Unreadable(folder / "figures.json", "it holds no settings of figures")
+    return settings

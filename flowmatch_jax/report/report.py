@@ -11,7 +11,7 @@ from typing import Any
 
 from flowmatch_jax.metrics.features.extractors import score_name
 from flowmatch_jax.report import runs as runs_
-from flowmatch_jax.report.overlays import draw_overlays
+from flowmatch_jax.report.overlays import draw_overlays, read_settings
 from flowmatch_jax.report.runs import Run
 from flowmatch_jax.report.tables import Cell, Column, Table
 from flowmatch_jax.runtime.errors import UserError
@@ -153,8 +153,16 @@ def common_k(rows: Rows, wanted: dict[str, Any]) -> int | None:
 
 
 def _figures(runs: list[Run]) -> Path | None:
-    folders = [run.workdir / "figures" for run in runs]
-    return next((folder for folder in folders if (folder / "figures.json").exists()), None)
+    """The folder of the first run's figures that has readable ones."""
+    for folder in (run.workdir / "figures" for run in runs):
+        try:
+            read_settings(folder)
+            return folder
+        except FileNotFoundError:
+            pass
+        except Unreadable as error:
+            logger.warning("Left out of the figures, since it cannot be read: %s", error)
+    return None
 
 
 def _labelled(groups: list[list[Run]]) -> Rows:
