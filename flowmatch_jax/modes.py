@@ -131,9 +131,9 @@ def complete(config: FrozenConfigDict, workdir: Path, with_figures: bool) -> Non
     """Train and evaluate a run, and draw its figures, as far as that is not done yet."""
     experiment = build(config)
     if processes.everywhere(is_evaluated(experiment, workdir)):
-        logger.info("Done before: %s", workdir)
+        logger.info("%s is done already.", workdir)
     else:
-        logger.info("Training %s", workdir)
+        logger.info("Training %s.", workdir)
         run("train", config, workdir)
     if with_figures and not processes.everywhere(are_drawn(experiment, workdir)):
         run("figures", config, workdir)
