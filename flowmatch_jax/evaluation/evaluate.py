@@ -54,10 +54,9 @@ def evaluate(
     scorer = make_scorer(experiment) if experiment.is_flow else None
     if experiment.guidance:
         logger.info("Samples are guided; likelihoods are of the model without guidance.")
-    config = experiment.config.evaluate
     reference = make_reference(experiment) if experiment.extractor else None
     conditions = settings(experiment, step, reference)
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     for name, params in weights.items():
         samples = draw(experiment, sampler, workdir, name, params, step)
         likelihood = {} if scorer is None else score_split(experiment, scorer, params)
@@ -66,18 +65,12 @@ def evaluate(
             "samples_converged": bool(samples.converged),
         }
         if reference is not None:
-            partial = workdir / "evaluation" / f"{step}_{name}.partial.npz"
+            count = experiment.config.evaluate.generated
+            partial = workdir / "evaluation" / f"{step}_{name}.partial.npz", json.dumps(conditions)
             results[name] |= judge_samples(
-                experiment,
-                sampler,
-                params,
-                config.generated,
-                reference,
-                partial=(partial, json.dumps(conditions)),
+                experiment, sampler, params, count, reference, partial=partial
             )
-        for what, flag in (("likelihood", "converged"), ("samples", "samples_converged")):
-            if not results[name].get(flag, True):
-                logger.warning("The %s' solver gave up: its numbers are no results.", what)
+        _warn_of_failed_solves(results[name])
     record = conditions | {"results": results}
     if reference is not None and experiment.conditioning.low_resolution is not None:
         record["baselines"] = judge_baselines(experiment, reference)
@@ -86,6 +79,12 @@ def evaluate(
         add_record(path, record)
     logger.info("%s", summarise(record, path))
     return record
+
+
+def _warn_of_failed_solves(results: dict[str, Any]) -> None:
+    for what, flag in (("likelihood", "converged"), ("samples", "samples_converged")):
+        if not results.get(flag, True):
+            logger.warning("The %s' solver gave up: its numbers are no results.", what)
 
 
 def is_evaluated(experiment: Experiment, workdir: Path) -> bool:

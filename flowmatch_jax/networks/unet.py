@@ -25,6 +25,11 @@ from flowmatch_jax.networks.layers import (
 )
 from flowmatch_jax.runtime.errors import UserError, at_least, fraction
 
+# (width, name, resample=None) -> a residual block
+Block = Callable[..., ResidualBlock]
+# (h, name, always=False) -> h after attention, where there is one
+Attention = Callable[..., Array]
+
 
 class UNet(nn.Module):
     """v(t, x) for images; zero at initialisation.
@@ -99,35 +104,48 @@ class UNet(nn.Module):
         self._check_inputs(x, label, condition)
         output_dtype = x.dtype
         block, attention = self._block(train), self._attention()
-
         embedding = self._embed(jnp.broadcast_to(t, x.shape[:1]), label)
         if condition is not None:
             x = jnp.concatenate([x, condition], axis=-1)
         if self.dtype is not None:
             x = x.astype(self.dtype)
 
-        widths = [self.channels * multiplier for multiplier in self.multipliers]
-        last = len(widths) - 1
+        skips = self._down(x, embedding, block, attention)
+        h = block(self._widths[-1], "middle_0")(skips[-1], embedding)
+        h = attention(h, "middle_attention", always=True)
+        h = block(self._widths[-1], "middle_1")(h, embedding)
+        h = self._up(h, skips, embedding, block, attention)
 
-        h = Convolution(widths[0], 3, dtype=self.dtype, name="conv_in")(x)
+        h = nn.silu(GroupNorm(name="norm_out")(h))
+        out = Convolution(self.out_channels, 3, zero=True, dtype=self.dtype, name="conv_out")
+        return out(h).astype(output_dtype)
+
+    @property
+    def _widths(self) -> list[int]:
+        return [self.channels * multiplier for multiplier in self.multipliers]
+
+    def _down(self, x: Array, embedding: Array, block: Block, attention: Attention) -> list[Array]:
+        """The feature maps on the way down, the last of them the smallest."""
+        h = Convolution(self._widths[0], 3, dtype=self.dtype, name="conv_in")(x)
         skips = [h]
-        for level, width in enumerate(widths):
+        for level, width in enumerate(self._widths):
             for i in range(self.depth):
                 h = block(width, f"down_{level}_{i}")(h, embedding)
                 h = attention(h, f"down_{level}_{i}_attention")
                 skips.append(h)
-            if level < last:
+            if level < len(self._widths) - 1:
                 if self.residual_resampling:
                     h = block(width, f"down_{level}_halve", "half")(h, embedding)
                 else:
                     h = Downsample(self.conv_resampling, self.dtype, name=f"down_{level}_halve")(h)
                 skips.append(h)
+        return skips
 
-        h = block(widths[-1], "middle_0")(h, embedding)
-        h = attention(h, "middle_attention", always=True)
-        h = block(widths[-1], "middle_1")(h, embedding)
-
-        for level, width in reversed(list(enumerate(widths))):
+    def _up(
+        self, h: Array, skips: list[Array], embedding: Array, block: Block, attention: Attention
+    ) -> Array:
+        """Back to the first feature map's size, each map of the way down beside its own."""
+        for level, width in reversed(list(enumerate(self._widths))):
             for i in range(self.depth + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = block(width, f"up_{level}_{i}")(h, embedding)
@@ -137,10 +155,7 @@ class UNet(nn.Module):
                     h = block(width, f"up_{level}_double", "double")(h, embedding)
                 else:
                     h = Upsample(self.conv_resampling, self.dtype, name=f"up_{level}_double")(h)
-
-        h = nn.silu(GroupNorm(name="norm_out")(h))
-        out = Convolution(self.out_channels, 3, zero=True, dtype=self.dtype, name="conv_out")
-        return out(h).astype(output_dtype)
+        return h
 
     def validate(self, sides: tuple[int, int]) -> None:
         """Raise UserError unless this network exists for images of these sides."""
@@ -193,7 +208,7 @@ class UNet(nn.Module):
         label = jnp.full(t.shape, -1) if label is None else label
         return h + jnp.where(label[:, None] >= 0, table(jnp.maximum(label, 0)), 0)
 
-    def _block(self, train: bool) -> Callable[..., ResidualBlock]:
+    def _block(self, train: bool) -> Block:
         kind = nn.remat(ResidualBlock) if self.remat else ResidualBlock
         dropout = self.dropout if train else 0.0
 
@@ -202,7 +217,7 @@ class UNet(nn.Module):
 
         return block
 
-    def _attention(self) -> Callable[..., Array]:
+    def _attention(self) -> Attention:
         kind = nn.remat(AttentionBlock) if self.remat else AttentionBlock
 
         def attention(h: Array, name: str, always: bool = False) -> Array:

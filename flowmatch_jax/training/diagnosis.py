@@ -15,7 +15,7 @@ from flowmatch_jax.arrays import Array, Batch, Params
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.runtime.workdir import write_json
 from flowmatch_jax.training.state import TrainState
-from flowmatch_jax.training.step import Gradient, make_gradient
+from flowmatch_jax.training.step import experiment_gradient
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +36,7 @@ def diagnose(experiment: Experiment, state: TrainState, batch: Batch) -> dict[st
         not finite first, then by their norm}. Losses and norms that are not finite are text.
     """
     key = jax.random.fold_in(state.key, state.step - 1)
-    gradients, metrics = jax.jit(_gradient(experiment, experiment.objective))(
-        state.params, batch, key
-    )
+    gradients, metrics = jax.jit(experiment_gradient(experiment))(state.params, batch, key)
     layers = [
         {"layer": jax.tree_util.keystr(path, simple=True, separator="/")} | summary
         for path, summary in jax.tree_util.tree_leaves_with_path(
@@ -49,7 +47,8 @@ def diagnose(experiment: Experiment, state: TrainState, batch: Batch) -> dict[st
 
     @jax.jit
     def loss(t: Array, params: Params, batch: Batch, key: Array) -> Array:
-        return _gradient(experiment, experiment.objective_at(t))(params, batch, key)[1]["loss"]
+        gradient = experiment_gradient(experiment, experiment.objective_at(t))
+        return gradient(params, batch, key)[1]["loss"]
 
     has_times = experiment.objective_at(jnp.zeros(())) is not None
     times = np.linspace(0, experiment.path.t_end, TIMES) if has_times else ()
@@ -72,23 +71,13 @@ def write_diagnosis(experiment: Experiment, state: TrainState, batch: Batch, wor
     found = diagnose(experiment, state, batch)
     if jax.process_index() == 0:
         write_json(workdir / "nonfinite.json", found)
-    logger.error("Step %d once more: its loss is %s", found["step"], found["loss"])
-    for point in found["loss_by_t"]:
-        logger.error("  loss at t = %.3f: %s", point["t"], point["loss"])
-    for layer in found["gradients"][:SHOWN]:
-        logger.error("  gradient of %(layer)s: norm %(norm)s, not finite %(not_finite)d", layer)
-    logger.error("All layers: %s", workdir / "nonfinite.json")
-
-
-def _gradient(experiment: Experiment, objective: Any) -> Gradient:
-    return make_gradient(
-        objective,
-        experiment.train_apply,
-        experiment.train_data.levels,
-        experiment.config.data.flip,
-        experiment.config.train.accumulate,
-        experiment.conditioning.training_inputs,
-    )
+    lines = [f"At step {found['step']}, done once more, the loss is {found['loss']}."]
+    lines += [f"  loss at t = {point['t']:.3f}: {point['loss']}" for point in found["loss_by_t"]]
+    lines += [
+        "  gradient of {layer}: norm {norm}, not finite {not_finite}".format(**layer)
+        for layer in found["gradients"][:SHOWN]
+    ]
+    logger.error("\n".join([*lines, "All layers are in %s."]), workdir / "nonfinite.json")
 
 
 def _summaries(gradients: Params) -> Any:

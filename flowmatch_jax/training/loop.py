@@ -129,11 +129,15 @@ def _advance(
             checkpoints.check()
             if stop:
                 checkpoints.finish()
-                raise RunStopped(
-                    f"{notice.signal}: training stopped at step {step}, which is saved; the same "
-                    "command goes on from there"
-                )
+                raise _stopped(notice, step)
     return state
+
+
+def _stopped(notice: StopNotice, step: int) -> RunStopped:
+    return RunStopped(
+        f"{notice.signal}: training stopped at step {step}, which is saved; the same command goes "
+        "on from there"
+    )
 
 
 def _go_back(run: Run, workdir: Path, failure: NotFinite, checkpoints: Checkpoints) -> TrainState:

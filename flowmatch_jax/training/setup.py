@@ -18,7 +18,7 @@ from flowmatch_jax.runtime.messages import compiling
 from flowmatch_jax.training.cost import estimate as cost
 from flowmatch_jax.training.optimizer import adam, learning_rate_schedule
 from flowmatch_jax.training.state import TrainState, data_seed, init_state
-from flowmatch_jax.training.step import TrainStep, make_gradient, make_train_step
+from flowmatch_jax.training.step import TrainStep, experiment_gradient, make_train_step
 
 logger = logging.getLogger(__name__)
 
@@ -68,14 +68,7 @@ class Run:
             return init_state(experiment.init_params, optimizer, config.seed)
 
         layout = with_shardings(jax.eval_shape(init), mesh)
-        gradient = make_gradient(
-            experiment.objective,
-            experiment.train_apply,
-            source.levels,
-            config.data.flip,
-            config.train.accumulate,
-            experiment.conditioning.training_inputs,
-        )
+        gradient = experiment_gradient(experiment)
         return cls(
             experiment=experiment,
             schedule=schedule,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from flowmatch_jax.arrays import Apply, Array, Batch, Inputs, Params
+from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.objectives import Objective
 from flowmatch_jax.pixels import dequantise, random_flip
 from flowmatch_jax.runtime.mesh import replicated, state_shardings
@@ -61,6 +63,21 @@ def make_gradient(
     return gradient if microbatches == 1 else _accumulated(gradient, microbatches)
 
 
+def experiment_gradient(
+    experiment: Experiment, objective: Objective | None = None, apply: Apply | None = None
+) -> Gradient:
+    """The gradient that an experiment trains by, or that of another objective or network."""
+    config = experiment.config
+    return make_gradient(
+        objective or experiment.objective,
+        apply or experiment.train_apply,
+        experiment.train_data.levels,
+        config.data.flip,
+        config.train.accumulate,
+        experiment.conditioning.training_inputs,
+    )
+
+
 def _accumulated(gradient: Gradient, n: int) -> Gradient:
     def part(x: Array) -> Array:
         # Each device's items are dealt out in turn, so that none has to move to another device.
@@ -104,39 +121,48 @@ def make_train_step(
         "skipped" (updates in a row that were not made, up to this one).
     """
 
-    def train_step(
-        state: TrainState, batch: Batch, images: Array | None
-    ) -> tuple[TrainState, Metrics]:
-        if images is not None:
-            batch = batch | {"x": images[batch["index"]]}
-        key = jax.random.fold_in(state.key, state.step)
-        gradients, metrics = gradient(state.params, batch, key)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = ema_update(state.ema, params, state.step, ema_decay)
-        norm = optax.global_norm(gradients)
-
-        made = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-        skipped = jnp.where(made, 0, state.skipped + 1)
-        changed, unchanged = (params, ema, opt_state), (state.params, state.ema, state.opt_state)
-        params, ema, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(made, new, old), changed, unchanged
-        )
-        state = state.replace(
-            step=state.step + 1, params=params, ema=ema, opt_state=opt_state, skipped=skipped
-        )
-        return state, metrics | {"gradient_norm": norm, "skipped": skipped}
+    step = partial(_step, gradient, optimizer, ema_decay)
 
     def train_steps(
         state: TrainState, batches: Batch, images: Array | None = None
     ) -> tuple[TrainState, Metrics]:
         if len(jax.tree.leaves(batches)[0]) == 1:  # without a loop, which costs on CPU
-            state, metrics = train_step(state, jax.tree.map(lambda x: x[0], batches), images)
+            state, metrics = step(state, jax.tree.map(lambda x: x[0], batches), images)
             return state, jax.tree.map(lambda m: m[None], metrics)
-        return jax.lax.scan(lambda state, batch: train_step(state, batch, images), state, batches)
+        return jax.lax.scan(lambda state, batch: step(state, batch, images), state, batches)
 
     return jax.jit(
         train_steps,
         donate_argnums=0,
         out_shardings=(state_shardings(state, mesh), replicated(mesh)),
     )
+
+
+def _step(
+    gradient: Gradient,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    state: TrainState,
+    batch: Batch,
+    images: Array | None,
+) -> tuple[TrainState, Metrics]:
+    """One step of `make_train_step`."""
+    if images is not None:
+        batch = batch | {"x": images[batch["index"]]}
+    key = jax.random.fold_in(state.key, state.step)
+    gradients, metrics = gradient(state.params, batch, key)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = ema_update(state.ema, params, state.step, ema_decay)
+    norm = optax.global_norm(gradients)
+
+    made = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+    skipped = jnp.where(made, 0, state.skipped + 1)
+    changed, unchanged = (params, ema, opt_state), (state.params, state.ema, state.opt_state)
+    params, ema, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(made, new, old), changed, unchanged
+    )
+    state = state.replace(
+        step=state.step + 1, params=params, ema=ema, opt_state=opt_state, skipped=skipped
+    )
+    return state, metrics | {"gradient_norm": norm, "skipped": skipped}

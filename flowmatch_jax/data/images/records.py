@@ -156,27 +156,8 @@ def finish(
         features: of `make_features`.
         facts: what else the manifest says (archives and their checksums).
     """
-    import tensorflow_datasets as tfds
-
     name = splits["train"][0].file.partition("-")[0]
-    infos = [
-        tfds.core.SplitInfo(
-            name=split,
-            shard_lengths=[len(shard.labels) for shard in shards],
-            num_bytes=sum(shard.bytes for shard in shards),
-            filename_template=tfds.core.ShardedFileTemplate(
-                data_dir=partial, dataset_name=name, split=split, filetype_suffix="array_record"
-            ),
-        )
-        for split, shards in splits.items()
-    ]
-    tfds.folder_dataset.write_metadata(
-        data_dir=partial,
-        features=features,
-        split_infos=infos,
-        version=final.name,
-        check_data=False,  # that would take TensorFlow
-    )
+    _write_metadata(partial, final.name, name, splits, features)
     for split, shards in splits.items():
         labels = [label for shard in shards for label in shard.labels]
         if "label" in features:
@@ -201,6 +182,32 @@ def finish(
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     move_folder(partial, final)
     shutil.rmtree(final / DONE)
+
+
+def _write_metadata(
+    folder: Path, version: str, name: str, splits: dict[str, list[Shard]], features: Any
+) -> None:
+    """What tensorflow-datasets needs to open the set."""
+    import tensorflow_datasets as tfds
+
+    infos = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[len(shard.labels) for shard in shards],
+            num_bytes=sum(shard.bytes for shard in shards),
+            filename_template=tfds.core.ShardedFileTemplate(
+                data_dir=folder, dataset_name=name, split=split, filetype_suffix="array_record"
+            ),
+        )
+        for split, shards in splits.items()
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=features,
+        split_infos=infos,
+        version=version,
+        check_data=False,  # that would take TensorFlow
+    )
 
 
 @dataclass(frozen=True)

@@ -105,39 +105,45 @@ def folded_params(
         UserError: what `read_torch` refuses; a tensor that is missing, superfluous or of another
             shape.
     """
-    state = read_torch(path)
-    left = {name for name in state if not name.endswith(".num_batches_tracked")}
-
-    def refuse(what: str) -> UserError:
-        return UserError("path", str(path), f"these are weights of another net: {what}")
-
-    def take(name: str, *shape: int) -> np.ndarray:
-        if name not in left:
-            raise refuse(f"{name} is missing")
-        if state[name].shape != shape:
-            raise refuse(f"{name} has shape {state[name].shape} instead of {shape}")
-        left.remove(name)
-        return state[name].astype(np.float64)
-
-    params = {}
+    tensors, params = _Tensors(path), {}
     for (*layer, part), expected in flatten_dict(shapes).items():
         if part != "kernel":
             continue
         name, norm = names(".".join(layer))
         *window, inputs, outputs = expected.shape
-        weight = take(f"{name}.weight", outputs, inputs, *window)
+        weight = tensors.take(f"{name}.weight", outputs, inputs, *window)
         if norm is None:
-            gain, bias = np.ones(outputs), take(f"{name}.bias", outputs)
+            gain, bias = np.ones(outputs), tensors.take(f"{name}.bias", outputs)
         else:
-            variance, mean = (take(f"{norm}.running_{part}", outputs) for part in ("var", "mean"))
-            gain = take(f"{norm}.weight", outputs) / np.sqrt(variance + epsilon)
-            bias = take(f"{norm}.bias", outputs) - mean * gain
+            mean, variance = (tensors.take(f"{norm}.running_{m}", outputs) for m in ("mean", "var"))
+            gain = tensors.take(f"{norm}.weight", outputs) / np.sqrt(variance + epsilon)
+            bias = tensors.take(f"{norm}.bias", outputs) - mean * gain
         kernel = np.moveaxis(weight, (0, 1), (-1, -2)) * gain
         params[(*layer, "kernel")] = kernel.astype(np.float32)
         params[(*layer, "bias")] = bias.astype(np.float32)
-    if left:
-        raise refuse(f"{min(left)} is superfluous")
+    if tensors.left:
+        raise tensors.refuse(f"{min(tensors.left)} is superfluous")
     return unflatten_dict(params)
+
+
+class _Tensors:
+    """The tensors of a PyTorch file, each to be taken once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._state = path, read_torch(path)
+        self.left = {name for name in self._state if not name.endswith(".num_batches_tracked")}
+
+    def refuse(self, what: str) -> UserError:
+        return UserError("path", str(self._path), f"these are weights of another net: {what}")
+
+    def take(self, name: str, *shape: int) -> np.ndarray:
+        """A tensor of this shape, in float64; raises UserError where there is none."""
+        if name not in self.left:
+            raise self.refuse(f"{name} is missing")
+        if self._state[name].shape != shape:
+            raise self.refuse(f"{name} has shape {self._state[name].shape} instead of {shape}")
+        self.left.remove(name)
+        return self._state[name].astype(np.float64)
 
 
 class _Unpickler(pickle.Unpickler):
