@@ -72,12 +72,20 @@ def ordered_batches(
     """A split in order, {"x": [batch_size, ...], "label"}; the last batch is shorter, or all.
 
     Unreadable images are left out, and counted as in `train_batches`.
+
+    Raises:
+        UserError: there are more unreadable images than allowed, or no others.
     """
     count, end = CorruptCount(max_corrupt), min(len(source), limit or len(source))
+    found = 0
     for start in range(0, end, batch_size):
         batch = read_items(source, np.arange(start, min(start + batch_size, end)), count)
+        found += len(batch["x"])
         if len(batch["x"]):
             yield batch
+    if not found:
+        allowed = f"none of the first {end} images of the {source.split} split can be read"
+        raise UserError("max_corrupt", max_corrupt, allowed)
 
 
 def read_items(source: Dataset, indices: np.ndarray, count: CorruptCount) -> Batch:

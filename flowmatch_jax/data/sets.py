@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.data.digits import digits
 from flowmatch_jax.data.images import decode as images
-from flowmatch_jax.data.images.encoded import Pictures, decoded
+from flowmatch_jax.data.images.encoded import CorruptImage, Pictures, decoded
 from flowmatch_jax.data.images.folder import open_folder
 from flowmatch_jax.data.images.records import default_data_dir, open_records
 from flowmatch_jax.data.prepare.layouts import LAYOUTS
@@ -147,6 +148,7 @@ def _stored(
     pictures: Pictures, options: Options, folder: Path, split: str
 ) -> tuple[np.ndarray | Pictures, np.ndarray | slice]:
     if options.storage == "records":
+        _check_two_are_readable(pictures, options.max_corrupt, split)
         return pictures, slice(None)
     name = split if pictures.size is None else f"{split}-{pictures.size}"
     x, kept = decoded(pictures, folder / name, options.max_corrupt, f"decoding {split} images")
@@ -154,6 +156,19 @@ def _stored(
         allowed = f"it leaves the {split} split {len(x)} images that can be read: too few"
         raise UserError("max_corrupt", options.max_corrupt, allowed)
     return x, kept
+
+
+def _check_two_are_readable(pictures: Pictures, max_corrupt: int, split: str) -> None:
+    """Raise UserError before any work where an evaluation would find nothing to judge."""
+    readable, tried = 0, min(len(pictures), max_corrupt + 2)
+    for i in range(tried):
+        with suppress(CorruptImage):
+            _ = pictures[i]
+            readable += 1
+        if readable == 2:
+            return
+    allowed = f"of the first {tried} images of the {split} split {readable} can be read: too few"
+    raise UserError("max_corrupt", max_corrupt, allowed)
 
 
 def _missing(kept: np.ndarray | slice, count: int) -> list[int]:

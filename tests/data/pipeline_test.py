@@ -138,6 +138,15 @@ class PipelineTest(parameterized.TestCase):
         ):
             list(pipeline.ordered_batches(source, 12, max_corrupt=1))
 
+    def test_ordered_batches_without_a_readable_image(self):
+        source = pictures(25, broken=(0, 1))
+        none = "max_corrupt: got 5; none of the first 2 images of the train split"
+        with (
+            self.assertLogs("flowmatch_jax", "WARNING"),
+            self.assertRaisesRegex(UserError, none),
+        ):
+            list(pipeline.ordered_batches(source, 12, limit=2, max_corrupt=5))
+
     def test_items_at_indices(self):
         items = pipeline.items_at(numbers(25), np.array([24, 0, 3]))
         np.testing.assert_array_equal(items["x"][:, 0], [24, 0, 3])

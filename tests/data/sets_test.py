@@ -121,7 +121,7 @@ class PreparedTest(parameterized.TestCase):
         self.assertEqual(done.stdout, "(32, 32, 3) False\n")
 
 
-class FolderTest(absltest.TestCase):
+class FolderTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
         self.data_dir = Path(self.create_tempdir("data").full_path)
@@ -208,6 +208,16 @@ class FolderTest(absltest.TestCase):
             self.assertRaisesRegex(UserError, "max_corrupt: got 50; it leaves the train split 0"),
         ):
             self.open(max_corrupt=50)
+
+    @parameterized.parameters(50, 3)
+    def test_nothing_that_can_be_read_of_records(self, max_corrupt):
+        """It is told when the split is opened, not when it is evaluated."""
+        self.open(storage="records", max_corrupt=max_corrupt)
+        for path in self.root.rglob("*.*"):
+            path.write_bytes(b"broken" + path.name.encode())
+        tried = r"of the first \d+ images of the test split 0 can be read"
+        with self.assertRaisesRegex(UserError, f"max_corrupt: got {max_corrupt}; {tried}"):
+            self.open("test", storage="records", max_corrupt=max_corrupt)
 
     def test_an_empty_folder(self):
         empty = FolderOptions(path=self.create_tempdir("empty").full_path)
