@@ -15,41 +15,22 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.experimental import topologies
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
+from jax.sharding import AbstractMesh, AxisType
 
-from configs import cifar10_ot, imagenet64_ot, imagenet128_ot
-from flowmatch_jax import objectives, paths
-from flowmatch_jax.arrays import Apply, Params
-from flowmatch_jax.experiment import DTYPES
-from flowmatch_jax.networks import pure_apply
-from flowmatch_jax.networks.unet import UNet
+from benchmarks.scaling_programs import NETS, RESULTS, Net, measure, programs
 from flowmatch_jax.runtime.mesh import BATCH_AXES, with_shardings
 from flowmatch_jax.training.cost import hardware
 from flowmatch_jax.training.cost.estimate import (
     bytes_a_device,
-    step_memory,
     time_left,
-    traced_flops,
 )
 from flowmatch_jax.training.cost.hardware import Hardware
-from flowmatch_jax.training.optimizer import adam
-from flowmatch_jax.training.state import TrainState, init_state
-from flowmatch_jax.training.step import Gradient, make_gradient, make_train_step
 
-RESULTS = Path(__file__).parent / "results" / "scaling.json"
 GIB = 2**30
 DEVICES = tuple(2**i for i in range(9))
 KINDS = (hardware.TPU_V5E, hardware.TPU_V5P, hardware.H100, hardware.H200)
@@ -57,206 +38,6 @@ FSDP = 8  # at most: a node of GPUs
 FEW = 8  # images on a device; no program of fewer bears the estimates out
 USABLE = 0.9  # of a device's memory
 UTILISATION = 0.4  # of the peak, assumed where no compiler was asked
-OBJECTIVE = objectives.flow_matching(paths.optimal_transport())
-
-
-@dataclass(frozen=True)
-class Net:
-    """A network as it is trained.
-
-    Attributes:
-        side: of its images.
-        batch_size: over all devices.
-        dtype: that it computes in.
-        remat: whether its config rematerialises.
-        steps: of the whole training.
-        compiled: images on each device in the programs that are compiled.
-    """
-
-    name: str
-    unet: UNet
-    side: int
-    batch_size: int
-    dtype: str
-    remat: bool
-    steps: int
-    compiled: int
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return (self.side, self.side, 3)
-
-    def init(self, key: jax.Array) -> Params:
-        x = jnp.zeros((1, *self.shape))
-        return self.unet.init(key, jnp.zeros(1), x, condition=self.condition(x))["params"]
-
-    def condition(self, x: jax.Array) -> jax.Array | None:
-        """An image of x's size where the network takes one; its values do not matter here."""
-        return x if self.unet.condition_channels else None
-
-    def apply(self, remat: bool) -> Apply:
-        apply = pure_apply(self.unet.clone(remat=remat, dtype=DTYPES[self.dtype]))
-
-        def conditioned(params: Params, t: jax.Array, x: jax.Array, **inputs: Any) -> jax.Array:
-            return apply(params, t, x, **inputs | {"condition": self.condition(x)})
-
-        return conditioned
-
-    def gradient(self, remat: bool) -> Gradient:
-        return make_gradient(OBJECTIVE, self.apply(remat), levels=256)
-
-    @cached_property
-    def state(self) -> TrainState:
-        """Its shapes."""
-        return jax.eval_shape(lambda: init_state(self.init, adam(1e-4), 0))
-
-    @cached_property
-    def parameters(self) -> int:
-        return sum(p.size for p in jax.tree.leaves(self.state.params))
-
-
-def _of_config(name: str, config: ConfigDict, side: int, compiled: int) -> Net:
-    fields = config.network.unet
-    return Net(
-        name,
-        UNet(out_channels=3, **fields),
-        side,
-        config.train.batch_size,
-        config.network.dtype,
-        fields.remat,
-        config.train.steps,
-        compiled,
-    )
-
-
-UPSAMPLER = UNet(
-    out_channels=3,
-    channels=192,
-    multipliers=(1, 1, 2, 2, 4, 4),
-    depth=2,
-    attention_sides=(32, 16, 8),
-    head_channels=64,
-    residual_resampling=True,
-    condition_channels=3,
-)
-NETS = (
-    _of_config("CIFAR-10", cifar10_ot.get_config(), 32, 64),
-    _of_config("ImageNet-64", imagenet64_ot.get_config(), 64, 128),
-    _of_config("ImageNet-128", imagenet128_ot.get_config(), 128, 48),
-    Net("upsampler 64 -> 256", UPSAMPLER, 256, 256, "bfloat16", True, 1_000_000, 16),
-)
-
-
-# ---- What is asked of the compilers
-
-
-@dataclass(frozen=True)
-class Program:
-    """A training step to compile.
-
-    Attributes:
-        batch: images on each of the chips.
-        fsdp: devices over which the state is split.
-        effort: of the compiler, -1 to 1: at 0, its default, it takes four times as long.
-    """
-
-    net: Net
-    remat: bool
-    batch: int
-    fsdp: int = 1
-    topology: str = "v5p:2x2x1"
-    effort: float = -1.0
-
-
-def programs() -> Iterator[tuple[str, Program]]:
-    """By name: each network without and with rematerialisation, and what checks the estimates."""
-    for net in NETS:
-        yield "plain", Program(net, False, net.compiled)
-        yield "remat", Program(net, True, net.compiled)
-    cifar10, imagenet64, imagenet128, upsampler = NETS
-    yield "plain, fewer images", Program(cifar10, False, 16)
-    yield "plain, fewer images", Program(imagenet64, False, 32)
-    yield "plain, fewer images", Program(imagenet128, False, 16)
-    yield "remat, fewer images", Program(imagenet128, True, 12)
-    yield "plain, fewer images", Program(upsampler, False, 4)
-    yield "remat, fewer images", Program(upsampler, True, 8)
-    yield "plain, default effort", Program(cifar10, False, 64, effort=0.0)
-    yield "remat, fsdp 4 on v5e", Program(imagenet64, True, 32, fsdp=4, topology="v5e:2x2")
-    yield "remat, fsdp 4", Program(imagenet128, True, 48, fsdp=4)
-
-
-def compile_step(program: Program) -> dict[str, Any]:
-    """The training step on TPUs, by their compiler; figures of one device."""
-    net, fsdp = program.net, program.fsdp
-    devices = np.array(topologies.get_topology_desc(program.topology, "tpu").devices)
-    mesh = Mesh(devices.reshape(-1, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
-    layout = with_shardings(net.state, mesh)
-    gradient = net.gradient(program.remat)
-    step = make_train_step(layout, mesh, gradient, adam(1e-4), ema_decay=0.9999)
-    images = jax.ShapeDtypeStruct(
-        (1, mesh.size * program.batch, *net.shape),
-        np.uint8,
-        sharding=NamedSharding(mesh, PartitionSpec(None, BATCH_AXES)),
-    )
-    begin = time.perf_counter()
-    jax.config.update("jax_exec_time_optimization_effort", program.effort)
-    compiled = step.lower(layout, {"x": images}).compile()
-    analysis = compiled.cost_analysis()
-    settings = {name: value for name, value in vars(program).items() if name != "net"}
-    return settings | {
-        "devices": mesh.size,
-        "state": bytes_a_device(layout),
-        "activations": step_memory(layout, compiled).activations,
-        "flops": analysis["flops"],
-        "bytes_accessed": analysis["bytes accessed"],
-        "optimal_seconds": analysis["optimal_seconds"],
-        "compile_seconds": time.perf_counter() - begin,
-        "jax": jax.__version__,
-        "libtpu": version("libtpu"),
-    }
-
-
-def count(net: Net) -> dict[str, Any]:
-    """What needs no compiling: operations of an image, and bytes that reverse mode asks to keep."""
-    batch = {"x": jax.ShapeDtypeStruct((net.batch_size, *net.shape), np.uint8)}
-    flops = traced_flops(net.gradient(remat=False), net.state.params, batch, net.state.key)
-    return {
-        "parameters": net.parameters,
-        "dtype": net.dtype,
-        "batch_size": net.batch_size,
-        "flops_an_image": flops / net.batch_size,
-        "residuals_an_image": {
-            str(remat): residual_bytes(net, remat, 2) - residual_bytes(net, remat, 1)
-            for remat in (False, True)
-        },
-    }
-
-
-def residual_bytes(net: Net, remat: bool, batch: int) -> int:
-    """Bytes of what jax.vjp keeps for the backward pass, if the compiler left all as it is."""
-
-    def residuals(params: Params, x: jax.Array, key: jax.Array) -> Callable:
-        return jax.vjp(lambda params: OBJECTIVE(net.apply(remat), params, {"x": x}, key)[0], params)
-
-    x = jax.ShapeDtypeStruct((batch, *net.shape), np.float32)
-    kept = jax.eval_shape(residuals, net.state.params, x, net.state.key)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
-
-
-def measure(record: dict[str, Any]) -> None:
-    """Complete the record, written after each program."""
-    for net in NETS:
-        if net.name not in record["nets"]:
-            record["nets"][net.name] = count(net) | {"programs": {}}
-    for name, program in programs():
-        known = record["nets"][program.net.name]["programs"]
-        if name not in known:
-            print(f"compiling {program.net.name}: {name}", flush=True)
-            known[name] = compile_step(program)
-            RESULTS.write_text(json.dumps(record, indent=2) + "\n")
-
-
-# ---- What follows from it
 
 
 @dataclass(frozen=True)
@@ -335,9 +116,6 @@ def smallest(record: dict[str, Any], net: Net, fsdp: int, remat: bool, device: H
         if way.images >= FEW and way.fits(device):
             return str(devices)
     return "-"
-
-
-# ---- Tables
 
 
 def table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:

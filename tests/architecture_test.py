@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom to the top: a room imports from itself and from rooms of earlier lines.
 FLOORS = [
     {"runtime"},
-    {"arrays"},
+    {"arrays", "runge_kutta"},
     {"couplings", "networks", "paths", "pixels", "solvers"},
     {"likelihood", "marginals", "predictions", "sampling", "times"},
     {"objectives"},
@@ -25,7 +25,7 @@ OF_NO_MODULE = (
     "end_to_end",
     "architecture_test.py",
     "benchmarks_test.py",
-    "configs_test.py",
+    "configs",
     "docs_test.py",
     "main_test.py",
 )
@@ -66,6 +66,39 @@ class KeysTest(absltest.TestCase):
                     takers = {taker for other, taker in uses if other == key}
                     self.assertEqual(takers, {"jax.random.fold_in"}, f"{path}: {key}")
         self.assertGreater(folded, 3)
+
+
+def package_files():
+    return sorted((ROOT / "flowmatch_jax").rglob("*.py"))
+
+
+class SizesTest(absltest.TestCase):
+    """What one sees at a glance, and what a file knows of another."""
+
+    def test_files_and_functions_fit(self):
+        for path in [*package_files(), ROOT / "main.py"]:
+            source = path.read_text()
+            self.assertLessEqual(len(source.splitlines()), 300, str(path))
+            for node in ast.walk(ast.parse(source)):
+                if isinstance(node, ast.FunctionDef):
+                    lines = node.end_lineno - node.lineno + 1
+                    self.assertLessEqual(lines, 50, f"{path}: {node.name}")
+
+    def test_folders_are_rooms_of_few_files(self):
+        for folder in {path.parent for path in package_files()} - {ROOT / "flowmatch_jax"}:
+            entries = {path.name for path in folder.iterdir()} - {"__init__.py", "__pycache__"}
+            self.assertLessEqual(len(entries), 12, str(folder))
+
+    def test_names_with_an_underscore_stay_in_their_file(self):
+        for path in [*package_files(), ROOT / "main.py", *(ROOT / "benchmarks").glob("*.py")]:
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flowmatch"):
+                    private = [alias.name for alias in node.names if alias.name.startswith("_")]
+                    self.assertEmpty(private, str(path))
+
+    def test_private_modules_of_jax_are_touched_in_one_place(self):
+        users = [path.name for path in package_files() if "jax._src" in path.read_text()]
+        self.assertEqual(users, ["processes.py"])
 
 
 class FloorsTest(absltest.TestCase):
