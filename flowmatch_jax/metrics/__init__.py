@@ -1,1 +1,1 @@
-"""Measures of samples against data: features, their moments, distances of these."""
+"""Sample quality metrics: features, their moments, and distances between them."""

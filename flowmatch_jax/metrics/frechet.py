@@ -1,7 +1,7 @@
-"""The Fréchet distance of two Gaussians, and the moments it needs; float64 on the host.
+"""The Fréchet distance between two Gaussians and the moments it needs; float64 on the host.
 
 Heusel et al., GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium
-(2017). With Inception's features it is the FID; with others it is named for these.
+(2017). With Inception features it is the FID; with other features it is named after them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from flowmatch_jax.runtime.errors import UserError
 
-LARGEST = 2**30  # bytes of moments in a file: a covariance of 11,585 features
+LARGEST = 2**30  # bytes of moments accepted from a file: a covariance of 11,585 features
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Moments:
     """Mean and covariance of features, [D] and [D, D], float64.
 
     Attributes:
-        count: features seen; None where that is not known, as of published statistics.
-        mean: their mean.
-        cov: their covariance, divided by count - 1; zero for fewer than two.
+        count: number of features; None where it is unknown, as for published statistics.
+        mean: mean of the features.
+        cov: covariance of the features, divided by count - 1; zero for fewer than two features.
     """
 
     count: int | None
@@ -35,14 +35,14 @@ class Moments:
 
     @classmethod
     def empty(cls, dims: int) -> Moments:
-        """Of no features."""
+        """Return the moments of an empty set of features."""
         return cls(0, np.zeros(dims), np.zeros((dims, dims)))
 
     def add(self, features: np.ndarray) -> Moments:
-        """With further features [N, D].
+        """Return the moments with further features [N, D] included.
 
         Raises:
-            UserError: features of another size, or not finite, or the count is not known.
+            UserError: the features have another size or are not finite, or the count is unknown.
         """
         features = np.asarray(checked("features", features, least=0), np.float64)
         if features.shape[1:] != self.mean.shape:
@@ -55,10 +55,12 @@ class Moments:
         return self.merge(Moments(len(features), mean, cov))
 
     def merge(self, other: Moments) -> Moments:
-        """Of both sets of features together, in any order to rounding (Chan et al., 1979).
+        """Return the moments of the union of both sets of features (Chan et al., 1979).
+
+        The order matters only through rounding.
 
         Raises:
-            UserError: features of different sizes, or a count that is not known.
+            UserError: the features have different sizes, or a count is unknown.
         """
         if self.count is None or other.count is None:
             raise UserError("count", None, "moments of unknown counts cannot be put together")
@@ -77,19 +79,19 @@ class Moments:
         return Moments(count, mean, scatter / max(count - 1, 1))
 
     def save(self, path: Path) -> None:
-        """Write mu, sigma and, where it is known, count as npz."""
+        """Write mu, sigma and, where it is known, count to an npz file."""
         count = {} if self.count is None else {"count": self.count}
         np.savez(path, mu=self.mean, sigma=self.cov, **count)
 
     @classmethod
     def load(cls, path: Path) -> Moments:
-        """Read mu, sigma and count of an npz, and nothing else of it.
+        """Read mu, sigma and count from an npz file, ignoring all other arrays.
 
-        Statistics as pytorch-fid, clean-fid, EDM and ADM publish them (ADM's with spatial
-        statistics and images besides) hold no count: it is None.
+        The statistics that pytorch-fid, clean-fid, EDM and ADM publish (ADM's also hold spatial
+        statistics and images) have no count; it becomes None.
 
         Raises:
-            UserError: no such file, not an npz, cut short, or mu and sigma are not in it.
+            UserError: the file is missing, truncated, not an npz, or lacks mu or sigma.
         """
         try:
             with np.lib.npyio.NpzFile(path) as file:
@@ -116,31 +118,31 @@ class Moments:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """||mu_a - mu_b||^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2).
+    """Compute ||mu_a - mu_b||^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2).
 
-    The roots are of symmetric matrices, by eigendecomposition, so that singular covariances (fewer
-    features than dimensions) do no harm. A count that is not known (None) is taken to suffice.
-    The fewer the features, the larger the distance, by about a constant over their count.
+    Roots are taken of symmetric matrices only, by eigendecomposition, so that singular covariances
+    (fewer features than dimensions) are handled. An unknown count (None) is assumed to suffice.
+    The estimate is biased upwards by about a constant divided by the number of features.
 
     Raises:
-        UserError: fewer than two features, or features of different sizes.
+        UserError: there are fewer than two features, or features have different sizes.
     """
     for name, moments in (("a", a), ("b", b)):
         if moments.count is not None and moments.count < 2:
             raise UserError(name, moments.count, "a covariance takes two features or more")
     if a.mean.shape != b.mean.shape:
         raise UserError("b", b.mean.shape, f"its features must be like a's, {a.mean.shape}")
-    # The last trace, as the sum of singular values of S_a^1/2 S_b^1/2: taking no root of a product,
-    # it has no rounding error of one.
+    # The trace of the last root is the sum of the singular values of S_a^1/2 S_b^1/2. This avoids
+    # the rounding error of taking the root of a product.
     overlap = np.linalg.svd(_root(a.cov) @ _root(b.cov), compute_uv=False).sum()
     difference = a.mean - b.mean
     distance = difference @ difference + np.trace(a.cov) + np.trace(b.cov) - 2 * overlap
-    return max(0.0, float(distance))  # of equal moments the rounding of the traces is left
+    return max(0.0, float(distance))  # for equal moments, rounding may leave a negative number
 
 
 def _root(cov: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh(cov)
-    # The root of an eigenvalue that is zero to rounding would be 1e-8, far from zero.
+    # The root of an eigenvalue that is zero up to rounding would be 1e-8, far from zero.
     rounding = len(cov) * np.finfo(np.float64).eps * np.abs(values).max()
     return (vectors * np.sqrt(np.where(values > rounding, values, 0))) @ vectors.T
 
@@ -153,10 +155,11 @@ def _are_moments(mu: Any = None, sigma: Any = None, count: Any = 2) -> bool:
 
 
 def checked(name: str, values: np.ndarray, shape: str = "[N, D]", least: int = 1) -> np.ndarray:
-    """``values`` as an array, if it is one to measure: features, unless ``shape`` says otherwise.
+    """Check that ``values`` have the given shape and are finite; returns them as an array.
 
     Raises:
-        UserError: another number of axes, fewer than ``least`` along the first, or not finite.
+        UserError: the number of axes differs, the first axis is shorter than ``least``, or a value
+            is not finite.
     """
     values = np.asarray(values)
     if values.ndim != shape.count(",") + 1 or 0 in values.shape[1:]:
@@ -172,7 +175,7 @@ def checked(name: str, values: np.ndarray, shape: str = "[N, D]", least: int = 1
 def checked_pair(
     a: tuple[str, np.ndarray], b: tuple[str, np.ndarray], least: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two named sets of features, [N, D] and [M, D], as `checked` ones of the same D."""
+    """Apply `checked` to two named sets of features, [N, D] and [M, D], and compare their D."""
     x, y = checked(*a, least=least), checked(*b, least=least)
     if x.shape[1] != y.shape[1]:
         raise UserError(b[0], y.shape, f"its D must be that of {a[0]}, {x.shape[1]}")

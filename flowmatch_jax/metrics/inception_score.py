@@ -1,7 +1,7 @@
-"""The Inception score: exp of the mutual information of a sample and its class.
+"""The Inception score: exp of the mutual information between a sample and its class.
 
 Salimans et al., Improved Techniques for Training GANs (2016). With Inception's classes it is the
-Inception score; with another classifier's it is named for that one.
+Inception score; with another classifier it is named after that classifier.
 """
 
 from __future__ import annotations
@@ -16,29 +16,30 @@ from flowmatch_jax.runtime.errors import UserError, at_least
 
 
 class InceptionScore(NamedTuple):
-    """Mean and standard deviation (divided by their number) of the splits' scores."""
+    """Mean and population standard deviation of the scores of the splits."""
 
     mean: float
     std: float
 
 
 def inception_score(logits: np.ndarray, splits: int = 10) -> InceptionScore:
-    """exp of the mean of KL(p(y | x) || p(y)), for each of ``splits`` parts of the samples.
+    """Compute exp of the mean of KL(p(y | x) || p(y)) for each of ``splits`` parts of the samples.
 
-    p(y) is the mean of p(y | x) over the part. Parts are consecutive, i N // splits to
-    (i + 1) N // splits: samples are to stand in random order, as those drawn one by one do, while
-    images sorted by class are to be shuffled. It is torch-fidelity's score (where
-    samples_shuffle is off); torchmetrics divides the variance by splits - 1, and has parts of
-    other sizes where ``splits`` does not divide N.
+    p(y) is the mean of p(y | x) over the part. Parts are consecutive, from i N // splits to
+    (i + 1) N // splits, so samples must be in random order: independent draws are, images sorted
+    by class must be shuffled first. The score equals torch-fidelity's with samples_shuffle off;
+    torchmetrics divides the variance by splits - 1 and uses other part sizes where ``splits`` does
+    not divide N.
 
     Args:
-        logits: [N, C], a classifier's, log p(y | x) up to a constant for each sample.
+        logits: [N, C], a classifier's log p(y | x) up to a constant for each sample.
+        splits: number of parts.
 
     Returns:
-        The mean, between 1 and C, and the deviation of the parts' scores.
+        The mean of the parts' scores, between 1 and C, and their standard deviation.
 
     Raises:
-        UserError: fewer samples than splits, or logits that are not finite.
+        UserError: there are fewer samples than splits, or a logit is not finite.
     """
     at_least("splits", splits, 1)
     logits = checked("logits", logits)

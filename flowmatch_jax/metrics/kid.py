@@ -1,7 +1,7 @@
-"""The kernel distance of two sets of features; float64 on the host.
+"""The kernel distance between two sets of features; float64 on the host.
 
-Binkowski et al., Demystifying MMD GANs (2018). With Inception's features it is the KID; with
-others it is named for these.
+Binkowski et al., Demystifying MMD GANs (2018). With Inception features it is the KID; with other
+features it is named after them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 from flowmatch_jax.metrics.frechet import checked_pair
 from flowmatch_jax.runtime.errors import UserError, at_least
 
-BLOCK = 2048  # rows and columns of the kernel's matrix that are in memory together
+BLOCK = 2048  # rows and columns of a block of the kernel matrix, which bound the memory in use
 
 
 class KernelDistance(NamedTuple):
-    """Mean of the subsets' squared MMD, and its standard error over subsets."""
+    """Mean squared MMD over the subsets, and its standard error."""
 
     mean: float
     standard_error: float
@@ -27,25 +27,28 @@ class KernelDistance(NamedTuple):
 def kernel_distance(
     a: np.ndarray, b: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> KernelDistance:
-    """The mean squared MMD of ``subsets`` pairs of random subsets, as KID is reported.
+    """Average the squared MMD over ``subsets`` pairs of random subsets, as KID is reported.
 
-    Subsets are torch-fidelity's of the same seed, each drawn without replacement. Given the
-    features, their values are independent and `squared_mmd` of all features is their expectation:
-    the standard error, their deviation (divided by subsets - 1) over sqrt(subsets), tells how far
-    the mean may be from that. Another set of N samples would differ by more. What torch-fidelity
-    calls std is sqrt(subsets - 1) times as large.
+    Subsets are drawn without replacement and equal those of torch-fidelity for the same seed.
+    Given the features, the subsets' values are independent with expectation `squared_mmd` of all
+    features. The standard error (the deviation, divided by subsets - 1, over sqrt(subsets))
+    estimates how far the mean is from that expectation; it does not include the variation between
+    sets of N samples, which is larger. The std of torch-fidelity is sqrt(subsets - 1) times as
+    large.
 
     Args:
         a, b: features [N, D] and [M, D].
-        subset_size: features of each subset, N / 2 and M / 2 at most: all N of N would be the same
-            subset each time, and their deviation 0.
+        subsets: number of pairs of subsets.
+        subset_size: features in each subset, at most N / 2 and M / 2: with all N features every
+            subset would be the same, and the deviation 0.
+        seed: seed of the subsets.
 
     Returns:
-        The mean, unbiased and so below zero at times, and its standard error.
+        The mean, which is unbiased and can be negative, and its standard error.
 
     Raises:
-        UserError: a ``subset_size`` of more than half, or features of different sizes, or not
-            finite.
+        UserError: ``subset_size`` is more than half of the features, or the features have
+            different sizes or are not finite.
     """
     at_least("subsets", subsets, 2)
     at_least("subset_size", subset_size, 2)
@@ -64,28 +67,30 @@ def kernel_distance(
 
 
 def squared_mmd(a: np.ndarray, b: np.ndarray) -> float:
-    """MMD^2 of all features, unbiased: E k(x, x') + E k(y, y') - 2 E k(x, y), x not x', y not y'.
+    """Estimate MMD^2 from all features: E k(x, x') + E k(y, y') - 2 E k(x, y), x != x', y != y'.
 
-    The kernel is k(x, y) = (x . y / D + 1)^3; its matrix is made in blocks of `BLOCK`^2.
+    The estimate is unbiased. The kernel is k(x, y) = (x . y / D + 1)^3; its matrix is computed in
+    blocks of `BLOCK`^2.
 
     Args:
         a, b: features [N, D] and [M, D].
 
     Raises:
-        UserError: fewer than two features, or of different sizes, or not finite.
+        UserError: there are fewer than two features, or the features have different sizes or are
+            not finite.
     """
     a, b = checked_pair(("a", a), ("b", b), least=2)
     return float(_mean_of_pairs(a) + _mean_of_pairs(b) - 2 * _sum(a, b) / (len(a) * len(b)))
 
 
 def _mean_of_pairs(x: np.ndarray) -> float:
-    """Mean of k(x_i, x_j) over i != j."""
+    """Average k(x_i, x_j) over i != j."""
     squares = np.einsum("nd,nd->n", x, x, dtype=np.float64)
     return (_sum(x, x) - _kernel(squares, x.shape[1]).sum()) / (len(x) * (len(x) - 1))
 
 
 def _sum(x: np.ndarray, y: np.ndarray) -> float:
-    """Sum of k(x_i, y_j) over all i and j."""
+    """Sum k(x_i, y_j) over all i and j."""
     return sum(
         _kernel(rows @ columns.T, x.shape[1]).sum() for rows in _blocks(x) for columns in _blocks(y)
     )

@@ -1,4 +1,4 @@
-"""Precision and recall of samples by nearest neighbours of features; float64 on the host.
+"""Precision and recall of samples by nearest neighbours in feature space; float64 on the host.
 
 Kynkäänniemi et al., Improved Precision and Recall Metric for Assessing Generative Models (2019).
 """
@@ -13,28 +13,30 @@ import numpy as np
 from flowmatch_jax.metrics.frechet import checked_pair
 from flowmatch_jax.runtime.errors import at_least
 
-BLOCK = 2048  # rows and columns of the distances that are in memory together
+BLOCK = 2048  # rows and columns of a block of the distance matrix, which bound the memory in use
 
 
 class PrecisionRecall(NamedTuple):
-    """Fractions, in [0, 1]."""
+    """Precision and recall, fractions in [0, 1]."""
 
     precision: float
     recall: float
 
 
 def precision_recall(samples: np.ndarray, data: np.ndarray, k: int = 3) -> PrecisionRecall:
-    """The fraction of samples within the data's manifold, and of data within the samples'.
+    """Compute the fraction of samples in the data's manifold, and of data in the samples' manifold.
 
-    The manifold of a set is the union of closed balls about its features, each with the distance
-    to the k-th nearest other feature of the set as its radius.
+    The manifold of a set is the union of closed balls around its features. The radius of a ball is
+    the distance to the k-th nearest other feature of the set.
 
     Args:
-        samples, data: features [N, D] and [M, D]. Both fractions depend on N and M (the paper has
-            50,000 of each): compare figures of equal N and M alone.
+        samples, data: features [N, D] and [M, D]. Both fractions depend on N and M (the paper uses
+            50,000 of each), so only values with equal N and M are comparable.
+        k: rank of the neighbour that sets the radius.
 
     Raises:
-        UserError: k features or fewer, or of different sizes, or not finite.
+        UserError: there are k features or fewer, or the features have different sizes or are not
+            finite.
     """
     at_least("k", k, 1)
     samples, data = checked_pair(("samples", samples), ("data", data), least=k + 1)
@@ -44,14 +46,14 @@ def precision_recall(samples: np.ndarray, data: np.ndarray, k: int = 3) -> Preci
 
 
 def _fraction_within(x: np.ndarray, centres: np.ndarray, k: int) -> float:
-    """The fraction of x in any of the balls about centres."""
+    """Compute the fraction of x that lies in any of the balls around the centres."""
     radii = np.concatenate([_kth_nearest(rows, centres, k) for rows in _blocks(centres)])
     return float(np.mean(np.concatenate([_within(rows, centres, radii) for rows in _blocks(x)])))
 
 
 def _kth_nearest(rows: np.ndarray, x: np.ndarray, k: int) -> np.ndarray:
-    """Squared distances of rows, which are of x, to their k-th nearest others of x."""
-    nearest = np.full((len(rows), k + 1), np.inf)  # each row itself is among them, at distance 0
+    """Compute the squared distance of each row, itself in x, to its k-th nearest other row of x."""
+    nearest = np.full((len(rows), k + 1), np.inf)  # includes each row itself, at distance 0
     for columns in _blocks(x):
         distances = np.concatenate([nearest, _squared_distances(rows, columns)], axis=1)
         nearest = np.partition(distances, k, axis=1)[:, : k + 1]
@@ -59,7 +61,7 @@ def _kth_nearest(rows: np.ndarray, x: np.ndarray, k: int) -> np.ndarray:
 
 
 def _within(rows: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    """Whether each row is in any of the balls; radii are squared."""
+    """Test whether each row is in any of the balls; radii are squared."""
     inside = np.zeros(len(rows), bool)
     for columns, radius in zip(_blocks(centres), _blocks(radii), strict=True):
         inside |= (_squared_distances(rows, columns) <= radius).any(axis=1)
@@ -67,7 +69,7 @@ def _within(rows: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> np.ndar
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """||x_i - y_j||^2, exactly zero where it is zero to rounding: equal features are equal."""
+    """Compute ||x_i - y_j||^2, set to exactly zero where it is zero up to rounding."""
     squares = np.sum(x * x, axis=1)[:, None] + np.sum(y * y, axis=1)
     distances = squares - 2 * x @ y.T
     rounding = x.shape[1] * np.finfo(np.float64).eps * squares

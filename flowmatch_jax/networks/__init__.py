@@ -1,4 +1,4 @@
-"""Networks: Flax modules, apply(variables, t, x, label=None, condition=None, train=False)."""
+"""Networks: Flax modules called as (t, x, label=None, condition=None, train=False)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from flowmatch_jax.arrays import Apply, Array, Params
 
 
 def pure_apply(module: nn.Module, clock: Callable[[Array], Array] = lambda t: t) -> Apply:
-    """The module as a pure function apply(params, t, x, label=None, condition=None, key=None).
+    """Return the module as a function apply(params, t, x, label=None, condition=None, key=None).
 
-    A key turns training mode on and draws the dropout masks.
+    Passing a key turns on training mode; the dropout masks are drawn from it.
 
     Args:
-        clock: what the module is told in the place of t, a function of it.
+        clock: maps t to the module's time input.
     """
 
     def apply(

@@ -1,6 +1,6 @@
-"""Convolutions of feature maps [B, H, W, C], the same sums in the order that XLA is fast at.
+"""Convolutions of feature maps [B, H, W, C], rearranged into forms that XLA computes fast.
 
-What each saves is in docs/performance.md.
+docs/performance.md reports the speedup of each.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def convolve(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
-    """The cross-correlation of x [B, H, W, C] with a kernel [h, w, C, D].
+    """Cross-correlate x [B, H, W, C] with a kernel [h, w, C, D].
 
-    Its derivative by the kernel is taken by windows on CPUs. XLA computes the gradient of a kernel
-    as a convolution whose kernel is as large as the image, at a quarter of the speed that it has
-    for small ones.
+    On CPUs the derivative with respect to the kernel is computed window by window. XLA computes
+    the gradient of a kernel as a convolution whose kernel is as large as the image, which runs at a
+    quarter of the speed of convolutions with small kernels.
 
     Args:
-        padding: zeros above and below, left and right.
+        padding: rows of zeros (above, below) and columns of zeros (left, right).
 
     Returns:
         [B, H', W', D], x's dtype.
@@ -59,7 +59,7 @@ def _convolve_jvp(
 
 
 def _convolve_by_windows(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
-    """`convolve`, each window of the output by itself."""
+    """Compute `convolve` separately for each window of the output."""
     height, width = kernel.shape[:2]
     rows = _parts((x.shape[1] + sum(padding[0]) - height) // stride + 1)
     columns = _parts((x.shape[2] + sum(padding[1]) - width) // stride + 1)
@@ -76,25 +76,25 @@ def _convolve_by_windows(x: Array, kernel: Array, stride: int, padding: Padding)
 
 
 def _parts(n: int) -> list[range]:
-    """0 .. n-1 in parts of at most eight, but four parts at most: each is compiled by itself."""
+    """Split 0 .. n-1 into parts of about eight; at most four, as each is compiled separately."""
     count = min(4, math.ceil(n / 8))
     ends = [n * i // count for i in range(count + 1)]
     return [range(*part) for part in pairwise(ends)]
 
 
 def _reach(outputs: range, stride: int, size: int) -> slice:
-    """The rows that a kernel of so many rows reads for these."""
+    """Return the input rows that a kernel with ``size`` rows reads for these output rows."""
     return slice(outputs[0] * stride, outputs[-1] * stride + size)
 
 
 def repeat(x: Array) -> Array:
-    """Double the side: each value becomes a 2 x 2 square."""
+    """Double height and width by nearest-neighbour repetition."""
     b, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
 
 def convolve_doubled(x: Array, kernel: Array) -> Array:
-    """A 3 x 3 convolution, padded by 1, of `repeat(x)`.
+    """Convolve `repeat(x)` with a 3 x 3 kernel and a padding of 1.
 
     Args:
         x: [B, H, W, C].
@@ -112,11 +112,11 @@ def convolve_doubled(x: Array, kernel: Array) -> Array:
 
 
 def _convolve_by_parity(x: Array, kernel: Array) -> Array:
-    """`convolve_doubled` in four ninths of the operations.
+    """Compute `convolve_doubled` with four ninths of the operations.
 
-    A kernel's three rows fall on two rows of x: at even rows of the output the last two on the
-    same one, at odd rows the first two; columns likewise. So the outputs of each parity are a
-    2 x 2 convolution of x itself.
+    The kernel's three rows cover two rows of x: for even output rows the last two fall on the same
+    row of x, for odd output rows the first two. The same holds for columns. The outputs of each
+    parity are therefore a 2 x 2 convolution of x itself.
     """
 
     def merged(kernel: Array, axis: int, odd: int) -> Array:

@@ -17,9 +17,9 @@ Dtype = Any
 
 
 def time_embedding(t: Array, dim: int, max_period: float = 10_000.0) -> Array:
-    """Sinusoids of t [B] at dim/2 frequencies from 1 down to 1/max_period: [B, dim], t's dtype.
+    """Embed t [B] in sinusoids of dim/2 frequencies from 1 to 1/max_period: [B, dim], t's dtype.
 
-    Cosines first, as in ADM; an odd dim ends in a zero.
+    Cosines come first, as in ADM; an odd dim is padded with a zero.
     """
     half = dim // 2
     frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=t.dtype) / half)
@@ -29,14 +29,15 @@ def time_embedding(t: Array, dim: int, max_period: float = 10_000.0) -> Array:
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation, with an optional scale and shift for each sample.
+    """Group normalisation with an optional scale and shift for each sample.
 
-    y = (1 + scale) * GN(x) + shift. Channel moments first, then group moments, then one
-    multiply-add: XLA's CPU code for this is 2-4 times as fast as for normalising reshaped groups.
-    Moments are float32 at least; the result has x's dtype.
+    y = (1 + scale) * GN(x) + shift. Channel moments are averaged to group moments, and the
+    normalisation is one multiply-add: on CPUs XLA runs this 2-4 times as fast as normalising
+    reshaped groups. Moments are computed in float32 or wider; the result has x's dtype.
 
     Attributes:
-        groups: at most this many; fewer where they do not divide the channels.
+        groups: maximum number of groups; gcd(groups, channels) are used.
+        epsilon: added to the variance.
     """
 
     groups: int = 32
@@ -64,15 +65,15 @@ class GroupNorm(nn.Module):
 
 
 class Convolution(nn.Module):
-    """A size x size convolution with PyTorch's padding.
+    """A size x size convolution with PyTorch's padding of (size - 1) / 2.
 
     Attributes:
         features: output channels.
         size: 3 or 1.
         stride: 1 or 2.
-        doubled: of x with its side doubled by repetition.
-        zero: starts as the zero function.
-        dtype: computing dtype; None follows x and the parameters.
+        doubled: upsample x to twice its side by repetition before convolving.
+        zero: initialise the kernel with zeros.
+        dtype: computing dtype; None: the promoted dtype of x and the parameters.
     """
 
     features: int
@@ -96,22 +97,23 @@ class Convolution(nn.Module):
 
 
 def average_pool(x: Array) -> Array:
-    """Halve the side: the mean of each 2 x 2 square."""
+    """Halve height and width by averaging 2 x 2 squares."""
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
 
 
 class ResidualBlock(nn.Module):
-    """GN, SiLU, (resample), conv; add the embedding; GN, SiLU, dropout, conv from zero; skip.
+    """ADM's residual block: GN, SiLU, (resample), conv, embedding, GN, SiLU, dropout, conv; skip.
+
+    The last convolution is initialised with zeros.
 
     Attributes:
-        features: output channels; a 1 x 1 convolution on the skip where they differ from x's.
-        dropout: rate; 0 outside training.
+        features: output channels; where they differ from x's, the skip has a 1 x 1 convolution.
+        dropout: dropout rate; 0 outside training.
         scale_shift_norm: the embedding scales and shifts the second GN instead of being added.
-        resample: both branches "half" (by `average_pool`) or "double" (by `repeat`) their side;
-            None: neither.
-        dtype: computing dtype of the convolutions; None follows the input. The embedding keeps
-            its own.
+        resample: "half" (`average_pool`) or "double" (`repeat`) resamples both branches; None: the
+            side is unchanged.
+        dtype: computing dtype of the convolutions; None: the input's. The embedding keeps its own.
     """
 
     features: int
@@ -145,11 +147,12 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """x + proj(attention(GN(x))) over all positions of the feature map; proj starts at zero.
+    """x + proj(attention(GN(x))) over all positions; proj is initialised with zeros.
 
     Attributes:
         heads: number of heads.
-        head_channels: channels of a head; where given, the number of heads follows from it.
+        head_channels: channels per head; overrides ``heads`` where it is set.
+        dtype: computing dtype of the dense layers; None: the input's.
     """
 
     heads: int = 1
@@ -169,7 +172,7 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the side: by a convolution of stride 2, or by averaging."""
+    """Halve height and width by a convolution with stride 2, or by average pooling."""
 
     with_conv: bool
     dtype: Dtype = None
@@ -182,7 +185,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the side by repetition, then a convolution or nothing."""
+    """Double height and width by repetition, followed by a convolution if ``with_conv``."""
 
     with_conv: bool
     dtype: Dtype = None

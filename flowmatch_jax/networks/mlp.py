@@ -1,4 +1,4 @@
-"""The multilayer perceptron for points in a few dimensions: the paper's 2-D experiments."""
+"""The multilayer perceptron for low-dimensional points, as in the paper's 2-D experiments."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from flowmatch_jax.runtime.errors import UserError
 class MLP(nn.Module):
     """v(t, x) for points [B, D]; zero at initialisation.
 
-    It is fed x, t and sinusoids of both, since sharp edges of a density are slow to learn from
-    coordinates alone (Tancik et al., Fourier Features Let Networks Learn High Frequency Functions
-    in Low Dimensional Domains, 2020).
+    The inputs are x, t and sinusoids of both, because a network learns sharp edges of a density
+    slowly from coordinates alone (Tancik et al., Fourier Features Let Networks Learn High Frequency
+    Functions in Low Dimensional Domains, 2020).
 
     Attributes:
-        width: of each hidden layer.
-        depth: number of hidden layers; the paper has 5 of 512.
-        frequencies: octaves of sinusoids, from period 8 down for x and from 2 down for t.
-        dtype: computing dtype of all layers but the first, whose inputs bfloat16 would round; None
-            follows x. The output has x's dtype.
+        width: units in each hidden layer.
+        depth: number of hidden layers; the paper uses 5 layers of 512 units.
+        frequencies: octaves of sinusoids; the longest period is 8 for x and 2 for t.
+        dtype: computing dtype of all layers but the first, whose inputs bfloat16 would round; None:
+            x's dtype. The output has x's dtype.
     """
 
     width: int = 512
@@ -43,12 +43,12 @@ class MLP(nn.Module):
         """Predict at times t ([B] or []) for points x [B, D]; returns [B, D], x's dtype.
 
         Raises:
-            UserError: a label or a condition, for which it has no place.
+            UserError: a label or a condition is given; the MLP supports neither.
         """
         if label is not None or condition is not None:
             raise UserError("network", "mlp", "it takes no label and no condition; use unet")
         t = jnp.broadcast_to(t, x.shape[:1]).astype(jnp.promote_types(x.dtype, jnp.float32))
-        # In units of its period: x of 8, t of 2.
+        # Coordinates in units of the longest period.
         z = jnp.concatenate([x / 8, t[:, None] / 2], axis=-1)
         waves = [2 * jnp.pi * 2**k * z for k in range(self.frequencies)]
         h = jnp.concatenate([x, t[:, None], *map(jnp.sin, waves), *map(jnp.cos, waves)], axis=-1)

@@ -1,7 +1,7 @@
 """The U-Net of Dhariwal & Nichol 2021 (ADM), the paper's network for images.
 
-One module stands in for the networks of the field: torchcfm's, facebookresearch's and ADM's own
-are settings of it, with the same number of parameters (tests/networks/unet_test.py).
+The U-Nets of ADM, torchcfm and facebookresearch/flow_matching are settings of this module with the
+same number of parameters (tests/networks/unet_test.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from flowmatch_jax.runtime.errors import UserError, at_least, fraction
 
 # (width, name, resample=None) -> a residual block
 Block = Callable[..., ResidualBlock]
-# (h, name, always=False) -> h after attention, where there is one
+# (h, name, always=False) -> h after attention if this side has attention, else h
 Attention = Callable[..., Array]
 
 
@@ -35,27 +35,28 @@ class UNet(nn.Module):
     """v(t, x) for images; zero at initialisation.
 
     Attributes:
-        out_channels: of the output; x's own for a vector field.
-        channels: width at the first level.
+        out_channels: output channels; as many as x has for a vector field.
+        channels: width of the first level.
         multipliers: width of each level in units of ``channels``; the side halves between levels.
-        depth: residual blocks a level on the way down; one more on the way up.
-        attention_sides: feature maps of these sides get attention after each residual block. The
-            middle always has it.
-        heads: of the attention.
-        head_channels: channels of a head; where given, the number of heads follows from it.
-        dropout: rate in training.
-        scale_shift_norm: time and label scale and shift a group norm, instead of being added.
-        residual_resampling: halve and double the side inside residual blocks (ADM's
-            resblock_updown), instead of by layers of their own.
-        conv_resampling: those layers have a convolution; otherwise averaging and repetition.
-        num_classes: of class-conditional networks; None for unconditional ones.
-        condition_channels: channels of an image given beside x; 0 for none.
-        time_scale: t is multiplied by this before its sinusoids, whose frequencies are 1 and less
-            (not stated in the paper; ADM's is 1000, torchcfm's and facebookresearch's 1).
-        dtype: computing dtype, e.g. bfloat16; None follows x. Parameters are float32, the output
-            has x's dtype. Time and label are embedded in float32 at least: bfloat16 has 15
-            different times in [0.999, 1].
-        remat: recompute each block in the backward pass instead of keeping its activations.
+        depth: residual blocks per level of the encoder; the decoder has one more per level.
+        attention_sides: feature maps with these sides get attention after each residual block; the
+            middle block always has attention.
+        heads: number of attention heads.
+        head_channels: channels per head; overrides ``heads`` where it is set.
+        dropout: dropout rate in training.
+        scale_shift_norm: time and label scale and shift a group norm instead of being added.
+        residual_resampling: resample inside residual blocks (ADM's resblock_updown) instead of in
+            separate layers.
+        conv_resampling: the separate resampling layers have a convolution; otherwise they average
+            and repeat.
+        num_classes: number of classes; None for unconditional networks.
+        condition_channels: channels of a conditioning image concatenated to x; 0 for none.
+        time_scale: factor on t before its sinusoids, whose frequencies are at most 1 (not stated in
+            the paper; 1000 in ADM, 1 in torchcfm and facebookresearch/flow_matching).
+        dtype: computing dtype, e.g. bfloat16; None: x's. Parameters are float32, the output has x's
+            dtype. Time and label are embedded in float32 or wider: bfloat16 distinguishes only 15
+            times in [0.999, 1].
+        remat: recompute each block in the backward pass instead of storing its activations.
     """
 
     out_channels: int
@@ -91,14 +92,14 @@ class UNet(nn.Module):
             x: [B, H, W, C]; H and W divisible by 2^(levels - 1).
             label: int32 [B] in [0, num_classes), or -1 for "no label"; None stands for -1.
             condition: [B, H, W, condition_channels].
-            train: dropout on, drawing from the "dropout" rng.
+            train: turns on dropout, which draws from the "dropout" rng.
 
         Returns:
             [B, H, W, out_channels], x's dtype.
 
         Raises:
-            UserError: sizes that cannot be halved, a label or condition the network has no place
-                for, or a condition of another size.
+            UserError: the sides cannot be halved at every level, the network has no label or
+                condition input, or the condition's shape is wrong.
         """
         self.validate(x.shape[1:3])
         self._check_inputs(x, label, condition)
@@ -125,7 +126,7 @@ class UNet(nn.Module):
         return [self.channels * multiplier for multiplier in self.multipliers]
 
     def _down(self, x: Array, embedding: Array, block: Block, attention: Attention) -> list[Array]:
-        """The feature maps on the way down, the last of them the smallest."""
+        """Run the encoder; returns its feature maps, the smallest last."""
         h = Convolution(self._widths[0], 3, dtype=self.dtype, name="conv_in")(x)
         skips = [h]
         for level, width in enumerate(self._widths):
@@ -144,7 +145,7 @@ class UNet(nn.Module):
     def _up(
         self, h: Array, skips: list[Array], embedding: Array, block: Block, attention: Attention
     ) -> Array:
-        """Back to the first feature map's size, each map of the way down beside its own."""
+        """Run the decoder, concatenating the encoder's feature map of the same size each time."""
         for level, width in reversed(list(enumerate(self._widths))):
             for i in range(self.depth + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
@@ -158,13 +159,13 @@ class UNet(nn.Module):
         return h
 
     def validate(self, sides: tuple[int, int]) -> None:
-        """Raise UserError unless this network exists for images of these sides."""
+        """Raise UserError unless the settings are valid for images with these sides."""
         at_least("channels", self.channels, 1)
         at_least("depth", self.depth, 1)
         whole = all(isinstance(m, int) and m > 0 for m in self.multipliers)
         if not self.multipliers or not whole:
             raise UserError(
-                "multipliers", self.multipliers, "they are one positive integer a level"
+                "multipliers", self.multipliers, "they are one positive integer per level"
             )
         if not math.isfinite(self.time_scale) or self.time_scale == 0:
             raise UserError("time_scale", self.time_scale, "it must be finite, and not 0")
@@ -174,7 +175,7 @@ class UNet(nn.Module):
         fraction("dropout", self.dropout)
         levels = len(self.multipliers)
         if any(side % 2 ** (levels - 1) for side in sides):
-            # side & -side is the largest power of two in it.
+            # side & -side is the largest power of two that divides the side.
             fitting = min((side & -side).bit_length() for side in sides)
             raise UserError(
                 "multipliers",
@@ -196,7 +197,7 @@ class UNet(nn.Module):
                 raise UserError("heads", self.heads, f"they must divide {width} channels")
 
     def _embed(self, t: Array, label: Array | None) -> Array:
-        """Time and label, [B] each, as one vector of 4 x channels, float32 or t's dtype."""
+        """Embed time and label, [B] each, as [B, 4 channels], in float32 or wider."""
         width = 4 * self.channels
         t = t.astype(jnp.promote_types(t.dtype, jnp.float32))
         h = time_embedding(self.time_scale * t, self.channels)

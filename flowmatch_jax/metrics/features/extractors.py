@@ -1,7 +1,7 @@
-"""Which features samples are judged by, by name.
+"""The feature extractors for sample quality metrics, by name.
 
-Only Inception's of 2015 give what the field calls FID, Inception score and KID; the same formulas
-with other features carry these features' name.
+Only features of the 2015 Inception give what the field calls FID, Inception score and KID; the same
+metrics of other features are named after the extractor.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ NAMES_OF_INCEPTION = {"fd": "fid", "is": "inception_score", "kd": "kid"}
 def load_extractor(
     name: str, shape: tuple[int, ...], levels: int, weights: str | None = None
 ) -> Extractor:
-    """An extractor for integer images in [0, levels) of a shape [H, W, C].
+    """Load an extractor for integer images of shape [H, W, C] with values in [0, levels).
 
     Args:
         name: one of EXTRACTORS.
-        weights: file of Inception's weights (pytorch-fid's), for it alone.
+        shape: shape [H, W, C] of an image.
+        levels: grey levels of the images.
+        weights: file of Inception's weights (pytorch-fid's); required for "inception" only.
 
     Raises:
-        UserError: another name; weights that are missing, damaged, or another net's.
+        UserError: the name is unknown, or the weights are missing, damaged, or another network's.
     """
     one_of("extractor", name, EXTRACTORS)
     if name != "inception" and weights is not None:
@@ -56,20 +58,20 @@ def load_extractor(
 
 
 def pixels(images: np.ndarray, levels: int) -> np.ndarray:
-    """The pixels themselves, each at the centre of its bin in [-1, 1], float64: for tiny images."""
+    """Use pixels as features, at the centres of their bins in [-1, 1], float64; for tiny images."""
     flat = np.asarray(images, np.float64).reshape(len(images), -1)
     return (2 * flat + 1) / levels - 1
 
 
 def score_name(score: str, extractor: str) -> str:
-    """What fd (Fréchet), is, kd (kernel), precision or recall by an extractor is called."""
+    """Return the metric name of fd (Fréchet), is, kd (kernel), precision or recall."""
     if extractor == "inception":
         return NAMES_OF_INCEPTION.get(score, score)
     return f"{score}_{extractor}"
 
 
 def features_of(extractor: Extractor, images: Array) -> tuple[np.ndarray, np.ndarray | None]:
-    """Features [B, D] and logits [B, K] or None of images, on the host."""
+    """Compute features [B, D] and logits [B, K] (or None) of images, on the host."""
     features, logits = extractor.apply(images)
     if logits is None:
         return features, None

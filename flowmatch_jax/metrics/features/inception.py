@@ -1,8 +1,9 @@
-"""The Inception-v3 of the Frechet Inception distance, as TensorFlow published it on 2015-12-05.
+"""The Inception-v3 of the Fréchet Inception distance, as TensorFlow published it on 2015-12-05.
 
-Szegedy et al., Rethinking the Inception Architecture for Computer Vision (2016), with the three
-departures of that graph from later Inceptions: averages leave the padding out, the last block takes
-a maximum in place of its average, there are 1008 classes. Modules are named as in PyTorch's files.
+Szegedy et al., Rethinking the Inception Architecture for Computer Vision (2016). The published
+graph differs from later Inceptions in three ways: average pooling excludes the padding, the last
+block uses max pooling instead of average pooling, and there are 1008 classes. Modules have the
+names of PyTorch's weight files.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from flowmatch_jax.arrays import Array, Params
 from flowmatch_jax.metrics.features.extractor import Extractor, compiled
 from flowmatch_jax.metrics.features.torch_weights import checked_sha256, folded_params
 
-# pt_inception-2015-12-05-6726825d.pth of pytorch-fid, weights-inception-... of torch-fidelity
+# The hash of pytorch-fid's pt_inception-2015-12-05-6726825d.pth; torch-fidelity's file is the same.
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 SIDE, DIMS, CLASSES = 299, 2048, 1008
 
@@ -50,7 +51,7 @@ class InceptionV3(nn.Module):
 
 
 class InceptionA(nn.Module):
-    """Branches of 1x1, 5x5, two 3x3 and an average: [B, 35, 35, 224 + pool_features]."""
+    """Branches of 1x1, 5x5, two 3x3, and average pooling: [B, 35, 35, 224 + pool_features]."""
 
     pool_features: int
 
@@ -69,7 +70,7 @@ class InceptionA(nn.Module):
 
 
 class InceptionB(nn.Module):
-    """Halves the side: [B, 17, 17, 480 + C]."""
+    """Halve the side with strided branches: [B, 17, 17, 480 + C]."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -84,10 +85,12 @@ class InceptionB(nn.Module):
 
 
 class InceptionC(nn.Module):
-    """Branches of 1x1, 7x7 and two 7x7 in rows and columns, and an average: [B, 17, 17, 768].
+    """Branches of 1x1, 7x7, two 7x7, and average pooling: [B, 17, 17, 768].
+
+    Each 7x7 convolution is factorised into 1x7 and 7x1.
 
     Attributes:
-        width: channels within the branches.
+        width: channels inside the branches.
     """
 
     width: int
@@ -110,7 +113,7 @@ class InceptionC(nn.Module):
 
 
 class InceptionD(nn.Module):
-    """Halves the side: [B, 8, 8, 512 + C]."""
+    """Halve the side with strided branches: [B, 8, 8, 512 + C]."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -127,9 +130,11 @@ class InceptionD(nn.Module):
 
 
 class InceptionE(nn.Module):
-    """Branches of 1x1, 3x3 and two 3x3, their last a row beside a column, and a pool.
+    """Branches of 1x1, 3x3, two 3x3, and pooling: [B, 8, 8, 2048].
 
-    [B, 8, 8, 2048]. Attributes:
+    The last 3x3 of each branch is a 1x3 and a 3x1 convolution in parallel.
+
+    Attributes:
         pool: `average` or `maximum`.
     """
 
@@ -158,33 +163,34 @@ def convolution(
     stride: int = 1,
     padding: str = "SAME",
 ) -> Callable[[Array], Array]:
-    """A convolution, its batch norm folded in, and ReLU."""
+    """Create a convolution with its batch norm folded in, followed by ReLU."""
     size = (size, size) if isinstance(size, int) else size
     layer = nn.Conv(features, size, stride, padding, name=name)
     return lambda x: nn.relu(layer(x))
 
 
 def average(x: Array) -> Array:
-    """Of the 3 x 3 square around each place, or what of it is in the image."""
+    """Average the 3 x 3 square around each position, excluding the padding."""
     return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
 
 
 def maximum(x: Array) -> Array:
-    """Of the 3 x 3 square around each place."""
+    """Take the maximum of the 3 x 3 square around each position."""
     return nn.max_pool(x, (3, 3), padding="SAME")
 
 
 def halve(x: Array) -> Array:
-    """The maximum of each second 3 x 3 square: side s -> (s - 1) // 2."""
+    """Take the maximum of 3 x 3 squares with stride 2: side s -> (s - 1) // 2."""
     return nn.max_pool(x, (3, 3), strides=(2, 2))
 
 
 def resize_as_tf1(images: Array, side: int) -> Array:
-    """[B, H, W, C] -> [B, side, side, C], bilinear by the rule of the published graph.
+    """Resize images bilinearly as the published graph does: [B, H, W, C] -> [B, side, side, C].
 
-    It is TensorFlow 1's resize_bilinear with align_corners=False: new pixel i lies at i * H / side
-    of the old, so that left upper corners meet instead of centres, and shrinking averages nothing.
-    PyTorch's interpolate, and pytorch-fid with it, lets centres meet, and has other features.
+    This is TensorFlow 1's resize_bilinear with align_corners=False: new pixel i is sampled at
+    i * H / side, so the upper left corners are aligned instead of the pixel centres, and
+    downscaling is not antialiased. PyTorch's interpolate, which pytorch-fid uses, aligns the
+    centres and gives other features.
     """
     return _interpolate(_interpolate(images, 2, side), 1, side)
 
@@ -199,18 +205,19 @@ def _interpolate(x: Array, axis: int, side: int) -> Array:
 
 
 def load_inception(path: Path, sha256: str | None = SHA256) -> Extractor:
-    """The net with the published weights, from a file of the user's.
+    """Load the network with the published weights from a file that the user provides.
 
-    Images are resized to 299 x 299 by `resize_as_tf1`, then (x - 128) / 128. The extractor's logits
-    are without the last layer's bias, for the Inception score has been without it since
-    Salimans et al., Improved Techniques for Training GANs (2016).
+    Images are resized to 299 x 299 by `resize_as_tf1` and normalised to (x - 128) / 128. The
+    logits omit the bias of the last layer, as the Inception score has done since Salimans et al.,
+    Improved Techniques for Training GANs (2016).
 
     Args:
-        path: pt_inception-2015-12-05-6726825d.pth of pytorch-fid (torch-fidelity's is the same).
-        sha256: of that file; None for any weights. A distance is an FID by the published ones only.
+        path: pytorch-fid's pt_inception-2015-12-05-6726825d.pth (torch-fidelity's is the same).
+        sha256: expected hash of the file; None accepts any weights. Only the published weights
+            give an FID.
 
     Raises:
-        UserError: a file that is damaged, has another hash or another net's weights.
+        UserError: the file is damaged, or has another hash or another network's weights.
     """
     found = checked_sha256(path, sha256)
     net = InceptionV3()
@@ -225,5 +232,5 @@ def load_inception(path: Path, sha256: str | None = SHA256) -> Extractor:
 
 
 def torch_names(layer: str) -> tuple[str, str | None]:
-    """Names in PyTorch's file: "Mixed_5b.branch1x1" -> its convolution and its batch norm."""
+    """Map "Mixed_5b.branch1x1" to the names of its convolution and batch norm in PyTorch's file."""
     return (layer, None) if layer == "fc" else (f"{layer}.conv", f"{layer}.bn")

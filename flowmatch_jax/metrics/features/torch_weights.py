@@ -1,9 +1,9 @@
-"""PyTorch's weight files without PyTorch, its batch norms folded into convolutions.
+"""Read PyTorch weight files without PyTorch, and fold batch norms into convolutions.
 
-A state dict is a pickle of names and tensors; a tensor is a rebuilding function's name, its sizes,
-and a reference to a storage, whose bytes lie beside the pickle: as members of a zip archive since
-torch 1.6, before that in one row behind it. The unpickler here knows these functions and nothing
-else, so that a file cannot run code.
+A state dict is a pickle of names and tensors. A tensor is stored as the name of a rebuilding
+function, its sizes, and a reference to a storage. Since torch 1.6 the storages are members of a zip
+archive; before, they followed the pickle in the same file. The unpickler allows these functions
+only, so that a file cannot run code.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ ALLOWED = "it must be a whole file of torch.save with a state dict"
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """The state dict in a file of torch.save: names -> arrays of the tensors' shapes and dtypes.
+    """Read the state dict from a file of torch.save: name -> array of the tensor's shape and dtype.
 
-    Both formats, little-endian; dense tensors of the `STORAGES`.
+    Both the zip and the legacy format are supported, little-endian, with dense tensors of the
+    `STORAGES`.
 
     Raises:
-        UserError: no such file, a truncated or damaged one, one of another format, a pickle with
-            other classes, or with something else than names of tensors.
+        UserError: the file is missing, truncated, damaged or of another format, or its pickle has
+            other classes or anything but names of tensors.
     """
     try:
         with open(path, "rb") as file:
@@ -64,10 +65,10 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def checked_sha256(path: Path, expected: str | None) -> str:
-    """The file's sha256 in hexadecimal digits; any is right if none is expected.
+    """Compute a file's sha256 in hexadecimal digits and compare it with the expected one, if any.
 
     Raises:
-        UserError: no such file, or another hash than expected.
+        UserError: the file cannot be read, or has another hash than expected.
     """
     try:
         with open(path, "rb") as file:
@@ -86,24 +87,23 @@ def folded_params(
     names: Callable[[str], tuple[str, str | None]],
     epsilon: float = 1e-3,
 ) -> Params:
-    """Parameters of a Flax module of convolutions and dense layers from PyTorch's file.
+    """Read the parameters of a Flax module of convolutions and dense layers from PyTorch's file.
 
-    A convolution and the batch norm behind it become one convolution with a bias. PyTorch's counts
-    of batches are left aside.
+    A convolution and the batch norm after it become one convolution with a bias. The
+    num_batches_tracked entries are ignored.
 
     Args:
-        path: of the state dict.
-        shapes: of the Flax module's parameters, a "kernel" and a "bias" each layer.
-        names: a layer's path in the Flax module, joined by dots -> PyTorch's names of the layer
-            and of its batch norm (None: the layer has a bias of its own).
-        epsilon: of the batch norms.
+        path: file of the state dict.
+        shapes: shapes of the Flax module's parameters, a "kernel" and a "bias" for each layer.
+        names: maps a layer's path in the Flax module, joined by dots, to PyTorch's names of the
+            layer and of its batch norm (None: the layer has its own bias).
+        epsilon: epsilon of the batch norms.
 
     Returns:
         float32 parameters of those shapes: kernels [height, width, in, out] or [in, out].
 
     Raises:
-        UserError: what `read_torch` refuses; a tensor that is missing, superfluous or of another
-            shape.
+        UserError: `read_torch` fails, or a tensor is missing, superfluous or of another shape.
     """
     tensors, params = _Tensors(path), {}
     for (*layer, part), expected in flatten_dict(shapes).items():
@@ -127,7 +127,7 @@ def folded_params(
 
 
 class _Tensors:
-    """The tensors of a PyTorch file, each to be taken once."""
+    """The tensors of a PyTorch file, each of which is taken once."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._state = path, read_torch(path)
@@ -137,7 +137,7 @@ class _Tensors:
         return UserError("path", str(self._path), f"these are weights of another net: {what}")
 
     def take(self, name: str, *shape: int) -> np.ndarray:
-        """A tensor of this shape, in float64; raises UserError where there is none."""
+        """Return a tensor of this shape in float64; raises UserError if there is none."""
         if name not in self.left:
             raise self.refuse(f"{name} is missing")
         if self._state[name].shape != shape:
@@ -147,9 +147,10 @@ class _Tensors:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Tensors become arrays over storages that are filled later.
+    """Unpickle tensors as arrays over storages that are filled later.
 
     Attributes:
+        most_bytes: maximum size of a storage.
         storages: key in the file -> array of the storage's items.
     """
 
@@ -166,7 +167,7 @@ class _Unpickler(pickle.Unpickler):
         return KNOWN[module, name]
 
     def persistent_load(self, pid: tuple) -> np.ndarray:
-        """A storage, from ("storage", class, key, device, number of items, ...)."""
+        """Return the storage for ("storage", class, key, device, number of items, ...)."""
         kind, storage, key, _, count, *view = pid
         if kind != "storage" or view not in ([], [None]):
             raise pickle.UnpicklingError(f"a {kind} that is not a whole storage")
