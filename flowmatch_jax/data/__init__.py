@@ -1,1 +1,1 @@
-"""Data sets and the input pipeline."""
+"""Datasets and the input pipeline."""

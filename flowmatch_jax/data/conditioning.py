@@ -1,8 +1,8 @@
-"""What networks are given besides t and x_t: labels, and images of low resolution.
+"""Conditioning inputs of networks: labels and low-resolution images.
 
-It travels as ``inputs``, {"label": int32 [B], "condition": [B, H, W, C]} with what there is of the
-two, and is a function of a batch of the data as it is stored, {"x": integers [B, H, W, C],
-"label": [B]}: the low-resolution image is made of the image itself.
+They are passed as ``inputs``, a dict with one or both of "label" int32 [B] and "condition"
+[B, H, W, C]. They are computed from a batch of the stored data, {"x": integers [B, H, W, C],
+"label": [B]}; the low-resolution image is computed from the image itself.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ class Conditioning:
     """What a model is conditioned on; nothing by default.
 
     Attributes:
-        labels: the class.
-        label_dropout: probability that a sample is trained without its label, which is what
-            guidance takes for the unconditional field (Ho & Salimans 2022).
-        low_resolution: the image in this many pixels a side, enlarged.
-        filter: it is made by, of `resolution.FILTERS`.
-        max_noise: the largest standard deviation, in model space, of noise that is added to it in
-            training, so that the model also does for images that are not made like that. Each
-            image's is drawn from U(0, max_noise) and told to the network, as a further channel of
-            the condition (Ho et al. 2021, conditioning augmentation); samples are given 0. With
-            max_noise = 0 there is no such channel.
+        labels: condition on the class.
+        label_dropout: probability that a training sample has no label. Classifier-free guidance
+            uses the field without a label as the unconditional one (Ho & Salimans 2022).
+        low_resolution: condition on the image downscaled to this side and enlarged again.
+        filter: downscaling filter, a key of `resolution.FILTERS`.
+        max_noise: largest standard deviation, in model space, of Gaussian noise added to the
+            low-resolution image in training, which makes the model robust to images downscaled in
+            other ways (conditioning augmentation, Ho et al. 2021). The standard deviation is drawn
+            from U(0, max_noise) for each image and given to the network as an additional channel
+            of the condition; it is 0 in sampling. With max_noise = 0 there is no such channel.
         levels: grey levels of the images.
     """
 
@@ -47,7 +47,7 @@ class Conditioning:
         return self.labels or self.low_resolution is not None
 
     def inputs(self, batch: Batch) -> Inputs:
-        """Of the items of a batch, each on its own."""
+        """Compute the conditioning inputs of a batch; each item's depend on that item only."""
         inputs = {}
         if self.labels:
             inputs["label"] = batch["label"]
@@ -56,7 +56,7 @@ class Conditioning:
         return inputs
 
     def training_inputs(self, batch: Batch, key: Array) -> Inputs:
-        """The same, some of the labels left out and noise on the low resolution."""
+        """Compute `inputs` for training, with label dropout and noise on the condition."""
         inputs = self.inputs(batch)
         label_key, noise_key = jax.random.split(key)
         if self.labels:
@@ -75,29 +75,29 @@ class Conditioning:
         return jnp.concatenate([image, jnp.broadcast_to(level, (*image.shape[:-1], 1))], axis=-1)
 
     def reduce(self, image: Array) -> Array:
-        """Images [B, H, W, C] in low resolution, whole levels as a file would have them, int32."""
+        """Downscale images [B, H, W, C] and round them to integer levels, int32."""
         side = self.low_resolution
         return resize(image, (side, side), self.filter, self.levels)
 
     def enlarge(self, image: Array, sides: tuple[int, int]) -> Array:
-        """Images of whole levels to these sides by the bicubic filter, in model space, float32."""
+        """Enlarge integer images to these sides bicubically; returns float32 in model space."""
         return centres(resize(image, sides), self.levels)
 
     def condition(self, image: Array, sides: tuple[int, int]) -> Array:
-        """What the network is given of images in low resolution: [B, *sides, condition_channels].
+        """Compute the condition of low-resolution images: [B, *sides, condition_channels].
 
-        The enlarged image, which SR3 too concatenates to x_t in full size, and where training adds
-        noise to it a channel of the noise's level, 0 here.
+        It is the enlarged image, which the network concatenates to x_t as in SR3. If training adds
+        noise to the condition, a channel with the noise level follows, which is 0 here.
         """
         enlarged = self.enlarge(image, sides)
         return jnp.pad(enlarged, ((0, 0), (0, 0), (0, 0), (0, int(self.max_noise > 0))))
 
     def condition_channels(self, channels: int) -> int:
-        """Channels of the condition for images of so many; 0 where there is none."""
+        """Return the number of condition channels for images with ``channels``; 0 for none."""
         return 0 if self.low_resolution is None else channels + (self.max_noise > 0)
 
     def validate(self, shape: tuple[int, ...], num_classes: int | None) -> None:
-        """Raise UserError unless there is such a condition for data of this shape and classes."""
+        """Raise UserError unless data of this shape and with these classes can be conditioned."""
         fraction("label_dropout", self.label_dropout)
         one_of("filter", self.filter, FILTERS)
         at_least("max_noise", self.max_noise, 0)

@@ -1,4 +1,4 @@
-"""What the rest of the system knows of a data set: one split of it, item by item."""
+"""The interface of a dataset split."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Images(Protocol):
-    """Images by index: an array uint8 [N, H, W, C], or what decodes them when they are read."""
+    """Images by index: an array uint8 [N, H, W, C], or an object that decodes images on access."""
 
     shape: tuple[int, ...]
 
@@ -23,16 +23,16 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A split of a data set. ``source[i]`` is {"x": ..., "label": ...}.
+    """A split of a dataset. ``source[i]`` is {"x": ..., "label": ...}.
 
     Attributes:
-        name, version, split: where the data comes from.
+        name, version, split: identify the data.
         x: images uint8 [N, H, W, C] with values in [0, levels), or points float32 [N, D].
         label: int32 [N] in [0, num_classes), or None.
         levels: grey levels of images; None for points.
-        num_classes: None without labels.
-        log_density: of points, where it is known: [N, D] -> [N], in nats.
-        sha256: of the content, where it was computed before (prepared sets and folders).
+        num_classes: number of classes; None without labels.
+        log_density: log-density of points where it is known, [N, D] -> [N] in nats.
+        sha256: hash of the content where it is already known (prepared datasets and folders).
     """
 
     name: str
@@ -56,21 +56,21 @@ class Dataset:
 
     @cached_property
     def entropy(self) -> float | None:
-        """Minus the mean log-likelihood of these points that a perfect model reaches; nats."""
+        """The mean negative log-likelihood of these points under their own density, in nats."""
         return None if self.log_density is None else -float(np.mean(self.log_density(self.x)))
 
     @cached_property
     def content_hash(self) -> str:
-        """sha256 of the content: equal for equal data."""
+        """The sha256 of the content; equal for equal data."""
         return self.sha256 or hashlib.sha256(np.ascontiguousarray(self.x)).hexdigest()
 
     def facts(self) -> dict[str, Any]:
-        """Which data these are, as a run records it: name, version, split, items, sha256."""
+        """Return what a run records about its data: name, version, split, items, sha256."""
         which = {"name": self.name, "version": self.version, "split": self.split}
         return which | {"items": len(self), "sha256": self.content_hash}
 
     def zeros(self, n: int) -> dict[str, np.ndarray]:
-        """A batch of n items that are zero: its shapes and dtypes."""
+        """Return a batch of n zero items with the dataset's shapes and dtypes."""
         x = np.zeros((n, *self.shape), np.uint8 if self.is_image else np.float32)
         return {"x": x} if self.label is None else {"x": x, "label": np.zeros(n, np.int32)}
 

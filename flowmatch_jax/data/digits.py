@@ -1,4 +1,4 @@
-"""Handwritten digits, 8 x 8 with 17 grey levels: real images that scikit-learn carries."""
+"""Handwritten digits, 8 x 8 with 17 grey levels, shipped with scikit-learn."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ TRAIN_SIZE = 1500
 
 
 def digits(split: str) -> Dataset:
-    """The optical recognition set of the UCI repository (its test part, 1,797 images).
+    """Load the UCI optical recognition of handwritten digits dataset (its test part, 1,797 images).
 
-    A fixed permutation is split into 1,500 images for training and 297 for testing.
+    A fixed permutation is split into 1,500 training and 297 test images.
     """
-    # Imported here: scikit-learn takes a second to load, and only this set needs it.
+    # Imported here: scikit-learn takes a second to load, and only this dataset needs it.
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    # RandomState's streams are frozen by NumPy's policy; those of default_rng may change.
+    # NumPy guarantees RandomState's streams; those of default_rng may change between versions.
     order = np.random.RandomState(0).permutation(len(bunch.images))
     chosen = {"train": order[:TRAIN_SIZE], "test": order[TRAIN_SIZE:]}[split]
     return Dataset(

@@ -1,12 +1,12 @@
-"""Encoded pictures -> uint8 arrays, by Pillow. What becomes of each kind of file:
+"""Decode image files into uint8 arrays with Pillow.
 
-- transparent pixels (RGBA, LA, palette or tRNS): laid on a background;
-- CMYK JPEGs: to RGB by Pillow's conversion, without colour profiles;
-- 16-bit grey: the high byte of each value, as Pillow reads 16-bit RGB;
-- animations (GIF-like WebP, APNG): the first frame;
-- photographs with an EXIF orientation: turned upright, where asked.
+- Transparent pixels (RGBA, LA, palette or tRNS) are composited on a background.
+- CMYK JPEGs are converted to RGB by Pillow, without colour profiles.
+- 16-bit grey images keep the high byte of each value, as Pillow does for 16-bit RGB.
+- Animations (WebP, APNG) are reduced to their first frame.
+- Photographs with an EXIF orientation are rotated upright on request.
 
-The kind of a file is told by its content, whatever its suffix says.
+The format is detected from a file's content, not from its suffix.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from flowmatch_jax.runtime.errors import UserError, at_least
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-LARGEST = 2**26  # pixels of a picture: 8192 x 8192, for which decoding takes up to 1.7 GB
+LARGEST = 2**26  # pixels of an image: 8192 x 8192, for which decoding takes up to 1.7 GB
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name
 
-# Pillow warns beyond its limit, which is higher than LARGEST, without naming the file. For good and
-# not around a call: what `warnings.catch_warnings` sets, threads that decode would undo for others.
+# Pillow's warning beyond its own limit, which is higher than LARGEST, does not name the file. The
+# filter is global because `warnings.catch_warnings` is not thread-safe, and threads decode images.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def validate(size: int | None, channels: int, background: str) -> None:
-    """Raise UserError unless these describe how pictures become arrays."""
+    """Raise UserError unless these decoding options are valid."""
     if size is not None:
         at_least("size", size, 1)
     if channels not in MODES:
@@ -44,15 +44,17 @@ def validate(size: int | None, channels: int, background: str) -> None:
 def decode(
     data: bytes, channels: int = 3, background: str = "white", upright: bool = False
 ) -> Image.Image:
-    """An encoded picture as grey (channels 1) or RGB (3), 8 bits.
+    """Decode an image file to 8-bit grey (channels 1) or RGB (3).
 
     Args:
-        background: behind transparent pixels.
-        upright: turn by the EXIF orientation.
+        data: content of the file.
+        channels: 1 or 3.
+        background: colour behind transparent pixels.
+        upright: rotate by the EXIF orientation.
 
     Raises:
-        ValueError: it is of another format, or has more than LARGEST pixels.
-        Exception: of many kinds, where the data is damaged; Pillow's decoders say no more.
+        ValueError: the format is not one of FORMATS, or there are more than LARGEST pixels.
+        Exception: the data is damaged; Pillow's decoders raise errors of many types.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -66,7 +68,7 @@ def decode(
     image.load()
     if upright:
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion clips
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips
         values = np.asarray(image)
         alpha = np.where(values == image.info.get("transparency", -1), 0, 255)
         image = Image.fromarray(np.dstack([values >> 8, alpha]).astype(np.uint8))
@@ -77,10 +79,10 @@ def decode(
 
 
 def square(image: Image.Image, size: int | None) -> np.ndarray:
-    """The largest centre square, uint8 [size, size, C].
+    """Crop the largest centre square and resize it: uint8 [size, size, C].
 
-    Made smaller by `average_areas`, larger by bicubic interpolation. Without a size the picture
-    stays as it is, [H, W, C].
+    It is downscaled by `average_areas` and upscaled by bicubic interpolation. Without a size the
+    image keeps its shape, [H, W, C].
     """
     if size is not None:
         side = min(image.size)
@@ -94,10 +96,10 @@ def square(image: Image.Image, size: int | None) -> np.ndarray:
 
 
 def average_areas(array: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [S, S, C] -> [size, size, C]: each new pixel is the mean of the area it covers.
+    """Downscale uint8 [S, S, C] to [size, size, C]: a new pixel is the mean of its area.
 
-    Old pixels at its edge count by the part that is covered. (Pillow's box filter counts them
-    whole, which is the same where size divides S.)
+    Old pixels that are covered in part are weighted by the covered fraction. (Pillow's box filter
+    weights them fully, which is equal where size divides S.)
     """
     side = len(array)
     edges, old = np.arange(size + 1) * (side / size), np.arange(side)
@@ -108,7 +110,7 @@ def average_areas(array: np.ndarray, size: int) -> np.ndarray:
 
 
 def encode(array: np.ndarray) -> bytes:
-    """uint8 [H, W, C] as PNG, C in {1, 3}."""
+    """Encode uint8 [H, W, C] as PNG, C in {1, 3}."""
     buffer = io.BytesIO()
     Image.fromarray(array[:, :, 0] if array.shape[-1] == 1 else array).save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Pictures that are decoded when they are read, and the same decoded once into a mapped file."""
+"""Images that are decoded on access, or decoded once into a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from flowmatch_jax.runtime.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 4096  # images decoded between two writes
-SEALED, SEALED_BLOCKS = 4096, 256  # bytes of a block that a seal knows, and how many there are
+CHUNK = 4096  # images decoded between two updates of the progress bar
+SEALED, SEALED_BLOCKS = 4096, 256  # bytes of a block that a seal hashes, and number of blocks
 
 
 class CorruptImage(ValueError):
-    """A picture that cannot be read: its name, and why."""
+    """Raised for an image that cannot be read; holds its name and the reason."""
 
     def __init__(self, name: str, reason: object) -> None:
         super().__init__(f"{name}: {reason}")
@@ -35,7 +35,7 @@ class CorruptImage(ValueError):
 
 
 class Files(Protocol):
-    """Encoded pictures by index; `read` raises `CorruptImage` for what is damaged."""
+    """Encoded images by index; `read` raises `CorruptImage` for a damaged one."""
 
     def __len__(self) -> int: ...
 
@@ -46,14 +46,14 @@ class Files(Protocol):
 
 @dataclass(frozen=True)
 class Pictures:
-    """Encoded pictures as an array of images, each decoded when it is read.
+    """Encoded images as an array whose items are decoded on access.
 
     ``pictures[i]`` is uint8 [H, W, C], or raises `CorruptImage`.
 
     Attributes:
-        files: the encoded pictures.
+        files: the encoded images.
         shape: (N, H, W, C).
-        size: pictures become squares of this side; None: they are of this shape already.
+        size: images are cropped and resized to squares with this side; None: they are not resized.
         background, upright: see `images.decode`.
     """
 
@@ -67,10 +67,10 @@ class Pictures:
         return len(self.files)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        data = self.files.read(i)  # an OSError is the disk's, not the picture's
+        data = self.files.read(i)  # an OSError concerns the disk, not the image: it is not caught
         try:
             array = square(decode(data, self.shape[-1], self.background, self.upright), self.size)
-        except Exception as error:  # damaged data makes decoders raise all kinds
+        except Exception as error:  # decoders raise errors of any type for damaged data
             raise CorruptImage(self.files.name(i), error) from error
         if array.shape != self.shape[1:]:
             raise CorruptImage(self.files.name(i), f"its shape is {array.shape}")
@@ -78,14 +78,14 @@ class Pictures:
 
 
 class CorruptCount:
-    """Counts unreadable pictures, each once; logs its name; beyond the limit it is an error."""
+    """Count and log unreadable images, each once; exceeding the limit is an error."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._seen: set[str] = set()
 
     def add(self, corrupt: Mapping[str, str]) -> None:
-        """Take names of pictures and why they cannot be read.
+        """Add unreadable images, given as name -> reason.
 
         Raises:
             UserError: there are more than the limit.
@@ -103,21 +103,22 @@ class CorruptCount:
 def decoded(
     pictures: Pictures, folder: Path, max_corrupt: int, desc: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All pictures as one array, mapped from a file that is made the first time.
+    """Return all images as one array, memory-mapped from a file that the first call writes.
 
-    The file is built beside its place and moved there when whole; of several processes one builds
-    and the others wait. One that is no longer what was built is built again.
+    The file is built in a temporary folder and moved into place when complete. If several processes
+    need it, one builds it and the others wait. A damaged file is built again.
 
     Args:
-        folder: where x.npy, kept.npy and corrupt.json go.
-        max_corrupt: pictures that may be unreadable; they are left out.
-        desc: of the progress bar.
+        pictures: the images.
+        folder: folder for x.npy, kept.npy and corrupt.json.
+        max_corrupt: maximum number of unreadable images, which are left out.
+        desc: label of the progress bar.
 
     Returns:
-        x uint8 [n, H, W, C], mapped and read-only, and the indices [n] of its pictures.
+        x uint8 [n, H, W, C], memory-mapped and read-only, and the indices [n] of its images.
 
     Raises:
-        UserError: more are unreadable, or the folder cannot be written.
+        UserError: more images are unreadable, or the folder cannot be written.
     """
     try:
         if _harm(folder) is not None:
@@ -140,16 +141,16 @@ def decoded(
 
 
 def _harm(folder: Path) -> str | None:
-    """What keeps decoded pictures from being used; None where nothing does.
+    """Return the reason why decoded images cannot be used, or None.
 
-    The large file is judged by its size and some of its blocks, so that a start stays quick.
+    The large file is checked by its size and some of its blocks, so that starting stays fast.
     """
     if not folder.is_dir():
         return "is not there"
     try:
         json.loads((folder / "corrupt.json").read_bytes())
         x, kept = np.load(folder / "x.npy", mmap_mode="r"), np.load(folder / "kept.npy")
-        seal = folder / "seal.txt"  # which older ones have not
+        seal = folder / "seal.txt"  # absent in folders from older versions
         is_other = seal.exists() and seal.read_bytes() != _seal(folder / "x.npy").encode()
         if is_other or len(x) != len(kept):
             return "does not hold what was decoded"
@@ -159,7 +160,7 @@ def _harm(folder: Path) -> str | None:
 
 
 def _seal(path: Path) -> str:
-    """The size of a file and a hash of blocks of it, some hundred from its begin to its end."""
+    """Return a file's size and a hash of `SEALED_BLOCKS` blocks spread evenly over it."""
     size, digest = path.stat().st_size, hashlib.sha256()
     with path.open("rb") as file:
         for place in np.linspace(0, max(0, size - SEALED), SEALED_BLOCKS, dtype=np.int64):
@@ -170,7 +171,7 @@ def _seal(path: Path) -> str:
 
 def _build(pictures: Pictures, folder: Path, max_corrupt: int, desc: str) -> None:
     partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     partial.mkdir()
     try:
         kept, corrupt = _decode_into(partial / "x.npy", pictures, max_corrupt, desc)
@@ -185,7 +186,7 @@ def _build(pictures: Pictures, folder: Path, max_corrupt: int, desc: str) -> Non
 def _decode_into(
     path: Path, pictures: Pictures, max_corrupt: int, desc: str
 ) -> tuple[list[int], dict[str, str]]:
-    # Written, not mapped: a full disk is then an error instead of a signal that kills.
+    # The file is written, not mapped: a full disk then raises an error instead of a fatal signal.
     kept: list[int] = []
     corrupt: dict[str, str] = {}
 
@@ -218,6 +219,6 @@ def _decode_into(
 
 
 def _write_header(file: object, shape: tuple[int, ...]) -> None:
-    # NumPy leaves room for a first axis of any length, so that the header can be written again.
+    # NumPy pads the header for a first axis of any length, so that it can be rewritten in place.
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)

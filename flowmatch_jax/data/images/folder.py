@@ -1,9 +1,9 @@
-"""Any folder of images.
+"""Datasets from arbitrary folders of images.
 
-Subfolders are classes where every image is in one; hidden ones and links to folders are not
-looked into. Files of the same content count once. Which
-split an image belongs to is told by its content's hash, so that it stays there when others come
-and go; splits are ordered by that hash.
+If every image is in a subfolder, the subfolders are the classes. Hidden folders and links to
+folders are skipped. Files with equal content count once. The hash of an image's content determines
+its split and its position in the split, so that an image stays in its split when others are added
+or removed.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 @dataclass(frozen=True)
 class FolderFiles:
-    """The encoded pictures of one split; see `encoded.Files`.
+    """The encoded images of one split; see `encoded.Files`.
 
     Attributes:
-        root: of the folder.
-        paths: below it.
-        sha256: of each file.
+        root: the folder.
+        paths: paths of the images relative to ``root``.
+        sha256: hash of each file.
         label: int32 [N], or None without classes.
-        classes: their names.
+        classes: names of the classes.
     """
 
     root: Path
@@ -54,22 +54,24 @@ class FolderFiles:
 
     @property
     def content_hash(self) -> str:
-        """sha256 of the files' hashes."""
+        """The sha256 of the files' hashes."""
         return hashlib.sha256("".join(self.sha256).encode()).hexdigest()
 
 
 def open_folder(
     root: Path, split: str, cache: Path, test_fraction: float, exclude: Sequence[str] = ()
 ) -> FolderFiles:
-    """The images of one split of a folder.
+    """Open one split of a folder of images.
 
     Args:
-        cache: folder where the files' hashes are kept, so that they are computed once.
-        test_fraction: of the images, by their hash.
-        exclude: patterns of file names that are left out.
+        root: the folder.
+        split: "train" or "test".
+        cache: folder that stores the files' hashes, so that they are computed only once.
+        test_fraction: fraction of the images in the test split, selected by hash.
+        exclude: patterns of file names to leave out.
 
     Raises:
-        UserError: no such folder, no images in it, or none in the split.
+        UserError: the folder does not exist or has no images, or the split has fewer than two.
     """
     files = list_pictures(root, exclude)
     hashes = _hashes(root, files, cache)
@@ -94,13 +96,14 @@ def _is_test(sha: str, fraction: float) -> bool:
 
 
 def list_pictures(root: Path, exclude: Sequence[str] = ()) -> list[str]:
-    """Paths below root of its pictures, in order, hidden ones left out.
+    """List the paths of the images below ``root``, sorted, without hidden ones.
 
     Args:
-        exclude: patterns of file names that are left out too.
+        root: the folder.
+        exclude: patterns of file names to leave out.
 
     Raises:
-        UserError: no such folder, or no picture in it.
+        UserError: the folder does not exist or has no images.
     """
     if not root.is_dir():
         raise UserError("path", str(root), "there is no such folder")
@@ -120,7 +123,7 @@ def list_pictures(root: Path, exclude: Sequence[str] = ()) -> list[str]:
 
 
 def _hashes(root: Path, files: list[str], cache: Path) -> list[str]:
-    """sha256 of each file; remembered until a name, size or time of change is another."""
+    """Compute the sha256 of each file; cached until a name, size or modification time changes."""
     stats = [(root / path).stat() for path in files]
     listing = [
         [path, stat.st_size, stat.st_mtime_ns] for path, stat in zip(files, stats, strict=True)

@@ -1,15 +1,15 @@
-"""Prepared sets: ArrayRecord files as tensorflow-datasets reads them, and a manifest.
+"""Prepared datasets: ArrayRecord files that tensorflow-datasets can read, and a manifest.
 
 <data_dir>/<name>/<version>/
-    manifest.json                              what the set is, checked whenever it is opened
-    <name>-train.array_record-00000-of-00013   PNG and label, by index
+    manifest.json                              contents, checked whenever the dataset is opened
+    <name>-train.array_record-00000-of-00013   PNG and label by index
     labels-train.npy                           the labels alone, int32
     dataset_info.json  features.json           for `tfds.builder_from_directory`
     decoded/                                   images decoded once (`encoded.decoded`)
 
-A set is written into <version>.partial and moved when whole, so that a half-written one is never
-found. Shards are written one by one, and those that are done are kept over an interruption.
-TensorFlow is not needed.
+A dataset is written into <version>.partial and moved into place when complete, so that an
+incomplete one is never opened. Shards are written one by one; finished shards survive an
+interruption. TensorFlow is not needed.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from flowmatch_jax.data.images.encoded import CorruptImage
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.files import move_folder, write_atomically
 
-SHARD = 4096  # images in a file
-DONE = "done"  # folder of what an interrupted preparation knows
+SHARD = 4096  # images per shard
+DONE = "done"  # folder with the progress of an unfinished preparation
 
 
 def default_data_dir() -> Path:
-    """Where sets are unless said otherwise: tensorflow-datasets' own folder."""
+    """Return the default folder of prepared datasets, which is that of tensorflow-datasets."""
     return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
 
 
 def set_folder(data_dir: Path, name: str, version: str) -> Path:
-    """Where a prepared set is."""
+    """Return the folder of a prepared dataset."""
     return data_dir / name / version
 
 
 def prepare_command(name: str, data_dir: Path) -> str:
-    """What a user types to prepare a set."""
+    """Return the shell command that prepares a dataset."""
     return f"python -m flowmatch_jax.data.prepare {name} --data_dir={shlex.quote(str(data_dir))}"
 
 
 class Example(NamedTuple):
-    """An image uint8 [H, W, C], the same as PNG, and its label or None."""
+    """An image uint8 [H, W, C], its PNG encoding, and its label or None."""
 
     image: np.ndarray
     png: bytes
@@ -63,13 +63,13 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Shard:
-    """A finished file of a split.
+    """A finished shard of a split.
 
     Attributes:
-        file: its name.
-        bytes: its size.
-        labels: of its images; None for each without.
-        sha256: of pixels and labels.
+        file: file name.
+        bytes: file size.
+        labels: label of each image, or None.
+        sha256: hash of pixels and labels.
     """
 
     file: str
@@ -79,18 +79,20 @@ class Shard:
 
 
 def shard_name(name: str, split: str, index: int, shards: int) -> str:
-    """The name that tensorflow-datasets expects."""
+    """Return the file name that tensorflow-datasets expects."""
     return f"{name}-{split}.array_record-{index:05d}-of-{shards:05d}"
 
 
 def write_shard(path: Path, examples: Iterable[Example], features: Any) -> Shard:
-    """Write one file and count its records; it has its name only when it is whole.
+    """Write one shard and verify its number of records; the file gets its name when complete.
 
     Args:
-        features: of `make_features`.
+        path: path of the shard.
+        examples: the images in order.
+        features: result of `make_features`.
 
     Raises:
-        OSError: what was written is not what can be read (a full disk).
+        OSError: the file cannot be written, or holds fewer records than were written (full disk).
     """
     from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
@@ -110,7 +112,7 @@ def write_shard(path: Path, examples: Iterable[Example], features: Any) -> Shard
         reader = ArrayRecordReader(str(partial))
         written = reader.num_records()
         reader.close()
-    except RuntimeError as error:  # so ArrayRecord says that the disk is full
+    except RuntimeError as error:  # ArrayRecord raises it when the disk is full
         raise OSError(errno.EIO, str(error)) from error
     if written != len(labels):
         raise OSError(errno.EIO, f"{partial} holds {written} of {len(labels)} images")
@@ -124,7 +126,7 @@ def write_shard(path: Path, examples: Iterable[Example], features: Any) -> Shard
 
 
 def finished_shard(path: Path) -> Shard | None:
-    """A shard that an earlier start has written, or None."""
+    """Return the shard at this path if an earlier start finished it, else None."""
     try:
         shard = Shard(**json.loads(_facts_of(path).read_text()))
         return shard if path.stat().st_size == shard.bytes else None
@@ -133,7 +135,7 @@ def finished_shard(path: Path) -> Shard | None:
 
 
 def make_features(shape: tuple[int, ...], num_classes: int | None) -> Any:
-    """What tensorflow-datasets is told of an example."""
+    """Describe an example for tensorflow-datasets."""
     import tensorflow_datasets as tfds
 
     image = {"image": tfds.features.Image(shape=shape, encoding_format="png")}
@@ -148,13 +150,13 @@ def finish(
     features: Any,
     facts: dict[str, Any],
 ) -> None:
-    """Turn a folder of finished shards into a set: metadata, labels, manifest; then move it.
+    """Complete a folder of finished shards with metadata, labels and manifest, and move it.
 
     Args:
-        partial, final: the folder as it is and as it will be called.
-        splits: name -> shards, in order.
-        features: of `make_features`.
-        facts: what else the manifest says (archives and their checksums).
+        partial, final: temporary and final path of the folder.
+        splits: name -> shards in order.
+        features: result of `make_features`.
+        facts: additional entries of the manifest (archives and their checksums).
     """
     name = splits["train"][0].file.partition("-")[0]
     _write_metadata(partial, final.name, name, splits, features)
@@ -187,7 +189,7 @@ def finish(
 def _write_metadata(
     folder: Path, version: str, name: str, splits: dict[str, list[Shard]], features: Any
 ) -> None:
-    """What tensorflow-datasets needs to open the set."""
+    """Write the metadata that tensorflow-datasets needs to open the dataset."""
     import tensorflow_datasets as tfds
 
     infos = [
@@ -206,19 +208,19 @@ def _write_metadata(
         features=features,
         split_infos=infos,
         version=version,
-        check_data=False,  # that would take TensorFlow
+        check_data=False,  # the check needs TensorFlow
     )
 
 
 @dataclass(frozen=True)
 class RecordFiles:
-    """The encoded pictures of one split of a prepared set; see `encoded.Files`.
+    """The encoded images of one split of a prepared dataset; see `encoded.Files`.
 
     Attributes:
-        folder: of the set.
-        split: its name.
+        folder: folder of the dataset.
+        split: name of the split.
         label: int32 [N], or None.
-        manifest: of the set.
+        manifest: the dataset's manifest.
     """
 
     folder: Path
@@ -241,7 +243,7 @@ class RecordFiles:
         records = self._records
         try:
             return records[i]["image"]
-        except Exception as error:  # what ArrayRecord raises depends on where the damage is
+        except Exception as error:  # the type depends on which part of the file is damaged
             raise CorruptImage(self.name(i), error) from error
 
     def name(self, i: int) -> str:
@@ -249,10 +251,10 @@ class RecordFiles:
 
 
 def open_records(data_dir: Path, name: str, version: str, split: str) -> RecordFiles:
-    """One split of a prepared set.
+    """Open one split of a prepared dataset.
 
     Raises:
-        UserError: the set is not there, or not whole; the error says which command prepares it.
+        UserError: the dataset is missing or damaged; the error names the command that prepares it.
     """
     folder, command = set_folder(data_dir, name, version), prepare_command(name, data_dir)
     if not folder.is_dir():

@@ -1,8 +1,8 @@
-"""Images at other resolutions, resampled as Pillow does it.
+"""Resize images with Pillow's resampling.
 
-Each new pixel is a weighted mean of old ones: a filter around its centre, as wide as a new pixel
-where the image shrinks, which is what keeps high frequencies from folding over (anti-aliasing), and
-as wide as an old one where it grows. Weights that fall outside of the image are left out.
+Each new pixel is a weighted mean of old pixels around its centre. The filter is scaled to the width
+of a new pixel when downscaling, which prevents aliasing, and to the width of an old pixel when
+upscaling. Weights outside the image are dropped, and the others are renormalised.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def _bilinear(d: np.ndarray) -> np.ndarray:
 
 
 def _bicubic(d: np.ndarray) -> np.ndarray:
-    """Keys 1981, Eq. 4, whose a = -1/2 gives third order."""
+    """Keys 1981, Eq. 4, with a = -1/2, for which it is third-order accurate."""
     a, d = -0.5, np.abs(d)
     near = ((a + 2) * d - (a + 3)) * d**2 + 1
     far = a * (((d - 5) * d + 8) * d - 4)
     return np.where(d < 1, near, np.where(d < 2, far, 0))
 
 
-# name -> weight at a distance, in pixels
+# name -> weight as a function of the distance in pixels
 FILTERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "bicubic": _bicubic,
     "bilinear": _bilinear,
@@ -44,10 +44,10 @@ FILTERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @functools.cache
 def weights(old: int, new: int, filter: str) -> np.ndarray:
-    """The matrix [new, old] that takes a row of pixels to its new length; float64, rows sum to 1.
+    """Compute the resampling matrix [new, old] for a row of pixels; float64, rows sum to 1.
 
     Raises:
-        UserError: no such filter.
+        UserError: the filter is unknown.
     """
     one_of("filter", filter, FILTERS)
     scale = old / new
@@ -60,15 +60,15 @@ def weights(old: int, new: int, filter: str) -> np.ndarray:
 def resize(
     image: Array, sides: tuple[int, int], filter: str = "bicubic", levels: int | None = None
 ) -> Array:
-    """Images of other sides.
+    """Resize images to other sides.
 
     Args:
         image: [..., H, W, C], any dtype.
         sides: the new H and W.
-        filter: of FILTERS.
-        levels: of the images' values, [0, levels), to which the result is rounded and clipped, and
-            what it goes through halfway too: Pillow's own steps where both sides change alike (by
-            others Pillow 13 goes down before it goes across). None: the values as they come.
+        filter: a key of FILTERS.
+        levels: round and clip the result, and the intermediate result after the horizontal pass, to
+            integers in [0, levels). These are Pillow's steps where both sides change by the same
+            factor (otherwise Pillow 13 resamples vertically first). None: no rounding.
 
     Returns:
         [..., H', W', C]: int32 with levels, else float32.
@@ -81,6 +81,6 @@ def resize(
 
 def _resample(sums: str, x: Array, matrix: np.ndarray, levels: int | None) -> Array:
     matrix = jnp.asarray(matrix, jnp.float32)
-    # TPUs and some GPUs would multiply in fewer bits.
+    # By default TPUs and some GPUs would multiply with fewer bits.
     x = jnp.einsum(sums, x, matrix, precision=jax.lax.Precision.HIGHEST)
     return x if levels is None else jnp.clip(jnp.floor(x + 0.5), 0, levels - 1)

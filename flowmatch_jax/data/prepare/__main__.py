@@ -3,7 +3,7 @@
     python -m flowmatch_jax.data.prepare cifar10 --data_dir=data --archives=downloads
 
 The same command continues an interrupted preparation.
-Exit codes: 0 done; 2 something for the user to mend, told in one line; 1 anything else.
+Exit codes: 0 success; 2 user error, reported in one line; 1 any other error.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from flowmatch_jax.runtime.errors import ArgumentParser, UserError, one_of, tell
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prepare what the command line asks for; returns the exit code."""
+    """Prepare the dataset that the command line names; returns the exit code."""
     parser = ArgumentParser(prog="python -m flowmatch_jax.data.prepare", description=__doc__)
     parser.add_argument("name", help=f"one of: {', '.join(sorted(LAYOUTS))}")
     default = default_data_dir()
     parser.add_argument(
-        "--data_dir", type=Path, default=default, help="where sets are: %(default)s"
+        "--data_dir", type=Path, default=default, help="folder of datasets; default: %(default)s"
     )
     parser.add_argument("--archives", type=Path, help="folder of the published archives")
     try:

@@ -1,6 +1,6 @@
-"""Archives, and how to walk through the images in them.
+"""Published archives and iterators over their images.
 
-A `Layout` says which archives make a dataset, how to check them and how to walk through them.
+A `Layout` describes the archives of a dataset, their checksums, and how to iterate over them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ class Item(NamedTuple):
     """One image of an archive.
 
     Attributes:
-        name: for messages.
-        label: in [0, num_classes), or None.
-        load: gives the image, uint8 [H, W, C] or encoded; to be called before the next item.
+        name: name for error messages.
+        label: label in [0, num_classes), or None.
+        load: returns the image, uint8 [H, W, C] or encoded; it must be called before the iterator
+            advances.
     """
 
     name: str
@@ -36,12 +37,13 @@ Walk = Callable[[Sequence[Path]], Iterator[Item]]
 
 @dataclass(frozen=True)
 class Archive:
-    """A file as it is published.
+    """A published archive.
 
     Attributes:
-        file: its name.
-        sha256: of the file, or of what is in it where ``decompressed``.
-        url: where anybody can download it, if anybody can.
+        file: file name.
+        sha256: hash of the file.
+        url: public download address, or None.
+        decompressed: ``sha256`` is the hash of the decompressed content.
     """
 
     file: str
@@ -52,7 +54,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Split:
-    """Archives of a split, the way through them, and the images they hold."""
+    """The archives of a split, the iterator over their images, and the number of images."""
 
     archives: tuple[Archive, ...]
     walk: Walk
@@ -61,15 +63,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Layout:
-    """A data set, as it is published.
+    """A dataset as it is published.
 
     Attributes:
-        name, version: of the prepared set.
+        name, version: name and version of the prepared dataset.
         shape: (H, W, C) of the prepared images.
         splits: "train" and "test".
-        num_classes: None without labels.
-        origin: where the archives come from, for people.
-        found: folders where packages put them.
+        num_classes: number of classes; None without labels.
+        origin: source of the archives, for error messages.
+        found: folders in which system packages install them.
     """
 
     name: str
@@ -82,12 +84,12 @@ class Layout:
 
     @property
     def archives(self) -> list[Archive]:
-        """All archives, each once."""
+        """All archives without duplicates."""
         return list(dict.fromkeys(a for split in self.splits.values() for a in split.archives))
 
 
 def walk_idx(paths: Sequence[Path]) -> Iterator[Item]:
-    """Images and labels as idx files, gzipped: MNIST's layout."""
+    """Iterate over gzipped idx files of images and labels, MNIST's layout."""
     images, labels = (gzip.decompress(path.read_bytes()) for path in paths)
     count, height, width = np.frombuffer(images, ">i4", 3, offset=4)
     pixels = np.frombuffer(images, np.uint8, offset=16).reshape(count, height, width, 1)
@@ -96,7 +98,10 @@ def walk_idx(paths: Sequence[Path]) -> Iterator[Item]:
 
 
 def cifar10_walk(files: Sequence[str]) -> Walk:
-    """The binary version: records of a label and 3 x 32 x 32 bytes, in some files of a tar."""
+    """Return an iterator over files in the tar of CIFAR-10's binary version.
+
+    The records are a label followed by 3 x 32 x 32 bytes.
+    """
 
     def walk(paths: Sequence[Path]) -> Iterator[Item]:
         with tarfile.open(paths[0]) as tar:
@@ -112,7 +117,7 @@ def cifar10_walk(files: Sequence[str]) -> Walk:
 
 
 def walk_npz_zips(paths: Sequence[Path]) -> Iterator[Item]:
-    """Zips of npz files: data uint8 [N, 3 s s], channels first, and labels from 1 on."""
+    """Iterate over zips of npz files: data uint8 [N, 3 s s], channels first, labels from 1."""
     for path in paths:
         with zipfile.ZipFile(path) as archive:
             for member in sorted(archive.namelist(), key=_natural):
@@ -121,7 +126,7 @@ def walk_npz_zips(paths: Sequence[Path]) -> Iterator[Item]:
 
 
 def _npz_items(archive: zipfile.ZipFile, member: str) -> Iterator[Item]:
-    # Those of ImageNet-64 take 1.6 GB each: a function of its own lets go of one before the next.
+    # ImageNet-64's arrays take 1.6 GB each; a separate function frees them before the next.
     with np.load(io.BytesIO(archive.read(member))) as batch:
         data, labels = batch["data"], batch["labels"]
     side = round((data.shape[1] / 3) ** 0.5)
@@ -131,14 +136,14 @@ def _npz_items(archive: zipfile.ZipFile, member: str) -> Iterator[Item]:
 
 
 def walk_tar(paths: Sequence[Path]) -> Iterator[Item]:
-    """A tar of pictures without labels."""
+    """Iterate over a tar of images without labels."""
     with tarfile.open(paths[0]) as tar:
         for member, load in _files(tar):
             yield Item(member, None, load)
 
 
 def walk_imagenet_train(paths: Sequence[Path]) -> Iterator[Item]:
-    """A tar of a tar for each class."""
+    """Iterate over a tar that holds one tar per class."""
     number = {wnid: i for i, wnid in enumerate(bundled("labels.txt"))}
     with tarfile.open(paths[0]) as tar:
         for outer in tar:
@@ -149,7 +154,7 @@ def walk_imagenet_train(paths: Sequence[Path]) -> Iterator[Item]:
 
 
 def walk_imagenet_test(paths: Sequence[Path]) -> Iterator[Item]:
-    """The validation tar, flat; labels go by the number in a picture's name."""
+    """Iterate over the flat validation tar; the number in a file's name determines its label."""
     number = {wnid: i for i, wnid in enumerate(bundled("labels.txt"))}
     labels = bundled("validation_labels.txt")
     with tarfile.open(paths[0]) as tar:
@@ -160,7 +165,7 @@ def walk_imagenet_test(paths: Sequence[Path]) -> Iterator[Item]:
 
 def _files(tar: tarfile.TarFile) -> Iterator[tuple[str, Callable[[], bytes]]]:
     for member in tar:
-        tar.members = []  # which would hold a million of them
+        tar.members = []  # tarfile would otherwise store a million members
         if member.isfile():
             yield member.name, lambda member=member: tar.extractfile(member).read()
 
@@ -171,7 +176,7 @@ def _natural(name: str) -> tuple[int, str]:
 
 
 def bundled(file: str) -> list[str]:
-    """Lines of a file on ImageNet that tensorflow-datasets carries."""
-    import tensorflow_datasets as tfds  # here: training does not need it for such sets
+    """Return the lines of an ImageNet metadata file shipped with tensorflow-datasets."""
+    import tensorflow_datasets as tfds  # imported here because training does not need it
 
     return tfds.core.tfds_path(f"datasets/imagenet2012/{file}").read_text().split()

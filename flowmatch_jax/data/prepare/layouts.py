@@ -1,7 +1,7 @@
-"""The datasets that can be prepared, and the archives that each is published as.
+"""The datasets that can be prepared and their published archives.
 
-Checksums are those that tensorflow-datasets records, except for Fashion-MNIST's, which are of the
-files decompressed: packagers compress them anew.
+Checksums are those of tensorflow-datasets. Fashion-MNIST's are of the decompressed files, because
+packagers recompress them.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _cifar10() -> Layout:
 
 
 def _imagenet_antialiased(side: int, train: Mapping[str, str], test: Mapping[str, str]) -> Layout:
-    """Chrabaszcz et al.'s box-resized ImageNet, the paper's; archives: name -> sha256."""
+    """Chrabaszcz et al.'s box-resized ImageNet, which the paper uses; archives: name -> sha256."""
     split = lambda files, images: Split(  # noqa: E731
         tuple(Archive(*item) for item in files.items()), walk_npz_zips, images
     )
@@ -95,14 +95,14 @@ def _imagenet_antialiased(side: int, train: Mapping[str, str], test: Mapping[str
 
 
 def _imagenet_old(side: int, train_sha: str, test_sha: str) -> Layout:
-    """van den Oord et al.'s downsampled ImageNet, without anti-aliasing and labels."""
+    """van den Oord et al.'s downsampled ImageNet, without antialiasing and without labels."""
     train = Archive(f"train_{side}x{side}.tar", train_sha)
     test = Archive(f"valid_{side}x{side}.tar", test_sha)
     return Layout(
         name=f"imagenet{side}/old",
         version="1.0.0",
         shape=(side, side, 3),
-        # Their tars lack 18 and 1 of ImageNet's images.
+        # The tars lack 18 training images and 1 validation image of ImageNet.
         splits={
             "train": Split((train,), walk_tar, 1_281_149),
             "test": Split((test,), walk_tar, 49_999),
@@ -113,7 +113,7 @@ def _imagenet_old(side: int, train_sha: str, test_sha: str) -> Layout:
 
 
 def _imagenet_cropped(side: int) -> Layout:
-    """ImageNet's own pictures: the largest centre square, area-resized."""
+    """ImageNet's original images, cropped to the largest centre square and area-resized."""
     train = Archive(
         "ILSVRC2012_img_train.tar",
         "b08200a27a8e34218a0e58fde36b0fe8f73bc377f4acea2d91602057c3ca45bb",

@@ -1,7 +1,7 @@
 """Prepare a published dataset once, from its archives.
 
-Archives are looked for, checked, and read into the set's folder (`records`). An interrupted
-preparation goes on at the shard where it stopped when it is started again.
+The archives are found or downloaded, verified, and converted into the dataset's folder
+(`records`). An interrupted preparation resumes at the shard where it stopped.
 """
 
 from __future__ import annotations
@@ -34,22 +34,23 @@ from flowmatch_jax.data.prepare.archives import Archive, Item, Layout, Split
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.files import locked, read_json, write_atomically
 
-TIMEOUT = 10  # seconds without an answer from a server
-BLOCK = 1 << 20
-AHEAD = 64  # images read before the first of them is decoded
+TIMEOUT = 10  # seconds without a response from a server
+BLOCK = 1 << 20  # bytes per read
+AHEAD = 64  # images that are decoded concurrently
 
 
 def prepare(layout: Layout, data_dir: Path, archives_dir: Path | None = None) -> Path:
-    """Prepare a set where it is not yet; returns its folder.
+    """Prepare a dataset unless it is already prepared; returns its folder.
 
     Args:
-        data_dir: where sets are.
-        archives_dir: where archives are, or go if they can be downloaded; by default
-            <data_dir>/downloads/manual, tensorflow-datasets' own.
+        layout: the dataset.
+        data_dir: folder of prepared datasets.
+        archives_dir: folder in which archives are found, or into which they are downloaded; by
+            default <data_dir>/downloads/manual, as in tensorflow-datasets.
 
     Raises:
-        UserError: archives are missing or not the published ones, they hold another number of
-            images, a label is out of range, the disk is full.
+        UserError: archives are missing or differ from the published ones, they hold another number
+            of images, a label is out of range, or the disk is full.
     """
     final = records.set_folder(data_dir, layout.name, layout.version)
     archives_dir = archives_dir or data_dir / "downloads" / "manual"
@@ -83,7 +84,7 @@ def _prepare(layout: Layout, final: Path, archives_dir: Path) -> None:
 
 
 def _find_archives(layout: Layout, folder: Path) -> dict[Archive, Path]:
-    """Where each archive is; those that anybody can download are, if they are missing."""
+    """Find each archive; missing archives with a public address are downloaded."""
     places = [folder, *map(Path, layout.found)]
     found, missing = {}, []
     for archive in layout.archives:
@@ -122,10 +123,10 @@ def _download(archive: Archive, path: Path) -> None:
 
 
 def _check_archives(paths: dict[Archive, Path], origin: str, remembered: Path) -> None:
-    """Compare checksums; archives that were checked and have not changed are not read again."""
+    """Compare checksums; archives that were verified and have not changed are not read again."""
     try:
         checked = dict(read_json(remembered))
-    except (OSError, ValueError, TypeError):  # not there, or cut: all are checked again
+    except (OSError, ValueError, TypeError):  # missing or truncated: verify all archives again
         checked = {}
     for archive, path in paths.items():
         stat = path.stat()
@@ -159,7 +160,7 @@ def _sha256(path: Path, decompressed: bool) -> str:
 def _write_split(
     layout: Layout, name: str, paths: Sequence[Path], folder: Path, features: Any
 ) -> list[records.Shard]:
-    """Write the shards of a split that are not there yet."""
+    """Write the shards of a split that are not finished yet."""
     split = layout.splits[name]
     items = _checked(layout, split, paths)
     count = math.ceil(split.images / records.SHARD)
@@ -175,15 +176,15 @@ def _write_split(
             if shard is None:
                 shard = records.write_shard(path, _examples(pool, part, layout.shape), features)
             else:
-                deque(part, maxlen=0)  # walked over, not read
+                deque(part, maxlen=0)  # skip the items without loading them
             shards.append(shard)
             bar.update(len(shard.labels))
-        deque(items, maxlen=0)  # there are none, or the count is wrong
+        deque(items, maxlen=0)  # raises if there are further items
     return shards
 
 
 def _checked(layout: Layout, split: Split, paths: Sequence[Path]) -> Iterator[Item]:
-    """The items of a split; their labels and, at the end, their number are checked."""
+    """Iterate over the items of a split and check their labels and, at the end, their number."""
     count = 0
     try:
         for item in split.walk(paths):
@@ -203,7 +204,7 @@ def _checked(layout: Layout, split: Split, paths: Sequence[Path]) -> Iterator[It
 def _examples(
     pool: ThreadPoolExecutor, items: Iterable[Item], shape: tuple[int, int, int]
 ) -> Iterator[records.Example]:
-    """Items decoded, cropped and encoded by the pool, in order."""
+    """Decode, crop and encode items in the pool; yields them in order."""
     waiting: deque[Future[records.Example]] = deque()
     for item in items:
         waiting.append(pool.submit(_example, item.name, item.load(), item.label, shape))
@@ -218,7 +219,7 @@ def _example(
 ) -> records.Example:
     try:
         image = square(decode(data, shape[-1]), shape[0]) if isinstance(data, bytes) else data
-    except Exception as error:  # damaged data makes decoders raise all kinds
+    except Exception as error:  # decoders raise errors of any type for damaged data
         raise UserError("--archives", name, f"it cannot be read: {error}") from error
     if image.shape != shape:
         raise UserError("--archives", name, f"its shape is {image.shape}, the set's is {shape}")
