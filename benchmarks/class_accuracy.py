@@ -20,7 +20,7 @@ from sklearn.svm import SVC
 
 from benchmarks.timing import write
 from flowmatch_jax.arrays import Params
-from flowmatch_jax.config.command_line import experiment_config
+from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.evaluation.reference import make_reference
 from flowmatch_jax.evaluation.samples import make_sampler
 from flowmatch_jax.experiment import Experiment, build

@@ -18,7 +18,7 @@ from ml_collections import FrozenConfigDict
 
 from benchmarks.timing import write
 from configs import checkerboard_ot
-from flowmatch_jax.config.command_line import experiment_config
+from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.data.pipeline import train_batches
 from flowmatch_jax.evaluation.likelihoods import make_scorer, score_split
 from flowmatch_jax.experiment import build

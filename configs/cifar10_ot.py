@@ -6,11 +6,11 @@ there; both kinds of weights are evaluated.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from flowmatch_jax.config.fields import default_config
 
 
 def get_config() -> ConfigDict:
-    config = base.get_config()
+    config = default_config()
     config.data.name = "cifar10"
     config.path.name = "ot"
 

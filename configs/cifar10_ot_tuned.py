@@ -7,11 +7,11 @@ recipe: a smaller network with dropout, another b2, flips and times nearer the d
 
 from ml_collections import ConfigDict
 
-from configs import base
+from flowmatch_jax.config.fields import default_config
 
 
 def get_config() -> ConfigDict:
-    config = base.get_config()
+    config = default_config()
     config.data.name = "cifar10"
     config.data.flip = True
     config.path.name = "ot"

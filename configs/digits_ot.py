@@ -2,12 +2,12 @@
 
 from ml_collections import ConfigDict
 
-from configs import base
 from flowmatch_jax.config import methods
+from flowmatch_jax.config.fields import default_config
 
 
 def get_config() -> ConfigDict:
-    config = base.get_config()
+    config = default_config()
     config.data.name = "digits"
     config.path.name = "ot"
 

@@ -6,11 +6,11 @@ one it is, and a regression does not blur. It costs PSNR (README).
 
 from ml_collections import ConfigDict
 
-from configs import digits_ot
+from flowmatch_jax.config.experiments import experiment_config
 
 
 def get_config() -> ConfigDict:
-    config = digits_ot.get_config()
+    config = experiment_config("configs/digits_ot.py")
     config.condition.low_resolution = 4
     config.condition.max_noise = 0.4
     config.network.unet.dropout = 0.1

@@ -8,11 +8,11 @@ in both splits, so only one is taken. The network is of DDPM's size for CIFAR-10
 
 from ml_collections import ConfigDict
 
-from configs import folder_ot
+from flowmatch_jax.config.experiments import experiment_config
 
 
 def get_config() -> ConfigDict:
-    config = folder_ot.get_config()
+    config = experiment_config("configs/folder_ot.py")
     config.data.size = 32
     config.data.flip = False
     config.data.folder.exclude = ("*1f3f[b-f]*",)

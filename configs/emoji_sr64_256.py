@@ -8,11 +8,11 @@ ImageNet's.
 
 from ml_collections import ConfigDict
 
-from configs import emoji_sr16_64
+from flowmatch_jax.config.experiments import experiment_config
 
 
 def get_config() -> ConfigDict:
-    config = emoji_sr16_64.get_config()
+    config = experiment_config("configs/emoji_sr16_64.py")
     config.data.size = 256
     config.condition.low_resolution = 64
 

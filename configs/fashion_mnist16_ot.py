@@ -6,11 +6,11 @@ methods where there is no accelerator.
 
 from ml_collections import ConfigDict
 
-from configs import fashion_mnist_ot
+from flowmatch_jax.config.experiments import experiment_config
 
 
 def get_config() -> ConfigDict:
-    config = fashion_mnist_ot.get_config()
+    config = experiment_config("configs/fashion_mnist_ot.py")
     config.data.size = 16
 
     config.network.unet.channels = 24

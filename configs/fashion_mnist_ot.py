@@ -2,11 +2,11 @@
 
 from ml_collections import ConfigDict
 
-from configs import base
+from flowmatch_jax.config.fields import default_config
 
 
 def get_config() -> ConfigDict:
-    config = base.get_config()
+    config = default_config()
     config.data.name = "fashion_mnist"
     config.path.name = "ot"
 

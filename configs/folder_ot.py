@@ -8,11 +8,11 @@ end when the samples please; flips and dropout keep small sets from being learnt
 
 from ml_collections import ConfigDict
 
-from configs import base
+from flowmatch_jax.config.fields import default_config
 
 
 def get_config() -> ConfigDict:
-    config = base.get_config()
+    config = default_config()
     config.data.name = "folder"
     config.data.size = 64
     config.data.flip = True

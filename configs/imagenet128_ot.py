@@ -6,11 +6,11 @@ which. Its 500k iterations at batch 1536 are 600 epochs, where the table says 57
 
 from ml_collections import ConfigDict
 
-from configs import base
+from flowmatch_jax.config.fields import default_config
 
 
 def get_config() -> ConfigDict:
-    config = base.get_config()
+    config = default_config()
     config.data.name = "imagenet128"
     config.data.storage = "records"
     config.path.name = "ot"

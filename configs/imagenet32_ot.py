@@ -5,11 +5,11 @@ EMA is not stated there; both kinds of weights are evaluated.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from flowmatch_jax.config.fields import default_config
 
 
 def get_config() -> ConfigDict:
-    config = base.get_config()
+    config = default_config()
     config.data.name = "imagenet32"
     config.data.version = "antialiased"
     config.path.name = "ot"

@@ -6,11 +6,11 @@ which.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from flowmatch_jax.config.fields import default_config
 
 
 def get_config() -> ConfigDict:
-    config = base.get_config()
+    config = default_config()
     config.data.name = "imagenet64"
     config.data.version = "antialiased"
     config.path.name = "ot"

@@ -7,12 +7,12 @@ steps of 256 images, Adam, 1e-4 after a warm-up of 10,000 steps, the condition c
 
 from ml_collections import ConfigDict
 
-from configs import base
 from flowmatch_jax.config import methods
+from flowmatch_jax.config.fields import default_config
 
 
 def get_config() -> ConfigDict:
-    config = base.get_config()
+    config = default_config()
     config.data.name = "imagenet256"
     config.data.storage = "records"
     config.data.workers = 8

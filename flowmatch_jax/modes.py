@@ -11,6 +11,7 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from flowmatch_jax.config.command_line import load_config
+from flowmatch_jax.config.experiments import find
 from flowmatch_jax.config.identity import check_identity
 from flowmatch_jax.evaluation.evaluate import evaluate, is_evaluated
 from flowmatch_jax.evaluation.samples import draw, make_sampler
@@ -89,9 +90,10 @@ def compared(data: str, methods: Sequence[str] | None) -> dict[str, str]:
     A file configs/<data>.py is super-resolution by flow matching with the OT path.
     """
     own = Path(f"configs/{data}.py")
-    names = methods or (SUPER_RESOLUTION_METHODS if own.exists() else METHODS)
+    is_super_resolution = find(own) is not None
+    names = methods or (SUPER_RESOLUTION_METHODS if is_super_resolution else METHODS)
     files = {name: f"configs/{data}_{name}.py" for name in names}
-    return files | ({"ot": str(own)} if own.exists() and "ot" in names else {})
+    return files | ({"ot": str(own)} if is_super_resolution and "ot" in names else {})
 
 
 def compare(

@@ -5,14 +5,10 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-from typing import Any
-
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from flowmatch_jax.config.methods import METHODS
+from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.runtime.errors import UserError
 
 
@@ -49,49 +45,6 @@ def load_config(path: str, overrides: list[str]) -> FrozenConfigDict:
     except (flags.Error, AttributeError, KeyError) as error:
         _explain(error, experiment_config(path), overrides)
         raise UserError("--config", path, str(error)) from error
-
-
-def experiment_config(path: str) -> ConfigDict:
-    """The config of an experiment, by the path of its file.
-
-    A file has a function `get_config`. Where configs/<data>_<method>.py does not exist, it is
-    configs/<data>_ot.py, or configs/<data>.py, changed by a method: a function in the dict METHODS
-    of that file or of `methods`.
-
-    Raises:
-        UserError: there is no such file or method, or the file is not a config file.
-    """
-    if Path(path).is_file():
-        return _call(path, _run(path).get("get_config"))
-    data, _, method = Path(path).stem.rpartition("_")
-    base = next((file for file in of_data(path, data) if file.is_file()), None)
-    if base is None:
-        raise UserError("--config", path, "there is no such file; see configs/")
-    names = _run(str(base))
-    methods = METHODS | names.get("METHODS", {})
-    if method not in methods:
-        allowed = f"{base} has no method {method!r}; there are: ot, {', '.join(methods)}"
-        raise UserError("--config", path, allowed)
-    return methods[method](_call(str(base), names.get("get_config")))
-
-
-def of_data(path: str, data: str) -> list[Path]:
-    """The files that may hold the experiment of a dataset that its methods are derived from."""
-    folder = Path(path).parent
-    return [folder / f"{data}_ot.py", folder / f"{data}.py"]
-
-
-def _run(path: str) -> dict[str, Any]:
-    try:
-        return runpy.run_path(path)
-    except (SyntaxError, ImportError) as error:
-        raise UserError("--config", path, f"it is not a config file: {error}") from error
-
-
-def _call(path: str, get_config: Any) -> ConfigDict:
-    if not callable(get_config):
-        raise UserError("--config", path, "it has no function get_config")
-    return get_config()
 
 
 def _explain(error: Exception, defaults: ConfigDict, overrides: list[str]) -> None:

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 from absl.testing import absltest, parameterized
 
 from flowmatch_jax.config.command_line import load_config, split_overrides
@@ -29,31 +27,11 @@ class CommandLineTest(parameterized.TestCase):
         config = load_config(DIGITS, overrides + again)
         self.assertEqual((config.evaluate.dequantisations, config.seed), ((5,), 2))
 
-    def test_a_method_of_a_dataset_has_no_file_of_its_own(self):
-        base, vp = (load_config(f"configs/digits_{method}.py", []) for method in ("ot", "vp"))
-        self.assertEqual((base.path.name, vp.path.name), ("ot", "vp"))
-        self.assertEqual(load_config("configs/digits_cnf.py", []).train.steps, 60)
-        regression = load_config("configs/imagenet_sr64_256_regression.py", [])
-        self.assertEqual(regression.optimizer.learning_rate, 1e-5)
-
-    def test_an_experiment_outside_of_configs(self):
-        folder = Path(self.create_tempdir().full_path)
-        (folder / "mine_ot.py").write_text(
-            "from flowmatch_jax.config.fields import default_config\n"
-            "def get_config():\n    config = default_config()\n    config.seed = 7\n"
-            "    return config\n"
-            "def slow(config):\n    config.train.steps = 1\n    return config\n"
-            "METHODS = {'slow': slow}\n"
-        )
-        self.assertEqual(load_config(f"{folder}/mine_ot.py", []).seed, 7)
-        self.assertEqual(load_config(f"{folder}/mine_ddpm.py", []).objective.name, "ddpm")
-        self.assertEqual(load_config(f"{folder}/mine_slow.py", []).train.steps, 1)
-
     @parameterized.parameters(
         (
             "configs/digits_gan.py",
             [],
-            "configs/digits_ot.py has no method 'gan'; there are: ot, vp",
+            "digits_ot.py has no method 'gan'; there are: ot, vp",
         ),
         ("configs/__init__.py", [], "it has no function get_config"),
         ("configs/nope.py", [], "--config: got 'configs/nope.py'; there is no such file"),

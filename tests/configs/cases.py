@@ -10,7 +10,7 @@ from absl.testing import parameterized
 
 import configs
 from flowmatch_jax import experiment
-from flowmatch_jax.config.command_line import experiment_config
+from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.training.optimizer import learning_rate_schedule
 

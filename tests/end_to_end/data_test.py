@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from flowmatch_jax.config.command_line import experiment_config
+from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.data.prepare import prepare
 from flowmatch_jax.experiment import build
 from flowmatch_jax.runtime.workdir import open_workdir

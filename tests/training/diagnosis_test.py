@@ -7,7 +7,7 @@ import numpy as np
 from absl.testing import absltest
 
 from configs import checkerboard_ot
-from flowmatch_jax.config.command_line import experiment_config
+from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.experiment import build
 from flowmatch_jax.training.diagnosis import TIMES, diagnose, write_diagnosis
 from flowmatch_jax.training.optimizer import adam

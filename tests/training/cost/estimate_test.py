@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from configs import checkerboard_ot, digits_ot
-from flowmatch_jax.config.command_line import experiment_config
+from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.experiment import build
 from flowmatch_jax.networks.layers import AttentionBlock
 from flowmatch_jax.runtime.mesh import make_mesh, with_shardings

@@ -1,0 +1,71 @@
+"""Experiments by the path of their file: configs/<data>_<method>.py."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from flowmatch_jax.config.methods import METHODS
+from flowmatch_jax.runtime.errors import UserError
+
+PACKAGE = Path(__file__).parents[1]
+# The experiments of this project: in the package where it is installed, else beside it.
+FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")
+
+
+def experiment_config(path: str) -> ConfigDict:
+    """Load the config of an experiment.
+
+    A file has a function `get_config`. Where <data>_<method>.py does not exist, the config is that
+    of <data>_ot.py, or of <data>.py, changed by a method: a function in the dict METHODS of that
+    file or of `methods`. This project's own files are found from every folder.
+
+    Args:
+        path: of the file, such as configs/digits_ot.py.
+
+    Raises:
+        UserError: there is no such file or method, or the file is not a config file.
+    """
+    file = find(Path(path))
+    if file is not None:
+        return _get_config(file, _run(file))
+    data, _, method = Path(path).stem.rpartition("_")
+    base = base_of(path, data)
+    if base is None:
+        raise UserError("--config", path, "there is no such file; see configs/")
+    names = _run(base)
+    methods = METHODS | names.get("METHODS", {})
+    if method not in methods:
+        allowed = f"{base.name} has no method {method!r}; there are: ot, {', '.join(methods)}"
+        raise UserError("--config", path, allowed)
+    return methods[method](_get_config(base, names))
+
+
+def base_of(path: str, data: str) -> Path | None:
+    """The file beside ``path`` that the methods of a dataset are derived from, if there is one."""
+    folder = Path(path).parent
+    return find(folder / f"{data}_ot.py") or find(folder / f"{data}.py")
+
+
+def find(path: Path) -> Path | None:
+    """The file at a path; of a path in configs/, otherwise this project's file of that name."""
+    places = [path]
+    if path.parent == Path("configs"):
+        places += [folder / path.name for folder in FOLDERS]
+    return next((place for place in places if place.is_file()), None)
+
+
+def _run(file: Path) -> dict[str, Any]:
+    try:
+        return runpy.run_path(str(file))
+    except (SyntaxError, ImportError) as error:
+        raise UserError("--config", str(file), f"it is not a config file: {error}") from error
+
+
+def _get_config(file: Path, names: dict[str, Any]) -> ConfigDict:
+    if not callable(names.get("get_config")):
+        raise UserError("--config", str(file), "it has no function get_config")
+    return names["get_config"]()
