@@ -37,14 +37,14 @@ def score(
     """log p_1 in nats of the first test images: exact [K, 1, B], and by each probe [K, P, B]."""
     image = jnp.stack([experiment.test_data[i]["x"] for i in range(images)])
     levels, path = experiment.test_data.levels, experiment.path
-    solve = dict(source_std=path.source_std, t1=path.t_end, **experiment.solver())
+    how = {"solver": experiment.solver(), "source_std": path.source_std, "t1": path.t_end}
     noise_key, probe_key = jax.random.split(jax.random.key(0))
 
     @jax.jit
     def both(params: Any, key: Array) -> tuple[Array, Array]:
         x, field = dequantise(key, image, levels), experiment.field(params)
-        exact = log_prob(field, x, divergence="exact", **solve)
-        return exact.estimates, log_prob(field, x, probe_key, probes=PROBES, **solve).estimates
+        exact = log_prob(field, x, divergence="exact", **how)
+        return exact.estimates, log_prob(field, x, probe_key, probes=PROBES, **how).estimates
 
     found = []
     for k, key in enumerate(jax.random.split(noise_key, draws)):

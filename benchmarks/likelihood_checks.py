@@ -17,8 +17,9 @@ import numpy as np
 import optimistix
 
 from benchmarks.timing import write
-from flowmatch_jax import likelihood, marginals, paths, solvers
+from flowmatch_jax import likelihood, marginals, paths
 from flowmatch_jax.arrays import Array, Field
+from flowmatch_jax.solvers import Solver, integrate
 
 PATHS = {"ot": paths.optimal_transport(), "vp": paths.variance_preserving()}
 MEAN, DIMS, POINTS = 0.2, 4, 64
@@ -32,8 +33,8 @@ def judged_by_x(field: Field, x1: Array, t1: float, tolerance: float) -> tuple[A
 
     start = (x1, jnp.zeros(len(x1), x1.dtype))
     norm = lambda error: optimistix.rms_norm(error[0])  # noqa: E731
-    tolerances = dict(rtol=tolerance, atol=tolerance, error_norm=norm)
-    solution = solvers.integrate(augmented, start, t1, 0.0, **tolerances)
+    solver = Solver(rtol=tolerance, atol=tolerance)
+    solution = integrate(augmented, start, t1, 0.0, solver, error_norm=norm)
     x0, minus_integral = solution.x
     return likelihood.gaussian_log_prob(x0) + minus_integral, solution.nfe
 
@@ -45,12 +46,12 @@ def narrow(name: str, std: float, tolerance: float) -> dict[str, Any]:
     data = jnp.full((1, DIMS), MEAN)
     field = lambda t, x: marginals.velocity(marginals.smoothed(path, std), t, x, data)  # noqa: E731
     score = partial(likelihood.log_prob, field, x, divergence="exact", t1=path.t_end)
-    exact = score(rtol=1e-9, atol=1e-9).log_prob
+    exact = score(solver=Solver(rtol=1e-9, atol=1e-9)).log_prob
 
     def rms(log_prob: Array) -> float:
         return float(jnp.sqrt(jnp.mean((log_prob - exact) ** 2))) / DIMS
 
-    ours = score(rtol=tolerance, atol=tolerance)
+    ours = score(solver=Solver(rtol=tolerance, atol=tolerance))
     by_x, nfe = judged_by_x(field, x, path.t_end, tolerance)
     return {
         "path": name,

@@ -13,7 +13,7 @@ import numpy as np
 
 from configs import digits_ot, imagenet64_ot
 from flowmatch_jax.arrays import Apply, Params
-from flowmatch_jax.experiment import DTYPES
+from flowmatch_jax.experiment import COMPUTING_DTYPES
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.unet import UNet
 
@@ -48,7 +48,7 @@ class Net:
 
     def apply(self, dtype: str = "float32") -> Apply:
         """The network as a function that computes in a dtype; parameters are float32."""
-        return pure_apply(self.module.clone(dtype=DTYPES[dtype]))
+        return pure_apply(self.module.clone(dtype=COMPUTING_DTYPES[dtype]))
 
     def init(self, key: jax.Array) -> Params:
         """Parameters off the initial zero field, float32."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,15 +28,15 @@ from benchmarks.timing import (
     take_turns,
     write_rows,
 )
-from flowmatch_jax import solvers
 from flowmatch_jax.arrays import Array, Params
+from flowmatch_jax.solvers import Solution, Solver, integrate
 
 TOLERANCE = 1e-5
 METHODS = {
-    "dopri5": {"rtol": TOLERANCE, "atol": TOLERANCE},
-    "tsit5": {"method": "tsit5", "rtol": TOLERANCE, "atol": TOLERANCE},
-    "midpoint": {"method": "midpoint", "steps": 10},
-    "euler": {"method": "euler", "steps": 20},
+    "dopri5": Solver("dopri5", rtol=TOLERANCE, atol=TOLERANCE),
+    "tsit5": Solver("tsit5", rtol=TOLERANCE, atol=TOLERANCE),
+    "midpoint": Solver("midpoint", steps=10),
+    "euler": Solver("euler", steps=20),
 }
 
 
@@ -46,20 +45,20 @@ def noise(net: Net, batch: int) -> np.ndarray:
     return np.random.RandomState(2).standard_normal((batch, *net.shape)).astype(np.float32)
 
 
-def solver(net: Net, options: dict[str, Any]) -> jax.stages.Wrapped:
+def solve_by(net: Net, solver: Solver) -> jax.stages.Wrapped:
     """jitted (params, x) -> Solution."""
     apply = net.apply()
 
     @jax.jit
-    def solve(params: Params, x: Array) -> solvers.Solution:
-        return solvers.integrate(lambda t, x: apply(params, t, x), x, **options)
+    def solve(params: Params, x: Array) -> Solution:
+        return integrate(lambda t, x: apply(params, t, x), x, solver=solver)
 
     return solve
 
 
 def overhead(net: Net, params: Params, batch: int, method: str, rounds: int) -> Row:
     """Seconds of a solve over those of NFE network calls."""
-    solve, apply, x = solver(net, METHODS[method]), net.apply(), jnp.asarray(noise(net, batch))
+    solve, apply, x = solve_by(net, METHODS[method]), net.apply(), jnp.asarray(noise(net, batch))
     nfe = int(solve(params, x).nfe)
 
     @jax.jit
@@ -77,7 +76,7 @@ def overhead(net: Net, params: Params, batch: int, method: str, rounds: int) -> 
 
 def ours(net: Net, params: Params, batch: int) -> Call:
     """A solve by dopri5; tells its NFE."""
-    solve, x = solver(net, METHODS["dopri5"]), jnp.asarray(noise(net, batch))
+    solve, x = solve_by(net, METHODS["dopri5"]), jnp.asarray(noise(net, batch))
     params = jax.device_put(params)
     return lambda: int(jax.block_until_ready(solve(params, x)).nfe)
 

@@ -31,7 +31,7 @@ PEERS = {"torch eager": False, "torch.compile": True}  # and whether the module 
 
 def gradient(net: Net, dtype: str) -> Gradient:
     """Of flow matching on the OT path."""
-    objective = objectives.flow_matching(paths.optimal_transport())
+    objective = objectives.matching("flow_matching", paths.optimal_transport())
     return make_gradient(objective, net.apply(dtype), LEVELS)
 
 

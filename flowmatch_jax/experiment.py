@@ -5,10 +5,9 @@ The rooms below take plain arguments; here the configuration is checked and beco
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,9 +15,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from flowmatch_jax import objectives, predictions, solvers
+from flowmatch_jax import objectives, predictions
 from flowmatch_jax.arrays import Apply, Array, Field, Inputs, Params
-from flowmatch_jax.config.rules import data_options, validate
+from flowmatch_jax.config.rules import data_options, solver_of, validate
 from flowmatch_jax.couplings import COUPLINGS
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.conditioning import Conditioning
@@ -35,6 +34,7 @@ from flowmatch_jax.runtime.errors import UserError, one_of, section
 from flowmatch_jax.runtime.mesh import make_mesh
 from flowmatch_jax.sampling import ancestral, piecewise
 from flowmatch_jax.sampling.guidance import Guidance, stretches
+from flowmatch_jax.solvers import Solution, Solver, counted, integrate
 from flowmatch_jax.times import GRIDS, TIMES
 
 COMPUTING_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
@@ -83,34 +83,43 @@ class Experiment:
         return self.config.objective.name not in WITHOUT_FIELD
 
     def generate(
-        self, params: Params, x0: Array, key: Array, inputs: Inputs, **solver: Any
-    ) -> solvers.Solution:
+        self,
+        params: Params,
+        x0: Array,
+        key: Array,
+        inputs: Inputs,
+        solver: Solver | None = None,
+        save_at: Sequence[float] | Array | None = None,
+    ) -> Solution:
         """x0 [B, ...] of the source made into samples, in the way of the method.
 
         Args:
             key: of the noise on the way, for SR3 alone.
             inputs: what the samples are given.
-            **solver: in place of the config's, for flows alone.
+            solver: in place of the config's, for flows alone.
+            save_at: times at which to keep the states of a flow, as for `solvers.integrate`.
         """
         name = self.config.objective.name
         if name == "regression":
             x = predictions.point_estimate(self.apply, params, x0.shape, **inputs)
-            return solvers.counted(x, 1)
+            return counted(x, 1)
         if name == "sr3":
             predict = lambda a, x: self.apply(params, a, x, **inputs)  # noqa: E731
             levels = ancestral.noise_levels(self.path, self.config.sr3.steps)
             return ancestral.sample(predict, key, x0, levels)
-        options, t_end = solver or self.solver(), self.path.t_end
+        how = (0.0, self.path.t_end, solver or self.solver(), save_at)
         if self.guidance:
             fields = stretches(partial(self.field, params), inputs, self.guidance)
-            return piecewise.follow(fields, x0, 0.0, t_end, **options)
-        return solvers.integrate(self.field(params, **inputs), x0, 0.0, t_end, **options)
+            return piecewise.follow(fields, x0, *how)
+        return integrate(self.field(params, **inputs), x0, *how)
 
-    def solver(self) -> dict[str, Any]:
-        """The solver's options, as `solvers.integrate` takes them from 0 to the path's end."""
-        options = dict(self.config.solver)
-        grid, steps = GRIDS[options.pop("grid")], options.pop("steps")
-        return options if steps is None else options | {"grid": grid(steps, self.path)}
+    def solver(self) -> Solver:
+        """The configuration's solver, from t = 0 to the end of the path."""
+        solver = solver_of(self.config.solver)
+        if solver.steps is None:
+            return solver
+        grid = GRIDS[self.config.solver.grid]
+        return replace(solver, steps=None, grid=grid(solver.steps, self.path))
 
     def objective_at(self, t: Array) -> Objective | None:
         """The objective with all times t []; None where it has no times, as maximum likelihood."""
@@ -230,7 +239,9 @@ def _objective(config: ConfigDict, path: GaussianPath) -> Objective:
         if config.network.name == "unet" and config.network.unet.dropout > 0:
             allowed = "maximum likelihood solves through one field, without dropout: set it to 0"
             raise UserError("config.network.unet.dropout", config.network.unet.dropout, allowed)
-        return objectives.maximum_likelihood(path, fields.predicts, **config.maximum_likelihood)
+        options = config.maximum_likelihood
+        trace = {"divergence": options.divergence, "probes": options.probes}
+        return objectives.maximum_likelihood(path, fields.predicts, solver_of(options), **trace)
     with section("config.objective"):
         if fields.time == "importance":
             coupling = COUPLINGS[fields.coupling]

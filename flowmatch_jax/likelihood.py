@@ -10,16 +10,17 @@ with x_t the solution that ends in x_1. Log-densities are in nats, float32 or th
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optimistix
 
-from flowmatch_jax import solvers
 from flowmatch_jax.arrays import Array, Field, sum_dims
 from flowmatch_jax.pixels import dequantise
 from flowmatch_jax.runtime.errors import UserError, at_least, one_of
+from flowmatch_jax.solvers import Solver, integrate
 
 DIVERGENCES = ("exact", "hutchinson")
 
@@ -96,19 +97,13 @@ def log_prob(
     field: Field,
     x1: Array,
     key: Array | None = None,
+    solver: Solver = Solver(),
     *,
     source_std: float = 1.0,
     t0: float = 0.0,
     t1: float = 1.0,
     divergence: str = "hutchinson",
     probes: int = 1,
-    method: str = "dopri5",
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    steps: int | None = None,
-    grid: Any = None,
-    adjoint: str = "checkpointed",
-    max_steps: int | None = None,
 ) -> LogProb:
     """log p_1(x_1) of the flow of a vector field, whose source is N(0, source_std^2 I).
 
@@ -116,47 +111,34 @@ def log_prob(
         field: v(t, x).
         x1: [B, ...], data in model space.
         key: draws the Rademacher probes, once for the whole solve; not used by "exact".
+        solver: the method and its steps, a grid going from t0 to t1. Adaptive steps keep to the
+            tolerances both x and the log-density in nats/dim: where the density is narrow, the
+            divergence changes fast at points whose x hardly moves.
         source_std: standard deviation of p_0 (the path's `source_std`).
         t0, t1: the ends; give the path's `t_end` as t1.
         divergence: "hutchinson" (unbiased) or "exact" (as many derivatives as dimensions).
         probes: number of Hutchinson probes.
-        method, rtol, atol, steps, grid: as for `solvers.integrate` from t0 to t1. Adaptive steps
-            keep to the tolerances both x and the log-density in nats/dim: where the density is
-            narrow, the divergence changes fast at points whose x hardly moves.
-        adjoint, max_steps: for derivatives of the log-probability, see `solvers.integrate`.
 
     Raises:
-        UserError: an unknown divergence, fewer than one probe, no key where probes need one, or an
-            option of the solver's.
+        UserError: an unknown divergence, fewer than one probe, no key where probes need one, or as
+            `solvers.integrate`.
     """
     one_of("divergence", divergence, DIVERGENCES)
     at_least("probes", probes, 1)
-    z = None
+    z, dims = None, math.prod(x1.shape[1:])
     if divergence == "hutchinson":
         if key is None:
             raise UserError("key", key, "hutchinson draws its probes by it; or ask for 'exact'")
         z = jax.random.rademacher(key, (probes, *x1.shape), x1.dtype)
 
-    dims = math.prod(x1.shape[1:])
-
     def augmented(t: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         v, estimates = divergence_estimates(field, t, state[0], z)
         return v, estimates / dims
 
-    solution = solvers.integrate(
-        augmented,
-        (x1, jnp.zeros((1 if z is None else probes, x1.shape[0]), x1.dtype)),
-        t1,
-        t0,
-        method,
-        rtol,
-        atol,
-        steps,
-        None if grid is None else grid[::-1],
-        error_norm=lambda error: jnp.maximum(*map(optimistix.rms_norm, error)),
-        adjoint=adjoint,
-        max_steps=max_steps,
-    )
+    start = (x1, jnp.zeros((1 if z is None else probes, x1.shape[0]), x1.dtype))
+    back = solver if solver.grid is None else replace(solver, grid=solver.grid[::-1])
+    larger = lambda error: jnp.maximum(*map(optimistix.rms_norm, error))  # noqa: E731
+    solution = integrate(augmented, start, t1, t0, back, error_norm=larger)
     x0, minus_integral = solution.x  # the latter in nats/dim
     estimates = gaussian_log_prob(x0, source_std) + dims * minus_integral
     return LogProb(estimates.mean(axis=0), estimates, x0, solution.nfe, solution.converged)
@@ -232,11 +214,14 @@ def image_bits_per_dim(
     field: Field,
     image: Array,
     key: Array,
+    solver: Solver = Solver(),
+    *,
     levels: int = 256,
     samples: int = 1,
     divergence: str = "hutchinson",
     probes: int = 2,
-    **solve: Any,
+    source_std: float = 1.0,
+    t1: float = 1.0,
 ) -> ImageLikelihood:
     """Bits/dim of integer images by K uniform dequantisations; see `importance_bound`.
 
@@ -246,9 +231,8 @@ def image_bits_per_dim(
         field: v(t, x) in model space [-1, 1].
         image: integers in [0, levels), [B, H, W, C].
         samples: K, the number of dequantisations.
-        divergence: "hutchinson" or "exact".
         probes: number of Hutchinson probes; two or more where K > 1.
-        **solve: the options of `log_prob`.
+        solver, divergence, source_std, t1: as for `log_prob`.
 
     Raises:
         UserError: samples below one, one probe for several, or as `log_prob`.
@@ -256,18 +240,21 @@ def image_bits_per_dim(
     at_least("samples", samples, 1)
     validate_probes(samples, divergence, probes)
     key, probe_key = jax.random.split(key)
-    solve = solve | {"divergence": divergence, "probes": probes}
 
     def once(noise_key: Array) -> LogProb:
-        result = log_prob(field, dequantise(noise_key, image, levels), probe_key, **solve)
+        x1 = dequantise(noise_key, image, levels)
+        result = log_prob(
+            field,
+            x1,
+            probe_key,
+            solver,
+            source_std=source_std,
+            t1=t1,
+            divergence=divergence,
+            probes=probes,
+        )
         return result._replace(x0=None)
 
     results = jax.lax.map(once, jax.random.split(key, samples))
-    bound = importance_bound(results.estimates)
-    dims = math.prod(image.shape[1:])
-    return ImageLikelihood(
-        bits_per_dim(bound, dims, levels),
-        results.estimates,
-        results.nfe.mean(),
-        results.converged.all(),
-    )
+    bits = bits_per_dim(importance_bound(results.estimates), math.prod(image.shape[1:]), levels)
+    return ImageLikelihood(bits, results.estimates, results.nfe.mean(), results.converged.all())

@@ -1,9 +1,26 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 from scipy.stats import kstest
 
 from flowmatch_jax import couplings
+from flowmatch_jax.solvers import integrate
+from tests.cases import PATHS, gaussian_velocity
+
+
+class SourceTest(parameterized.TestCase):
+    def test_gaussian_noise(self):
+        x = couplings.draw_source(jax.random.key(0), (1000, 3), 50.0)
+        self.assertGreater(kstest(np.ravel(x) / 50, "norm").pvalue, 1e-3)
+
+    @parameterized.parameters("ot", "vp", "ve")
+    def test_along_the_marginal_field_it_becomes_the_data(self, name):
+        path, m, s = PATHS[name], 0.7, 0.4
+        x0 = couplings.draw_source(jax.random.key(0), (1000, 2, 2, 1), path.source_std)
+        solution = integrate(gaussian_velocity(path, m, s), x0, 0.0, path.t_end)
+        self.assertEqual((solution.x.shape, solution.x.dtype), ((1000, 2, 2, 1), jnp.float32))
+        self.assertGreater(kstest((np.ravel(solution.x) - m) / s, "norm").pvalue, 1e-3)
 
 
 class IndependentTest(absltest.TestCase):

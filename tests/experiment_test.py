@@ -11,6 +11,7 @@ from configs import checkerboard_ot, digits_ot
 from flowmatch_jax.config.command_line import experiment_config
 from flowmatch_jax.experiment import build
 from flowmatch_jax.runtime.errors import UserError
+from flowmatch_jax.solvers import Solver
 
 
 def fields(config, prefix=""):
@@ -170,7 +171,8 @@ class BuildTest(parameterized.TestCase):
         experiment = dataclasses.replace(build(config), apply=apply)
         x, inputs = jnp.zeros((2, 1)), {"label": jnp.array([4, 4])}
         self.assertEqual(float(experiment.field({}, **inputs)(0.5, x)[0, 0]), 2.0)
-        sample = experiment.generate({}, x, jax.random.key(0), inputs, method="euler", steps=3)
+        euler = Solver("euler", steps=3)
+        sample = experiment.generate({}, x, jax.random.key(0), inputs, euler)
         np.testing.assert_allclose(sample.x, 4.0, rtol=1e-6)
         self.assertEqual(sample.nfe, 6)
 

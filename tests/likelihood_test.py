@@ -12,11 +12,12 @@ from scipy.stats import multivariate_normal, norm
 from flowmatch_jax import likelihood, solvers
 from flowmatch_jax.networks.convolutions import convolve
 from flowmatch_jax.runtime.errors import UserError
+from flowmatch_jax.solvers import Solver
 from flowmatch_jax.times import edm_grid
 from tests.cases import PATHS, Float64TestCase, coefficients, gaussian_velocity
 
 A = np.array([[-1.0, 2.0, 0.3], [-1.5, 0.3, 0.1], [0.7, 0.0, 0.9]])  # tr A != 0, not symmetric
-TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+TIGHT = Solver(rtol=1e-9, atol=1e-9)
 
 
 def linear(t, x):
@@ -37,23 +38,16 @@ class DivergenceTest(Float64TestCase):
         v, div = likelihood.divergence(wavy, 0.3, x)
         np.testing.assert_allclose(v, wavy(0.3, x))
         dims = math.prod(shape)
-        for i in range(5):
-            jacobian = jax.jacrev(lambda x: wavy(0.3, x[None])[0])(x[i]).reshape(dims, dims)
-            np.testing.assert_allclose(div[i], jnp.trace(jacobian), rtol=1e-10)
-
-    def test_estimates_are_each_probe_s(self):
-        x, key = np.random.RandomState(0).randn(6, 3), jax.random.key(7)
-        z = jax.random.rademacher(key, (4, 6, 3), jnp.float64)
-        expected = norm.logpdf(x @ expm(-A).T).sum(axis=1) - jnp.einsum("pbi,ij,pbj->pb", z, A, z)
-        result = likelihood.log_prob(linear, x, key, probes=4, **TIGHT)
-        np.testing.assert_allclose(result.estimates, expected, rtol=1e-6)
-        np.testing.assert_allclose(result.log_prob, expected.mean(axis=0), rtol=1e-6)
+        jacobians = jax.vmap(jax.jacrev(lambda x: wavy(0.3, x[None])[0]))(x)
+        traces = np.trace(jacobians.reshape(5, dims, dims), axis1=1, axis2=2)
+        np.testing.assert_allclose(div, traces, rtol=1e-10)
 
     def test_hutchinson_is_unbiased(self):
         x = jax.random.normal(jax.random.key(0), (4, 2, 3))
         probes = jax.random.rademacher(jax.random.key(1), (4000, *x.shape), x.dtype)
         v, estimate = likelihood.divergence(wavy, 0.3, x, probes)
-        each = jnp.stack([likelihood.divergence(wavy, 0.3, x, z[None])[1] for z in probes[:200]])
+        one = lambda z: likelihood.divergence(wavy, 0.3, x, z[None])[1]  # noqa: E731
+        each = jax.vmap(one)(probes[:200])
         standard_error = each.std(axis=0) / math.sqrt(len(probes))
         _, exact = likelihood.divergence(wavy, 0.3, x)
         np.testing.assert_allclose(v, wavy(0.3, x))
@@ -89,7 +83,9 @@ class LogProbTest(Float64TestCase):
         x = np.random.RandomState(0).randn(6, 3)
         x0 = x @ expm(-A).T
         expected = norm(scale=source_std).logpdf(x0).sum(axis=1) - np.trace(A)
-        result = likelihood.log_prob(linear, x, divergence="exact", source_std=source_std, **TIGHT)
+        result = likelihood.log_prob(
+            linear, x, solver=TIGHT, source_std=source_std, divergence="exact"
+        )
         np.testing.assert_allclose(result.log_prob, expected, rtol=1e-6)
         np.testing.assert_allclose(result.x0, x0, rtol=1e-6)
         # The same density, written as that of N(0, s^2 expm(A) expm(A)^T).
@@ -106,10 +102,10 @@ class LogProbTest(Float64TestCase):
         result = likelihood.log_prob(
             gaussian_velocity(path, m, s),
             x,
-            divergence="exact",
+            solver=TIGHT,
             source_std=path.source_std,
             t1=path.t_end,
-            **TIGHT,
+            divergence="exact",
         )
         # Started from N(0, source_std^2), the flow ends in this Gaussian:
         (a0, s0), (a1, s1) = (coefficients(path, t) for t in (0.0, path.t_end))
@@ -123,21 +119,19 @@ class LogProbTest(Float64TestCase):
 
     def test_fixed_method_with_steps(self):
         x = np.random.RandomState(0).randn(6, 3)
-        exact = likelihood.log_prob(linear, x, divergence="exact", **TIGHT)
-        fixed = likelihood.log_prob(linear, x, divergence="exact", method="rk4", steps=50)
+        score = partial(likelihood.log_prob, linear, x, divergence="exact")
+        exact, fixed = score(solver=TIGHT), score(solver=Solver("rk4", steps=50))
         np.testing.assert_allclose(fixed.log_prob, exact.log_prob, atol=1e-5)
         self.assertEqual(fixed.nfe, 200)
-        grid = np.linspace(0, 1, 51)
-        same = likelihood.log_prob(linear, x, divergence="exact", method="rk4", grid=grid)
+        same = score(solver=Solver("rk4", grid=np.linspace(0, 1, 51)))
         np.testing.assert_allclose(same.log_prob, fixed.log_prob)
 
     def test_a_grid_from_0_to_1_is_walked_back(self):
         """Euler on v = t x, from grid[k] back over h, multiplies x by 1 - grid[k] h."""
         grid, x = edm_grid(6, replace(PATHS["ot"], t_end=0.9)), np.array([[0.5, -2.0]])
         field = lambda t, x: t * x  # noqa: E731
-        result = likelihood.log_prob(
-            field, x, t1=0.9, divergence="exact", method="euler", grid=grid
-        )
+        solver = Solver("euler", grid=grid)
+        result = likelihood.log_prob(field, x, solver=solver, t1=0.9, divergence="exact")
         shrunk = np.prod(1 - grid[1:] * np.diff(grid))
         np.testing.assert_allclose(result.x0, shrunk * x, rtol=1e-6)
         expected = norm.logpdf(shrunk * x).sum() - 2 * np.sum(grid[1:] * np.diff(grid))
@@ -148,28 +142,29 @@ class LogProbTest(Float64TestCase):
         x, key = np.random.RandomState(0).randn(6, 3), jax.random.key(7)
         z = jax.random.rademacher(key, (1, 6, 3), jnp.float64)[0]
         expected = norm.logpdf(x @ expm(-A).T).sum(axis=1) - (z * (z @ A.T)).sum(axis=1)
-        for options in (TIGHT, {"method": "rk4", "steps": 100}):
-            result = likelihood.log_prob(linear, x, key, **options)
+        for solver in (TIGHT, Solver("rk4", steps=100)):
+            result = likelihood.log_prob(linear, x, key, solver)
             np.testing.assert_allclose(result.log_prob, expected, rtol=1e-6)
 
     def test_estimates_are_each_probe_s(self):
         x, key = np.random.RandomState(0).randn(6, 3), jax.random.key(7)
         z = jax.random.rademacher(key, (4, 6, 3), jnp.float64)
         expected = norm.logpdf(x @ expm(-A).T).sum(axis=1) - jnp.einsum("pbi,ij,pbj->pb", z, A, z)
-        result = likelihood.log_prob(linear, x, key, probes=4, **TIGHT)
+        result = likelihood.log_prob(linear, x, key, TIGHT, probes=4)
         np.testing.assert_allclose(result.estimates, expected, rtol=1e-6)
         np.testing.assert_allclose(result.log_prob, expected.mean(axis=0), rtol=1e-6)
 
     def test_hutchinson_is_unbiased(self):
         x = jnp.tile(jnp.array([[0.3, -0.2, 0.5]]), (4000, 1))
-        estimate = likelihood.log_prob(linear, x, jax.random.key(1), rtol=1e-6, atol=1e-6).log_prob
-        exact = likelihood.log_prob(linear, x[:1], divergence="exact", **TIGHT).log_prob[0]
+        solver = Solver(rtol=1e-6, atol=1e-6)
+        estimate = likelihood.log_prob(linear, x, jax.random.key(1), solver).log_prob
+        exact = likelihood.log_prob(linear, x[:1], solver=TIGHT, divergence="exact").log_prob[0]
         standard_error = estimate.std() / math.sqrt(len(x))
         self.assertGreater(standard_error, 0.001)  # the probes differ between samples
         self.assertLess(abs(estimate.mean() - exact), 4 * standard_error)
 
-    @parameterized.product(name=("ot", "vp"), std=(0.01, 0.003), tolerance=(1e-3, 1e-5))
-    def test_narrow_data_are_scored_to_the_tolerance(self, name, std, tolerance):
+    @parameterized.product(name=("ot", "vp"), std=(0.01, 0.003))
+    def test_narrow_data_are_scored_to_the_tolerance(self, name, std):
         """div v_t rises to 1 / std near t = 1, where x hardly moves: x alone would say nothing.
 
         A solve that judges x alone is off by 3.4 nats/dim for vp, 0.003, 1e-3.
@@ -178,8 +173,10 @@ class LogProbTest(Float64TestCase):
         x = 0.2 + std * np.random.RandomState(0).randn(64, 4)
         field = gaussian_velocity(path, 0.2, std)
         score = partial(likelihood.log_prob, field, x, divergence="exact", t1=path.t_end)
-        error = score(rtol=tolerance, atol=tolerance).log_prob - score(**TIGHT).log_prob
-        self.assertLess(np.sqrt(np.mean(error**2)) / 4, 30 * tolerance)
+        exact = score(solver=TIGHT).log_prob
+        for tolerance in (1e-3, 1e-5):
+            error = score(solver=Solver(rtol=tolerance, atol=tolerance)).log_prob - exact
+            self.assertLess(np.sqrt(np.mean(error**2)) / 4, 30 * tolerance)
 
     def test_the_log_density_costs_no_calls_where_it_is_smooth(self):
         """The divergence of a linear field is constant: any step is exact for it."""
@@ -192,7 +189,9 @@ class LogProbTest(Float64TestCase):
             likelihood.log_prob(linear, np.zeros((1, 3)))
 
     @parameterized.parameters(
-        ({"divergence": "trace"}, "divergence"), ({"probes": 0}, "probes"), ({"steps": 3}, "steps")
+        ({"divergence": "trace"}, "divergence"),
+        ({"probes": 0}, "probes"),
+        ({"solver": Solver(steps=3)}, "steps"),
     )
     def test_impossible_options(self, options, field):
         with self.assertRaises(UserError) as caught:
@@ -231,11 +230,10 @@ class BitsPerDimTest(Float64TestCase):
                 to_uniform_cube,
                 image,
                 jax.random.key(0),
-                levels,
-                t1=0.999,  # at t = 1 the inverse map is infinitely steep at the cube's edge
+                Solver(rtol=1e-6, atol=1e-6),
+                levels=levels,
                 divergence=divergence,
-                rtol=1e-6,
-                atol=1e-6,
+                t1=0.999,  # at t = 1 the inverse map is infinitely steep at the cube's edge
             )
             np.testing.assert_allclose(result.bits_per_dim, expected, atol=0.02)
         exact = likelihood.bits_per_dim(-9 * math.log(2), 9, levels)
@@ -278,10 +276,9 @@ class BitsPerDimTest(Float64TestCase):
                 gaussian_velocity(PATHS["ot"], 0.0, 0.2),
                 image,
                 jax.random.key(1),
+                Solver("rk4", steps=10),
                 levels=8,
                 samples=samples,
-                method="rk4",
-                steps=10,
             ).bits_per_dim
 
         gain = score(1) - score(20)
@@ -300,10 +297,9 @@ class BitsPerDimTest(Float64TestCase):
             field,
             image,
             jax.random.key(1),
+            Solver("rk4", steps=5),
             levels=2,
             samples=10,
-            method="rk4",
-            steps=5,
         )
         truth = likelihood.importance_bound(score(divergence="exact").estimates)
         found = score().estimates

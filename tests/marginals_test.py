@@ -6,8 +6,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from flowmatch_jax import likelihood, marginals, objectives
+from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.pixels import dequantise
-from flowmatch_jax.sampling import source as sampling
+from flowmatch_jax.solvers import Solver, integrate
 from tests.cases import EACH_PATH, PATHS, Float64TestCase, coefficients, gaussian_velocity
 
 POINTS = np.array([[-1.0, 0.5], [0.3, -0.7], [1.2, 1.0]])
@@ -37,10 +38,15 @@ class MarginalsTest(Float64TestCase):
             t = jnp.linspace(0.05, 0.9, 5)
             density = lambda t, x: marginals.log_density(path, t, x, data)  # noqa: B023, E731
             field = lambda t, x: marginals.velocity(path, t, x, data)  # noqa: B023, E731
-            change = jax.jvp(lambda t: density(t, x), (t,), (jnp.ones(5),))[1]  # noqa: B023
-            gradient = jax.grad(lambda x: density(t, x).sum())(x)  # noqa: B023
-            u, div = likelihood.divergence(field, t, x)
-            along = (u * gradient).reshape(5, -1).sum(axis=1)
+
+            @jax.jit
+            def terms(t, x, density=density, field=field):
+                change = jax.jvp(lambda t: density(t, x), (t,), (jnp.ones(5),))[1]
+                gradient = jax.grad(lambda x: density(t, x).sum())(x)
+                u, div = likelihood.divergence(field, t, x)
+                return change, div, (u * gradient).reshape(5, -1).sum(axis=1)
+
+            change, div, along = terms(t, x)
             scale = jnp.abs(change) + jnp.abs(div) + jnp.abs(along)
             np.testing.assert_array_less(jnp.abs(change + div + along), 1e-7 * scale)
 
@@ -69,7 +75,8 @@ class StabilityTest(parameterized.TestCase):
     def test_samples_are_the_data_in_their_proportions(self):
         path = PATHS["ot"]
         field = lambda t, x: marginals.velocity(path, t, x, jnp.float32(POINTS), WEIGHTS)  # noqa: E731
-        x = sampling.sample(field, jax.random.key(0), (2000, 2), method="midpoint", steps=100).x
+        x0 = draw_source(jax.random.key(0), (2000, 2))
+        x = integrate(field, x0, solver=Solver("midpoint", steps=100)).x
         distance = jnp.linalg.norm(x[:, None] - POINTS, axis=-1)
         self.assertLess(float(jnp.quantile(distance.min(axis=1), 0.99)), 0.02)
         counts = np.bincount(np.argmin(distance, axis=1), minlength=3)
@@ -81,7 +88,8 @@ class StabilityTest(parameterized.TestCase):
         data = jnp.float32(POINTS)
         field = lambda t, x: marginals.velocity(path, t, x, data)  # noqa: E731
         x = data + 0.1
-        result = likelihood.log_prob(field, x, divergence="exact", rtol=1e-6, atol=1e-6)
+        solver = Solver(rtol=1e-6, atol=1e-6)
+        result = likelihood.log_prob(field, x, solver=solver, divergence="exact")
         np.testing.assert_allclose(
             result.log_prob, marginals.log_density(path, 1.0, x, data), atol=1e-3
         )
@@ -91,8 +99,9 @@ class StabilityTest(parameterized.TestCase):
         data = dequantise(jax.random.key(0), image, 17)
         path = marginals.smoothed(PATHS["ot"], 0.2)
         field = lambda t, x: marginals.velocity(path, t, x, data)  # noqa: E731
+        solver = Solver(rtol=1e-4, atol=1e-4)
         result = likelihood.image_bits_per_dim(
-            field, image, jax.random.key(1), 17, divergence="exact", rtol=1e-4, atol=1e-4
+            field, image, jax.random.key(1), solver, levels=17, divergence="exact"
         )
         self.assertTrue(bool((result.bits_per_dim < math.log2(17)).all()))
 
@@ -110,7 +119,7 @@ class TheoremTest(Float64TestCase):
 
         index_key, key = jax.random.split(key)
         x1 = jnp.asarray(POINTS)[jax.random.choice(index_key, 3, (count,), p=jnp.asarray(WEIGHTS))]
-        conditional = objectives.flow_matching(path)
+        conditional = objectives.matching("flow_matching", path)
 
         def marginal(params):
             # The same x_t: the objective hands them to the network, which here scores itself.
@@ -151,7 +160,7 @@ class TheoremTest(Float64TestCase):
         path, count = PATHS["ot_sigma_min_0.1"], 100_000
         key, index_key = jax.random.split(jax.random.key(1))
         x1 = jnp.asarray(POINTS)[jax.random.choice(index_key, 3, (count,), p=jnp.asarray(WEIGHTS))]
-        objective = objectives.flow_matching(path)
+        objective = objectives.matching("flow_matching", path)
 
         def difference(model):
             seen = {}

@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,12 @@ from scipy.stats import kstest
 
 from flowmatch_jax import objectives, paths, predictions
 from flowmatch_jax.runtime.errors import UserError
+from flowmatch_jax.solvers import Solver
 from tests.cases import PATHS, Float64TestCase, optimal_prediction
 
 METHODS = [
     (name, path, predicts)
-    for name in ("flow_matching", "ddpm", "score_matching", "scoreflow")
+    for name in objectives.TARGETS
     for path in ("ot", "vp", "ve")
     for predicts in ("velocity", "noise", "score", "data")
     if path != "ot" or (name == "flow_matching" and predicts in ("velocity", "data"))
@@ -23,7 +25,7 @@ class FlowMatchingTest(parameterized.TestCase):
     def test_loss_of_a_zero_network_is_the_mean_squared_target(self):
         """OT on data N(0, s^2): E (x_1 - (1 - sigma_min) x_0)^2 = s^2 + (1 - sigma_min)^2."""
         sigma_min, s = 0.1, 0.5
-        objective = objectives.flow_matching(paths.optimal_transport(sigma_min))
+        objective = objectives.matching("flow_matching", paths.optimal_transport(sigma_min))
         x1 = s * jax.random.normal(jax.random.key(0), (20_000, 2))
         zero = lambda params, t, x, **_: jnp.zeros_like(x)  # noqa: E731
         loss, metrics = objective(zero, None, {"x": x1}, jax.random.key(1))
@@ -40,28 +42,25 @@ class FlowMatchingTest(parameterized.TestCase):
         exact = optimal_prediction(path, m, s, predicts)
         # Targets grow without bound towards t_end; the data's side is enough here.
         until_0_9 = lambda key, n, path: jax.random.uniform(key, (n,), maxval=0.9)  # noqa: E731
-        objective = objectives.OBJECTIVES[name](path, predicts, time=until_0_9)
+        objective = objectives.matching(name, path, predicts, time=until_0_9)
         to_unit = lambda t, x: predictions.network_input(path, t, jnp.ones_like(x))  # noqa: E731
 
         def apply(params, t, x, **_):
             output = exact(t, x / to_unit(t, x))
             return (1 + params[0]) * output + params[1] * jnp.abs(output).mean()
 
-        @jax.jit
-        def gradient(key):
+        def gradient(key, params):
             data_key, key = jax.random.split(key)
             x1 = m + s * jax.random.normal(data_key, (500, 1))
-            loss = lambda params: objective(apply, params, {"x": x1}, key)[0]  # noqa: E731
-            return jax.grad(loss)(jnp.zeros(2))
+            return jax.grad(lambda p: objective(apply, p, {"x": x1}, key)[0])(params)
 
-        gradients = jnp.stack([gradient(key) for key in jax.random.split(jax.random.key(0), 60)])
+        keys = jax.random.split(jax.random.key(0), 60)
+        gradients_at = jax.jit(lambda params: jax.vmap(gradient, (0, None))(keys, params))
+        gradients = gradients_at(jnp.zeros(2))
         standard_error = gradients.std(axis=0) / np.sqrt(len(gradients))
         self.assertTrue(bool((jnp.abs(gradients.mean(axis=0)) < 4 * standard_error).all()))
         # A minimum, and not just a flat place: elsewhere the gradient points back.
-        wrong = lambda params, *a, **k: apply(params + 0.5, *a, **k)  # noqa: E731
-        x1 = m + s * jax.random.normal(jax.random.key(1), (5000, 1))
-        slope = jax.grad(lambda p: objective(wrong, p, {"x": x1}, jax.random.key(2))[0])
-        self.assertGreater(float(slope(jnp.zeros(2)).sum()), 0)
+        self.assertGreater(float(gradients_at(jnp.full(2, 0.5)).mean(axis=0).sum()), 0)
 
     @parameterized.parameters(
         ("flow_matching", "ot", 0.5, 2.0),
@@ -77,7 +76,7 @@ class FlowMatchingTest(parameterized.TestCase):
     def test_an_error_of_predicted_data_weighs_400_at_most(self, name, path, t, share):
         """On OT its share in the velocity is 1 / (1 - t), and in the noise t / (1 - t)."""
         at_t = lambda key, n, path: jnp.full(n, t)  # noqa: E731
-        objective = objectives.OBJECTIVES[name](PATHS[path], "data", time=at_t)
+        objective = objectives.matching(name, PATHS[path], "data", time=at_t)
         x1 = jax.random.normal(jax.random.key(0), (100, 2))
         off = lambda params, t, x, **_: x1 + 0.1  # noqa: E731
         loss, _ = objective(off, None, {"x": x1}, jax.random.key(1))
@@ -86,7 +85,7 @@ class FlowMatchingTest(parameterized.TestCase):
     def test_predicted_data_on_ve_weigh_alike_at_all_times(self):
         for t in (0.0, 0.5, 1.0):
             at_t = lambda key, n, path: jnp.full(n, t)  # noqa: B023, E731
-            objective = objectives.flow_matching(PATHS["ve"], "data", time=at_t)
+            objective = objectives.matching("flow_matching", PATHS["ve"], "data", time=at_t)
             x1 = jnp.zeros((10, 2))
             off = lambda params, t, x, **_: jnp.full_like(x, 0.1)  # noqa: E731
             loss, _ = objective(off, None, {"x": x1}, jax.random.key(1))
@@ -100,7 +99,7 @@ class FlowMatchingTest(parameterized.TestCase):
             return jnp.zeros_like(x)
 
         batch = {"x": jnp.ones((6, 2, 2, 1)), "label": jnp.arange(6)}
-        objectives.flow_matching(path)(apply, None, batch, jax.random.key(0))
+        objectives.matching("flow_matching", path)(apply, None, batch, jax.random.key(0))
         self.assertEqual((seen["t"].shape, seen["x"].shape), ((6,), (6, 2, 2, 1)))
         np.testing.assert_array_equal(seen["label"], batch["label"])
         self.assertIsNone(seen["condition"])
@@ -109,14 +108,14 @@ class FlowMatchingTest(parameterized.TestCase):
     def test_noise_is_the_coupling_s(self):
         """With x_0 = -x_1 the target of OT is (2 - sigma_min) x_1: the coupling's noise is used."""
         path = paths.optimal_transport(0.0)
-        objective = objectives.flow_matching(path, coupling=lambda key, x1: -x1)
+        objective = objectives.matching("flow_matching", path, coupling=lambda key, x1: -x1)
         x1 = jax.random.normal(jax.random.key(0), (8, 3))
         perfect = lambda params, t, x, **_: 2 * x1  # noqa: E731
         loss, _ = objective(perfect, None, {"x": x1}, jax.random.key(1))
         self.assertLess(float(loss), 1e-10)
 
     def test_a_pure_function_of_its_key(self):
-        objective = objectives.flow_matching(paths.optimal_transport())
+        objective = objectives.matching("flow_matching", paths.optimal_transport())
         zero = lambda params, t, x, **_: jnp.zeros_like(x)  # noqa: E731
         batch = {"x": jnp.ones((8, 3))}
         losses = [objective(zero, None, batch, jax.random.key(seed))[0] for seed in (0, 0, 1)]
@@ -132,7 +131,7 @@ class DiffusionTest(parameterized.TestCase):
         at_t = lambda key, n, path: jnp.full(n, t)  # noqa: E731
         zero = lambda params, t, x, **_: jnp.zeros_like(x)  # noqa: E731
         x1 = jnp.zeros((20_000, 2))
-        objective = objectives.OBJECTIVES[name](path, "noise", time=at_t)
+        objective = objectives.matching(name, path, "noise", time=at_t)
         return float(objective(zero, None, {"x": x1}, jax.random.key(0))[0])
 
     def test_noise_and_score_matching_weigh_all_times_alike(self):
@@ -154,7 +153,7 @@ class DiffusionTest(parameterized.TestCase):
         apply = lambda params, t, x, **_: 0.3 * x  # noqa: E731
         losses = {}
         for objective in (
-            objectives.scoreflow(path),
+            objectives.matching("scoreflow", path),
             objectives.scoreflow_by_importance(path),
         ):
             one = lambda key, x1, f=objective: f(apply, None, {"x": x1}, key)[0]  # noqa: E731
@@ -172,12 +171,14 @@ class DiffusionTest(parameterized.TestCase):
         batch, key = {"x": jnp.ones((50, 3))}, jax.random.key(0)
         apply = lambda params, t, x, **_: 0.3 * x  # noqa: E731
         ddpm, score = (
-            objectives.OBJECTIVES[name](PATHS["vp"], "noise")(apply, None, batch, key)[0]
+            objectives.matching(name, PATHS["vp"], "noise")(apply, None, batch, key)[0]
             for name in ("ddpm", "score_matching")
         )
         np.testing.assert_allclose(ddpm, score, rtol=1e-5)
 
-    @parameterized.parameters(objectives.scoreflow, objectives.scoreflow_by_importance)
+    @parameterized.parameters(
+        partial(objectives.matching, "scoreflow"), objectives.scoreflow_by_importance
+    )
     def test_scoreflow_needs_a_diffusion(self, objective):
         with self.assertRaisesRegex(UserError, "no diffusion"):
             objective(PATHS["ot"])
@@ -226,26 +227,26 @@ class MaximumLikelihoodTest(Float64TestCase):
         divergence=("exact", "hutchinson"),
     )
     def test_gradient(self, adjoint, divergence):
-        options = {"rtol": 1e-8, "atol": 1e-8, "max_steps": 128}
-        objective = objectives.maximum_likelihood(
-            PATHS["ot"], adjoint=adjoint, divergence=divergence, **options
-        )
+        solver = Solver(rtol=1e-8, atol=1e-8, adjoint=adjoint, max_steps=128)
+        objective = objectives.maximum_likelihood(PATHS["ot"], solver=solver, divergence=divergence)
         apply = lambda params, t, x, **_: jnp.tanh(x @ params["w"] + t[:, None] + params["b"])  # noqa: E731
         rng = np.random.RandomState(0)
         params = {"w": jnp.asarray(rng.randn(2, 2)), "b": jnp.asarray(rng.randn(2))}
         batch, key = {"x": jnp.asarray(rng.randn(5, 2))}, jax.random.key(0)
-        loss = jax.jit(lambda params: objective(apply, params, batch, key)[0])
-        gradient = jax.jit(jax.grad(loss))(params)
+        solve = jax.jit(jax.value_and_grad(lambda params: objective(apply, params, batch, key)[0]))
+        _, gradient = solve(params)
         for name, value in params.items():
             direction = jnp.asarray(rng.randn(*value.shape))
-            up, down = (loss(params | {name: value + h * direction}) for h in (1e-5, -1e-5))
+            up, down = (solve(params | {name: value + h * direction})[0] for h in (1e-5, -1e-5))
             np.testing.assert_allclose(
                 (gradient[name] * direction).sum(), (up - down) / 2e-5, rtol=1e-5
             )
 
     def test_loss_of_a_scaling(self):
         """v = a x carries N(0, I) to N(0, e^2a I): -log p a dimension in closed form."""
-        objective = objectives.maximum_likelihood(PATHS["ot"], divergence="exact", rtol=1e-8)
+        objective = objectives.maximum_likelihood(
+            PATHS["ot"], solver=Solver(rtol=1e-8), divergence="exact"
+        )
         apply = lambda a, t, x, **_: a * x  # noqa: E731
         x, a = jax.random.normal(jax.random.key(0), (50, 3)), 0.3
         loss, metrics = objective(apply, a, {"x": x}, jax.random.key(1))
@@ -257,7 +258,7 @@ class MaximumLikelihoodTest(Float64TestCase):
     def test_training_finds_the_data_s_spread(self):
         """The scaling that fits data N(0, s^2) is a = log s."""
         objective = objectives.maximum_likelihood(
-            PATHS["ot"], divergence="exact", method="rk4", steps=4
+            PATHS["ot"], solver=Solver("rk4", steps=4), divergence="exact"
         )
         apply = lambda a, t, x, **_: a * x  # noqa: E731
         x = 0.5 * jax.random.normal(jax.random.key(0), (2000, 1))

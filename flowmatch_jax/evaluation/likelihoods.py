@@ -29,12 +29,12 @@ def make_scorer(experiment: Experiment) -> Scorer:
     Bits/dim are named by `bits_name`.
     """
     config = experiment.config.evaluate
-    solve = dict(
+    how = dict(
+        solver=experiment.solver(),
         source_std=experiment.path.source_std,
         t1=experiment.path.t_end,
         divergence=config.divergence,
         probes=config.probes,
-        **experiment.solver(),
     )
     source = experiment.test_data
     mesh = experiment.mesh
@@ -44,10 +44,10 @@ def make_scorer(experiment: Experiment) -> Scorer:
         inputs = experiment.conditioning.inputs(batch)
         x, field = batch["x"], experiment.field(gather(params, mesh), **inputs)
         if not source.is_image:
-            result = log_prob(field, x, key, **solve)
+            result = log_prob(field, x, key, **how)
             return {"log_likelihood": result.log_prob}, result.nfe, result.converged
         most = max(config.dequantisations)
-        result = image_bits_per_dim(field, x, key, source.levels, most, **solve)
+        result = image_bits_per_dim(field, x, key, levels=source.levels, samples=most, **how)
         bits = {
             bits_name(k): bits_per_dim(
                 importance_bound(result.estimates[:k]), math.prod(source.shape), source.levels

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from flowmatch_jax.arrays import Array, Batch, Inputs, Params
+from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.data.pipeline import items_at
 from flowmatch_jax.evaluation.pictures import save_images, save_points
 from flowmatch_jax.evaluation.super_resolution import side_by_side
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.runtime.mesh import gather, split_if_even, to_host
 from flowmatch_jax.runtime.messages import compiling
-from flowmatch_jax.sampling.source import draw_source
-from flowmatch_jax.solvers import Solution
+from flowmatch_jax.solvers import Solution, Solver
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +28,12 @@ Sampler = Callable[..., Solution]
 GivenSampler = jax.stages.Wrapped
 
 
-def make_sampler(experiment: Experiment, size: int, **solver: Any) -> Sampler:
+def make_sampler(
+    experiment: Experiment,
+    size: int,
+    solver: Solver | None = None,
+    save_at: Sequence[float] | Array | None = None,
+) -> Sampler:
     """An evaluation's samples, batch by batch: (params, batch=0, inputs=None) -> Solution.
 
     A batch, x in model space, starts from the noise of `sample_key` and is given the
@@ -38,9 +42,10 @@ def make_sampler(experiment: Experiment, size: int, **solver: Any) -> Sampler:
 
     Args:
         size: samples in a batch, split over all devices where these divide it.
-        **solver: in place of the config's: method, rtol, atol, steps, save_at.
+        solver: in place of the config's.
+        save_at: times at which to keep the states, as for `solvers.integrate`.
     """
-    draw_given = make_given_sampler(experiment, size, **solver)
+    draw_given = make_given_sampler(experiment, size, solver, save_at)
     seed = experiment.config.evaluate.seed
 
     def sampler(params: Params, batch: int = 0, inputs: Inputs | None = None) -> Solution:
@@ -50,11 +55,16 @@ def make_sampler(experiment: Experiment, size: int, **solver: Any) -> Sampler:
     return sampler
 
 
-def make_given_sampler(experiment: Experiment, size: int, **solver: Any) -> GivenSampler:
+def make_given_sampler(
+    experiment: Experiment,
+    size: int,
+    solver: Solver | None = None,
+    save_at: Sequence[float] | Array | None = None,
+) -> GivenSampler:
     """Compile (params, key, inputs) -> Solution with x [size, ...] in model space.
 
     Args:
-        size, solver: as of `make_sampler`.
+        size, solver, save_at: as of `make_sampler`.
     """
     path = experiment.path
     shape = (size, *experiment.train_data.shape)
@@ -64,7 +74,7 @@ def make_given_sampler(experiment: Experiment, size: int, **solver: Any) -> Give
         source_key, noise_key = jax.random.split(key)
         x0 = split_if_even(draw_source(source_key, shape, path.source_std), mesh)
         inputs = jax.tree.map(lambda x: split_if_even(x, mesh), inputs)
-        return experiment.generate(gather(params, mesh), x0, noise_key, inputs, **solver)
+        return experiment.generate(gather(params, mesh), x0, noise_key, inputs, solver, save_at)
 
     return jax.jit(sampler)
 

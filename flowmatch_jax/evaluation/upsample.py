@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from flowmatch_jax.arrays import Array, Params
+from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.data.images.decode import decode, encode, square
 from flowmatch_jax.data.images.folder import list_pictures
 from flowmatch_jax.evaluation.samples import sample_key
@@ -19,7 +20,6 @@ from flowmatch_jax.pixels import as_bytes, from_bytes, quantise
 from flowmatch_jax.runtime.errors import RunStopped, UserError
 from flowmatch_jax.runtime.files import write_atomically
 from flowmatch_jax.runtime.mesh import gather, split_if_even, to_host
-from flowmatch_jax.sampling.source import draw_source
 from flowmatch_jax.sampling.tiling import fitting, tiled
 from flowmatch_jax.solvers import Solution
 

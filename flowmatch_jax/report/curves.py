@@ -16,7 +16,7 @@ from flowmatch_jax.evaluation.samples import Sampler, make_sampler
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.metrics.features.extractors import score_name
 from flowmatch_jax.runtime.progress import progress_bar
-from flowmatch_jax.solvers import count_calls
+from flowmatch_jax.solvers import Solver, count_calls
 
 Rows = list[dict[str, Any]]
 
@@ -58,7 +58,7 @@ def over_nfe(experiment: Experiment, params: Params) -> Rows:
     """
     config, size = experiment.config, batch_size(experiment)
     exact_steps = steps_for("midpoint", config.figures.reference_nfe)
-    exact_sampler = make_sampler(experiment, size, method="midpoint", steps=exact_steps)
+    exact_sampler = make_sampler(experiment, size, Solver("midpoint", steps=exact_steps))
     exact, _ = solve_batches(experiment, exact_sampler, params)
     reference = make_reference(experiment) if experiment.extractor else None
     rows = []
@@ -67,7 +67,7 @@ def over_nfe(experiment: Experiment, params: Params) -> Rows:
         steps = steps_for(method, calls)
         if steps is None:
             continue
-        sampler = make_sampler(experiment, size, method=method, steps=steps)
+        sampler = make_sampler(experiment, size, Solver(method, steps=steps))
         x, nfe = solve_batches(experiment, sampler, params)
         error = float(np.mean((x - exact) ** 2))
         row = {"method": method, "nfe": nfe, "mean_squared_error": error}
@@ -108,7 +108,7 @@ def paths_of_samples(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Figure 6: (t [T], states [T, size, ...]) of samples on their way, by the config's solver."""
     t = np.linspace(0, experiment.path.t_end, times)
-    sampler = make_sampler(experiment, size, save_at=t, **experiment.solver())
+    sampler = make_sampler(experiment, size, save_at=t)
     return t, np.asarray(sampler(params).trajectory)
 
 
@@ -120,8 +120,6 @@ def samples_at(
     Args:
         calls: of the field; NFE are of the network, as in `over_nfe`.
     """
-    solutions = [
-        make_sampler(experiment, size, method="midpoint", steps=steps_for("midpoint", n))(params)
-        for n in calls
-    ]
+    solvers = [Solver("midpoint", steps=steps_for("midpoint", n)) for n in calls]
+    solutions = [make_sampler(experiment, size, solver)(params) for solver in solvers]
     return [int(s.nfe) for s in solutions], np.asarray([s.x for s in solutions])

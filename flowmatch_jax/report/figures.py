@@ -28,6 +28,7 @@ from flowmatch_jax.report.runs import method_name
 from flowmatch_jax.runtime.files import Unreadable, read_json
 from flowmatch_jax.runtime.mesh import to_host
 from flowmatch_jax.runtime.workdir import write_csv, write_json
+from flowmatch_jax.solvers import Solver
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ PATH_IMAGES, PATH_POINTS = 8, 200  # samples whose ways are drawn
 TIMES = 9  # on these ways
 DENSITY_SIDE = 100  # points a side of the map of a density
 # Far from the data a learned field is stiff, and adaptive steps would take thousands of calls.
-DENSITY_SOLVER = {"method": "rk4", "steps": 25}
+DENSITY_SOLVER = Solver("rk4", steps=25)
 
 
 def draw_figures(
@@ -187,7 +188,7 @@ def draw_density(experiment: Experiment, params: Params, folder: Path) -> None:
     def score(params: Params, x: jax.Array) -> jax.Array:
         field = experiment.field(params)
         ends = {"source_std": path.source_std, "t1": path.t_end}
-        return log_prob(field, x, divergence="exact", **ends, **DENSITY_SOLVER).log_prob
+        return log_prob(field, x, solver=DENSITY_SOLVER, divergence="exact", **ends).log_prob
 
     size = min(config.evaluate.batch_size, len(points))
     batches = np.array_split(points, math.ceil(len(points) / size))

@@ -7,14 +7,15 @@ finding the jump, and it is known which field was called how often.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowmatch_jax import solvers
 from flowmatch_jax.arrays import Array
+from flowmatch_jax.solvers import Solution, Solver, integrate
 
 
 class Stretch(NamedTuple):
@@ -36,51 +37,43 @@ def follow(
     x: Any,
     t0: float = 0.0,
     t1: float = 1.0,
-    steps: int | None = None,
-    grid: Sequence[float] | Array | None = None,
+    solver: Solver = Solver(),
     save_at: Sequence[float] | Array | None = None,
-    **options: Any,
-) -> solvers.Solution:
+) -> Solution:
     """Follow one vector field after the other, from t0 up to t1.
 
     A fixed method keeps its times, each step by the field in whose stretch it begins.
 
     Args:
         stretches: in order of time, the last until t1 or later; empty ones cost nothing.
-        x, steps, grid, save_at, options: as for `solvers.integrate`.
+        x, solver, save_at: as for `solvers.integrate`.
 
     Returns:
         As `solvers.integrate`, nfe being calls of the network.
     """
-    if steps is not None:
-        grid = np.linspace(t0, t1, steps + 1)
-    parts: list[solvers.Solution] = []
+    solver.validate()
+    grid = solver.grid if solver.steps is None else np.linspace(t0, t1, solver.steps + 1)
+    parts: list[Solution] = []
     for stretch in stretches:
         end = min(stretch.until, t1)
         if grid is not None:
             end = grid[np.searchsorted(grid, end - 1e-6)]  # a time may have been rounded
         if end <= t0:
             continue
-        part = solvers.integrate(
-            stretch.field,
-            x,
-            t0,
-            end,
-            grid=_within(grid, t0, end),
-            # What is kept at the border is the stretch before's.
-            save_at=_within(save_at, np.nextafter(t0, t1) if parts else t0, end),
-            **options,
-        )
+        part_of_it = replace(solver, steps=None, grid=_within(grid, t0, end))
+        # What is kept at the border is the stretch before's.
+        kept = _within(save_at, np.nextafter(t0, t1) if parts else t0, end)
+        part = integrate(stretch.field, x, t0, end, part_of_it, kept)
         parts.append(part._replace(nfe=stretch.calls * part.nfe))
         x, t0 = part.x, end
-    kept = [part.trajectory for part in parts if part.trajectory is not None]
-    return solvers.Solution(
+    states = [part.trajectory for part in parts if part.trajectory is not None]
+    return Solution(
         x=x,
         nfe=sum(part.nfe for part in parts),
         steps=sum(part.steps for part in parts),
         rejected=sum(part.rejected for part in parts),
         converged=jnp.stack([part.converged for part in parts]).all(),
-        trajectory=jax.tree.map(lambda *x: jnp.concatenate(x), *kept) if kept else None,
+        trajectory=jax.tree.map(lambda *x: jnp.concatenate(x), *states) if states else None,
     )
 
 

@@ -6,12 +6,12 @@ import numpy as np
 from absl.testing import absltest
 from scipy.stats import norm
 
+from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.evaluation import evaluate
 from flowmatch_jax.evaluation.likelihoods import make_scorer, score_key
 from flowmatch_jax.evaluation.samples import make_sampler
 from flowmatch_jax.metrics.similarity import psnr
 from flowmatch_jax.pixels import quantise
-from flowmatch_jax.sampling.source import draw_source
 from tests.evaluation.cases import source_key
 from tests.evaluation.experiments import images, points, regression
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
+from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.evaluation import quality
 from flowmatch_jax.evaluation.reference import Reference, make_reference
 from flowmatch_jax.evaluation.samples import make_sampler
@@ -13,7 +14,6 @@ from flowmatch_jax.metrics.features.extractors import pixels
 from flowmatch_jax.metrics.frechet import Moments, frechet_distance
 from flowmatch_jax.pixels import quantise
 from flowmatch_jax.runtime.errors import RunStopped
-from flowmatch_jax.sampling.source import draw_source
 from tests.evaluation.cases import source_key
 from tests.evaluation.experiments import images
 

@@ -5,8 +5,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
 
+from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.evaluation import samples
-from flowmatch_jax.sampling.source import draw_source
 from tests.evaluation.cases import source_key
 from tests.evaluation.experiments import images
 

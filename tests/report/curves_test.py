@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.evaluation.samples import make_sampler
 from flowmatch_jax.report import curves
-from flowmatch_jax.sampling.source import draw_source
 from tests.evaluation.cases import source_key
 from tests.evaluation.experiments import images, points
 

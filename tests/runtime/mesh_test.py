@@ -11,6 +11,7 @@ from absl.testing import absltest
 
 from configs import checkerboard_ot, digits_ot
 from flowmatch_jax import objectives, paths
+from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.evaluation.quality import Reference, judge_samples
 from flowmatch_jax.evaluation.samples import make_sampler
 from flowmatch_jax.experiment import build
@@ -22,8 +23,7 @@ from flowmatch_jax.networks.unet import UNet
 from flowmatch_jax.pixels import quantise
 from flowmatch_jax.runtime import mesh as mesh_lib
 from flowmatch_jax.runtime.errors import UserError
-from flowmatch_jax.sampling.source import draw_source
-from flowmatch_jax.solvers import integrate
+from flowmatch_jax.solvers import Solver, integrate
 from flowmatch_jax.training.cost.estimate import bytes_a_device
 from flowmatch_jax.training.optimizer import adam
 from flowmatch_jax.training.state import init_state
@@ -47,7 +47,7 @@ class Training:
         init = lambda key: module.init(key, jnp.zeros(1), x)["params"]  # noqa: E731
         self.optimizer = adam(1e-2, eps=1e-3)
         self.init = lambda: init_state(init, self.optimizer, 0)
-        objective = objectives.flow_matching(paths.optimal_transport())
+        objective = objectives.matching("flow_matching", paths.optimal_transport())
         self.gradient = make_gradient(objective, pure_apply(module), levels, False, microbatches)
         values = np.random.RandomState(0).randint(0, 17, (STEPS, 16, *shape))
         self.batches = values.astype(np.uint8 if levels else np.float32)
@@ -140,7 +140,8 @@ class MeshTest(absltest.TestCase):
         self.assertEqual(len(split.x.sharding.device_set), DEVICES)
         self.assertEqual(split.x.addressable_shards[0].data.shape, (8, 2))
         source = draw_source(source_key(1), (64, 2))
-        alone = integrate(experiment.field(params), source, rtol=1e-3, atol=1e-3)
+        solver = Solver(rtol=1e-3, atol=1e-3)
+        alone = integrate(experiment.field(params), source, solver=solver)
         np.testing.assert_allclose(mesh_lib.to_host(split.x), alone.x, atol=1e-4)
         self.assertEqual((split.nfe, whole.x.shape), (alone.nfe, (63, 2)))
         # Nor do their moments: the field is zero, the samples are the noise.

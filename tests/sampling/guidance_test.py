@@ -10,10 +10,12 @@ from flowmatch_jax.paths import optimal_transport
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.sampling import guidance, piecewise
 from flowmatch_jax.sampling.guidance import Guidance
+from flowmatch_jax.solvers import Solver
 from tests.cases import Float64TestCase
 
 X = np.random.RandomState(0).randn(5, 4, 4, 1)
 LABEL = np.array([2, 0, 1, 2, 0], np.int32)
+EULER = Solver("euler", steps=10)
 RATES = jnp.array([1.0, -2.0, 0.5, 3.0])  # of each label, and of none
 
 
@@ -84,28 +86,26 @@ class GuidedTest(Float64TestCase):
 
 
 class StretchesTest(Float64TestCase):
-    def follow(self, scale, interval, **solve):
+    def follow(self, scale, interval, solver=EULER):
         fields = guidance.stretches(
             field_given, {"label": jnp.asarray(LABEL)}, Guidance(scale, interval)
         )
-        return piecewise.follow(fields, jnp.asarray(X), **solve)
+        return piecewise.follow(fields, jnp.asarray(X), solver=solver)
 
     @parameterized.parameters(((0.0, 1.0), 20), ((0.2, 0.7), 15), ((0.0, 0.3), 13))
     def test_calls_of_the_network(self, interval, calls):
-        self.assertEqual(self.follow(2.0, interval, method="euler", steps=10).nfe, calls)
+        self.assertEqual(self.follow(2.0, interval).nfe, calls)
 
     def test_without_the_label_it_is_one_call(self):
         """Scale 0: none of the field given the label is asked for."""
-        solution = self.follow(0.0, (0.0, 1.0), method="euler", steps=10)
+        solution = self.follow(0.0, (0.0, 1.0))
         self.assertEqual(solution.nfe, 10)
-        none = solvers.integrate(
-            field_given(np.full(5, -1)), jnp.asarray(X), method="euler", steps=10
-        )
+        none = solvers.integrate(field_given(np.full(5, -1)), jnp.asarray(X), solver=EULER)
         np.testing.assert_allclose(solution.x, none.x, rtol=1e-12)
 
     def test_guided_in_the_interval_alone(self):
         """Euler's ten steps, each linear in x, by hand."""
-        x, solution = X, self.follow(2.0, (0.2, 0.7), method="euler", steps=10)
+        x, solution = X, self.follow(2.0, (0.2, 0.7))
         for i in range(10):
             none, rate = np.asarray(RATES[-1]), np.asarray(RATES[LABEL])
             rate = none + (2.0 if 2 <= i < 7 else 1.0) * (rate - none)
@@ -113,10 +113,10 @@ class StretchesTest(Float64TestCase):
         np.testing.assert_allclose(solution.x, x, rtol=1e-9)
 
     def test_scale_one_moves_no_sample(self):
-        solve = {"method": "rk4", "steps": 10}
-        plain = solvers.integrate(field_given(LABEL), jnp.asarray(X), **solve)
+        solver = Solver("rk4", steps=10)
+        plain = solvers.integrate(field_given(LABEL), jnp.asarray(X), solver=solver)
         for interval in ((0.0, 1.0), (0.1, 0.6)):
-            guided = self.follow(1.0, interval, **solve)
+            guided = self.follow(1.0, interval, solver)
             np.testing.assert_allclose(guided.x, plain.x, rtol=1e-9)
 
 

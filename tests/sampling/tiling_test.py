@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.unet import UNet
 from flowmatch_jax.sampling.tiling import fitting, in_batches, places, tiled, windows
-from flowmatch_jax.solvers import integrate
+from flowmatch_jax.solvers import Solver, integrate
 from tests.cases import Float64TestCase
 
 SIDES = st.integers(2, 9).flatmap(lambda side: st.tuples(st.just(side), st.integers(0, side // 2)))
@@ -67,7 +67,7 @@ class TiledTest(Float64TestCase):
 
         def solve(apply):
             field = lambda t, x: apply(0.7, t, x, **inputs)  # noqa: E731
-            return integrate(field, jnp.asarray(x), method="rk4", steps=3).x
+            return integrate(field, jnp.asarray(x), solver=Solver("rk4", steps=3)).x
 
         canvas = tiled(local, 8, overlap, batch)
         np.testing.assert_allclose(solve(canvas), solve(local), rtol=1e-6, atol=1e-6)

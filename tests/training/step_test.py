@@ -29,7 +29,9 @@ class TrainStepTest(absltest.TestCase):
             return module.init(key, jnp.zeros(1), jnp.zeros((1, 2)))["params"]
 
         cls.init = staticmethod(lambda: init_state(init_params, cls.optimizer, seed=0))
-        cls.objective = staticmethod(objectives.flow_matching(paths.optimal_transport()))
+        cls.objective = staticmethod(
+            objectives.matching("flow_matching", paths.optimal_transport())
+        )
         cls.apply = staticmethod(pure_apply(module))
         cls.gradient = staticmethod(make_gradient(cls.objective, cls.apply, levels=None))
         cls.step = staticmethod(
