@@ -1,5 +1,6 @@
 """What holds for the whole suite: where compiled programs are kept, absl's flags, memory, speed."""
 
+import functools
 import os
 import shutil
 import tempfile
@@ -36,6 +37,34 @@ LONGEST = (
     "end_to_end/data_test.py",
     "end_to_end/conditional_test.py",
 )
+# What the mathematics is held against, without a process, a training or a large program: -m fast.
+FAST = (
+    "arrays_test.py",
+    "couplings_test.py",
+    "marginals_test.py",
+    "paths_test.py",
+    "pixels_test.py",
+    "predictions_test.py",
+    "times_test.py",
+    "data/conditioning_test.py",
+    "data/toy2d_test.py",
+    "metrics/frechet_test.py",
+    "metrics/inception_score_test.py",
+    "metrics/kid_test.py",
+    "metrics/precision_recall_test.py",
+    "metrics/similarity_test.py",
+    "networks/mlp_test.py",
+    "runtime/errors_test.py",
+    "sampling/ancestral_test.py",
+    "training/optimizer_test.py",
+)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """For -m fast the other files are not even imported."""
+    if config.option.markexpr == "fast" and collection_path.name.endswith("_test.py"):
+        return collection_path.relative_to(TESTS).as_posix() not in FAST or None
+    return None
 
 
 def pytest_unconfigure():
@@ -43,10 +72,25 @@ def pytest_unconfigure():
         shutil.rmtree(SESSION, ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
-    """Longest files first; the order within a file stays."""
-    rank = {str(TESTS / name): i for i, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(str(item.path), len(rank)))
+    """Mark what is fast; the longest files first, the order within each as it is."""
+    for item in items:
+        if item.path.relative_to(TESTS).as_posix() in FAST:
+            item.add_marker(pytest.mark.fast)
+    rank = {TESTS / name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _weights_are_read_once():
+    """Most experiments with images load this net; one is as good as the next."""
+    from flowmatch_jax.metrics.features import extractors
+
+    with pytest.MonkeyPatch.context() as patch:
+        once = functools.cache(extractors.load_efficientnet_lite0)
+        patch.setattr(extractors, "load_efficientnet_lite0", once)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

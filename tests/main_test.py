@@ -1,10 +1,13 @@
 import shlex
 import subprocess
 from pathlib import Path
+from unittest import mock
 
+import jax
 from absl.testing import absltest, parameterized
 
-from tests.end_to_end.runs import DIGITS, ROOT, command, run
+from flowmatch_jax import modes
+from tests.end_to_end.runs import DIGITS, ROOT, command, run, run_process
 
 EIGHT_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 
@@ -12,10 +15,11 @@ EIGHT_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 class MistakesTest(parameterized.TestCase):
     """Each ends with exit code 2 and one line that names the field, what it got, what it may be."""
 
-    def check(self, flags, *said, **variables):
+    def check(self, flags, *said, run=run, **variables):
         workdir = Path(self.create_tempdir().full_path)
         given = any(flag.startswith("--workdir") for flag in flags)
-        child = run(*flags, *([] if given else [f"--workdir={workdir}"]), **variables)
+        with mock.patch.object(modes, "train", side_effect=AssertionError("it trains")):
+            child = run(*flags, *([] if given else [f"--workdir={workdir}"]), **variables)
         self.assertEqual(child.returncode, 2, child.stderr)
         self.assertEqual(child.stderr.count("\n"), 1, child.stderr)
         self.assertStartsWith(child.stderr, "error: ")
@@ -61,9 +65,9 @@ class MistakesTest(parameterized.TestCase):
             "config.evaluate.probes",
         ),
         (
-            "super_resolution_has_its_own_methods",
-            ("--mode=compare", "--data=digits_sr4_8", "--methods=score"),
-            "configs/digits_sr4_8_score.py",
+            "compare_unknown_method",
+            ("--mode=compare", "--data=digits_sr4_8", "--methods=sr4"),
+            "configs/digits_sr4_8_sr4.py",
         ),
         (
             "low_resolution_that_does_not_divide",
@@ -210,14 +214,20 @@ class MistakesTest(parameterized.TestCase):
             "config.train.batch_size",
             "100",
             "a multiple of the number of devices, 8",
+            run=run_process,
             **EIGHT_DEVICES,
         )
 
+    def test_in_a_process(self):
+        self.check((DIGITS, "--mode=fly"), "--mode: got 'fly'", run=run_process)
+
     def test_devices_that_are_not_there(self):
-        self.check((DIGITS,), "JAX_PLATFORMS: got 'nope'", JAX_PLATFORMS="nope")
+        said = "JAX_PLATFORMS: got 'nope'"
+        self.check((DIGITS,), said, run=run_process, JAX_PLATFORMS="nope")
 
     def test_jax_without_jit(self):
-        self.check((DIGITS,), "JAX_DISABLE_JIT", "compiled", JAX_DISABLE_JIT="1")
+        with jax.disable_jit():
+            self.check((DIGITS,), "JAX_DISABLE_JIT", "compiled")
 
     def test_a_closed_error_stream(self):
         """No file that is opened later takes its place, and nothing crashes."""
@@ -228,7 +238,7 @@ class MistakesTest(parameterized.TestCase):
         self.assertEqual((child.returncode, child.stderr), (2, b""))
 
     def test_help_is_not_a_mistake(self):
-        child = run("--help")
+        child = run_process("--help")
         self.assertIn("--workdir", child.stdout)
         self.assertNotIn("Traceback", child.stderr)
 

@@ -1,7 +1,11 @@
-"""Runs of main.py as a user starts it: a process, its exit code, its files."""
+"""Runs of main.py as a user starts it: its flags, its exit code, what it says, its files."""
 
+import contextlib
+import io
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +13,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import flags as absl_flags
+from absl.testing import flagsaver
 
+import main
 from flowmatch_jax.training.checkpoints import PARTS, Checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +77,42 @@ def environment(**variables):
     return os.environ | {"PYTHONPATH": str(ROOT), **variables}
 
 
-def run(*flags, **variables):
+def run(*flags):
+    """Run to the end in this process, which spares the start of another one.
+
+    Returns:
+        What `run_process` returns.
+    """
+    stdout, stderr = io.StringIO(), io.StringIO()
+    program, code = command(*flags)[1:], 0
+    with _as_it_was(), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        try:
+            main.main(main.parse_flags(program))
+        except SystemExit as end:
+            code = end.code or 0
+    return subprocess.CompletedProcess(program, code, stdout.getvalue(), stderr.getvalue())
+
+
+@contextlib.contextmanager
+def _as_it_was():
+    """Leave what main.py sets for its whole process as it was: flags, messages, signals."""
+    levels = {name: logging.getLogger(name).level for name in (None, "absl", "flowmatch_jax")}
+    handlers = list(logging.root.handlers)
+    stops = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    with flagsaver.flagsaver(), contextlib.chdir(ROOT):
+        try:
+            yield
+        finally:
+            logging.captureWarnings(False)
+            logging.root.handlers = handlers
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+            for number, handler in stops.items():
+                signal.signal(number, handler)
+    absl_flags.FLAGS.mark_as_parsed()
+
+
+def run_process(*flags, **variables):
     """Run to the end; returns the finished process with stdout and stderr as text."""
     return subprocess.run(
         command(*flags),

@@ -14,7 +14,7 @@ from flowmatch_jax.data.images.decode import encode
 from flowmatch_jax.data.images.encoded import CorruptCount, CorruptImage, Pictures, decoded
 from flowmatch_jax.runtime.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from flowmatch_jax.data.prepare.layouts import LAYOUTS
 from flowmatch_jax.runtime.errors import UserError
 from tests.data.prepare import archive_cases
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def files_of(folder):
