@@ -1,4 +1,4 @@
-"""What a field must satisfy on its own: functions of its name and value that raise UserError."""
+"""Checks of single fields: functions of a field's name and value that raise UserError."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from flowmatch_jax.runtime.errors import UserError, at_least, one_of, whole_numb
 
 
 def least(n: float) -> Check:
-    """A number must be ``n`` or more."""
+    """Check that a number is ``n`` or more."""
     return partial(at_least, least=n)
 
 
 def among(choices: Collection[str]) -> Check:
-    """A value must be one of the choices."""
+    """Check that a value is one of the choices."""
     return partial(one_of, choices=choices)
 
 
 def all_among(choices: Collection[str]) -> Check:
-    """Every element of a tuple must be one of the choices."""
+    """Check that every element of a tuple is one of the choices."""
 
     def check(name: str, got: tuple[str, ...]) -> None:
         for element in got:
@@ -31,7 +31,7 @@ def all_among(choices: Collection[str]) -> Check:
 
 
 def some_among(choices: Collection[str]) -> Check:
-    """A tuple must have an element, and none besides the choices."""
+    """Check that a tuple is not empty and that every element is one of the choices."""
 
     def check(name: str, got: tuple[str, ...]) -> None:
         if not got:
@@ -42,10 +42,10 @@ def some_among(choices: Collection[str]) -> Check:
 
 
 def counts(what: str) -> Check:
-    """A tuple must have an element, and all must be whole numbers of 1 or more.
+    """Check that a tuple is not empty and that every element is an integer of 1 or more.
 
     Args:
-        what: the elements are, for the message.
+        what: name of an element, for the message.
     """
 
     def check(name: str, got: tuple[int, ...]) -> None:
@@ -57,7 +57,7 @@ def counts(what: str) -> Check:
 
 
 def even_calls(name: str, got: int | tuple[int, ...]) -> None:
-    """Numbers of network calls must suit the midpoint method."""
+    """Check that numbers of network calls are even, as the midpoint method needs."""
     numbers = got if isinstance(got, tuple) else (got,)
     counts("number of calls")(name, numbers)
     if any(n % 2 for n in numbers):
@@ -65,18 +65,18 @@ def even_calls(name: str, got: int | tuple[int, ...]) -> None:
 
 
 def factor(name: str, got: float) -> None:
-    """A factor must be finite, and not 0."""
+    """Check that a factor is finite and not 0."""
     if not math.isfinite(got) or got == 0:
         raise UserError(name, got, "it must be finite, and not 0")
 
 
 def training_steps(name: str, got: int) -> None:
-    """Training steps are counted by 32-bit integers."""
+    """Check that a number of training steps fits a 32-bit integer."""
     if not 1 <= got < 2**31:
         raise UserError(name, got, "it must be 1 or more, and below 2^31")
 
 
 def tile_overlap(name: str, got: float) -> None:
-    """Neighbouring tiles may share half of their side at most."""
+    """Check that neighbouring tiles overlap by at most half of their side."""
     if not 0 <= got <= 0.5:
         raise UserError(name, got, "it must be in [0, 0.5]")

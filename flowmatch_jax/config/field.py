@@ -1,7 +1,7 @@
-"""How a field of the configuration is declared, and what can be asked of the declarations.
+"""Declarations of the configuration's fields, and functions over them.
 
-A declaration holds everything that is known of a field: its default, its type, its range, and what
-its value identifies. Sections are dicts of fields and of further sections.
+A declaration states a field's default, type, range, and what its value identifies. Sections are
+dicts of fields and of nested sections.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Check = Callable[[str, Any], None]
 
 
 class Of(Flag):
-    """What a value identifies, so that two different values belong to two different things."""
+    """What a value identifies: different values mean different runs, rows, scores or figures."""
 
     NOTHING = 0
-    RUN = auto()  # a run keeps the value from its first step to its last
-    ROW = auto()  # runs with different values have different rows in a table
-    SCORES = auto()  # the scores of an evaluation depend on it, besides the weights
-    FIGURES = auto()  # so do the figures of a run
+    RUN = auto()  # the value cannot change during a run
+    ROW = auto()  # runs with different values are different rows of a table
+    SCORES = auto()  # the scores of an evaluation depend on it
+    FIGURES = auto()  # the figures of a run depend on it
 
 
 TRAINED = Of.RUN | Of.ROW
@@ -38,15 +38,15 @@ EVERYTHING = TRAINED | Of.SCORES
 
 @dataclass(frozen=True)
 class Field:
-    """One field.
+    """One field of the configuration.
 
     Attributes:
-        default: its value where an experiment's file sets none. Its type is the field's type.
-        help: what it means, with its unit.
-        check: what the value must satisfy on its own; rules between fields are in `rules`.
+        default: value where an experiment's file sets none; its type is the field's type.
+        help: meaning of the field, with its unit.
+        check: check of the value on its own; rules between fields are in `rules`.
         of: what the value identifies.
-        kind: the type of a field whose default is None.
-        before: the value that runs used which are older than the field.
+        kind: type of a field whose default is None.
+        before: value in effect in runs that are older than the field.
     """
 
     default: Any
@@ -66,7 +66,7 @@ def owned(
     kind: type | None = None,
     before: Any = None,
 ) -> Field:
-    """A field whose default is that of the argument ``name`` of a function or class."""
+    """Declare a field whose default is that of the argument ``name`` of a function or class."""
     default = inspect.signature(owner).parameters[name].default
     return Field(default, help, check, of, kind, before)
 
@@ -75,7 +75,7 @@ Section = Mapping[str, "Field | Section"]
 
 
 def defaults(section: Section) -> ConfigDict:
-    """A configuration with every field at its default."""
+    """Create a configuration with every field at its default."""
     config = ConfigDict()
     for name, entry in section.items():
         if isinstance(entry, Mapping):
@@ -86,7 +86,7 @@ def defaults(section: Section) -> ConfigDict:
 
 
 def check(section: Section, config: Mapping[str, Any], prefix: str = "config") -> None:
-    """Raise UserError for a value that its declaration does not allow, by the field's full path."""
+    """Raise UserError, with the field's full path, for a value that its declaration forbids."""
     for name, entry in section.items():
         if isinstance(entry, Mapping):
             check(entry, config[name], f"{prefix}.{name}")
@@ -98,12 +98,15 @@ def check(section: Section, config: Mapping[str, Any], prefix: str = "config") -
 
 
 def select(section: Section, config: Mapping[str, Any], of: Of) -> dict[str, Any]:
-    """The values of a configuration that identify something, in sections as they are declared.
+    """Select the values of a configuration that identify ``of``, nested in their sections.
 
-    Of alternatives, such as `config.path.ot` and `config.path.vp`, the one that is named counts.
+    Of alternative sections, such as `config.path.ot` and `config.path.vp`, only the one that
+    `name` selects is included.
 
     Args:
-        config: a ConfigDict, or a record of one, which may be older than some of the fields.
+        section: the declarations.
+        config: a ConfigDict or a recorded one, which may be older than some of the fields.
+        of: what the values identify.
     """
     chosen: dict[str, Any] = {}
     for name, entry in section.items():
@@ -120,7 +123,7 @@ def select(section: Section, config: Mapping[str, Any], of: Of) -> dict[str, Any
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(full path, value) of the values of `select`."""
+    """Flatten the result of `select` into pairs (full path, value)."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{name}.")
@@ -129,10 +132,10 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def at(section: Section, path: str) -> Field | Section:
-    """The declaration with a full path such as "train.steps"; KeyError where there is none."""
+    """Return the declaration at a full path such as "train.steps"; raises KeyError."""
     return reduce(lambda node, name: node[name], path.split("."), section)
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON returns it: tuples become lists."""
+    """Convert a value to what JSON returns: tuples become lists."""
     return [plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,7 +1,7 @@
-"""Every field of the configuration, in its section.
+"""All fields of the configuration, by section.
 
-A field is declared once, in `model` or `running`: default, meaning, range, and what its value
-identifies (see `field`). Rules between fields are in `rules`.
+Each field is declared once, in `model` or `running`, with its default, meaning, range, and what its
+value identifies (see `field`). Rules between fields are in `rules`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from flowmatch_jax.runtime.errors import seed
 FIELDS: Section = {
     "seed": Field(0, "Seed of the training run.", seed, Of.RUN | Of.SCORES),
     "method": Field(
-        None, "Its name in reports; unset: by objective and path.", of=Of.ROW, kind=str
+        None, "Name in reports; unset: set by objective and path.", of=Of.ROW, kind=str
     ),
     "data": DATA,
     "condition": CONDITION,
@@ -41,12 +41,10 @@ FIELDS: Section = {
     "evaluate": EVALUATE,
     "upsample": UPSAMPLE,
     "figures": FIGURES,
-    "mesh": {
-        "fsdp": Field(1, "Devices that parameters and optimiser state are split over.", least(1))
-    },
+    "mesh": {"fsdp": Field(1, "Devices that shard parameters and optimiser state.", least(1))},
 }
 
 
 def default_config() -> ConfigDict:
-    """A new configuration with every field at its default, for an experiment's file to change."""
+    """Create a configuration with every field at its default, which experiments' files modify."""
     return defaults(FIELDS)

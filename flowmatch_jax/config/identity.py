@@ -1,4 +1,4 @@
-"""What a run keeps from its first step to its last, and whether a workdir's run is this one."""
+"""The fields that cannot change during a run, and a check that a workdir belongs to this run."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from flowmatch_jax.runtime.workdir import has_checkpoint, read_record
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that a run keeps, by full path.
+    """Return the values that cannot change during a run, by full path.
 
-    All others (steps, optimiser, solver, what is evaluated) may change between starts. The batch
-    size may not: the position in the data counts batches.
+    All others (steps, optimiser, solver, evaluation) may change between starts. The batch size
+    may not, because the position in the data is counted in batches.
     """
     return dict(flat(select(FIELDS, config, Of.RUN)))
 
 
 def check_identity(workdir: Path, config: ConfigDict) -> None:
-    """Raise UserError unless the checkpoints in a workdir, if any, are those of this config."""
+    """Raise UserError unless the workdir has no checkpoints or they belong to this config's run."""
     path = workdir / "config.json"
     if not (has_checkpoint(workdir) and path.exists()):
         return
@@ -37,5 +37,5 @@ def check_identity(workdir: Path, config: ConfigDict) -> None:
 
 
 def record(config: ConfigDict) -> dict[str, Any]:
-    """A config as config.json holds it."""
+    """Convert a config to the content of config.json."""
     return json.loads(config.to_json())

@@ -1,7 +1,7 @@
-"""The methods that any dataset can be trained with, besides flow matching with the OT path.
+"""Training methods other than flow matching with the OT path, for any dataset.
 
-Each changes the config of flow matching with OT into its own: its path and objective, and nothing
-else. `tuned` is another recipe for the same method, and `class_conditional` another model.
+Each function turns the config of flow matching with OT into its method's by changing the path and
+the objective only. `tuned` changes the training recipe instead, and `class_conditional` the model.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ def ddpm(config: ConfigDict) -> ConfigDict:
 
 
 def score(config: ConfigDict) -> ConfigDict:
-    """Score matching with lambda = sigma^2 on the VP path, by a network that predicts the score.
+    """Score matching with lambda = sigma^2 on the VP path; the network predicts the score.
 
-    With the usual noise output, S_t = -eps_t / sigma_t, its loss is DDPM's, and so is its row.
+    With the usual noise output, S_t = -eps_t / sigma_t, the loss and its row in tables would be
+    DDPM's.
     """
     config.method = "Score Matching, score output"
     config.objective.name = "score_matching"
@@ -36,7 +37,7 @@ def score(config: ConfigDict) -> ConfigDict:
 
 
 def scoreflow(config: ConfigDict) -> ConfigDict:
-    """ScoreFlow: score matching with lambda = beta on the VP path, t drawn by that weight."""
+    """ScoreFlow: score matching with lambda = beta on the VP path, by importance sampling of t."""
     config.objective.name = "scoreflow"
     config.objective.predicts = "noise"
     config.objective.time = "importance"
@@ -46,8 +47,8 @@ def scoreflow(config: ConfigDict) -> ConfigDict:
 def ve(config: ConfigDict) -> ConfigDict:
     """Flow matching with the VE path.
 
-    The target's size changes 5,000-fold over the path; a network that predicts the data makes the
-    loss log(sigma_max / sigma_min)^2 ||x_1 - output||^2, the same at all times.
+    The magnitude of the target changes 5,000-fold over the path. With a network that predicts the
+    data, the loss is log(sigma_max / sigma_min)^2 ||x_1 - output||^2, with equal weight at all t.
     """
     config.path.name = "ve"
     config.objective.predicts = "data"
@@ -55,24 +56,24 @@ def ve(config: ConfigDict) -> ConfigDict:
 
 
 def regression(config: ConfigDict) -> ConfigDict:
-    """The network's mean prediction in one call, for super-resolution alone; it has no path."""
+    """Regression to the mean in one network call, without a path; for super-resolution only."""
     config.objective.name = "regression"
     config.objective.predicts = "data"
     return config
 
 
 def sr3(config: ConfigDict) -> ConfigDict:
-    """SR3: noise matching at noise levels of the VP path, ancestral sampling."""
+    """SR3: noise matching conditioned on the noise level of the VP path, ancestral sampling."""
     config.objective.name = "sr3"
     config.objective.predicts = "noise"
     return vp(config)
 
 
 def tuned(config: ConfigDict) -> ConfigDict:
-    """Flow matching with OT, by what has been found to help since: clipping, dropout.
+    """Flow matching with OT and a tuned recipe: gradient clipping and dropout.
 
-    The average of the weights is kept for all methods alike. Flips are left to the data set: they
-    belong where a picture's mirror image could be one of the set.
+    All methods keep an exponential moving average of the weights. Flips are set per dataset: they
+    are valid only where a mirrored image could be in the dataset.
     """
     config.method = "FM w/ OT, tuned"
     config.network.unet.dropout = 0.1
@@ -81,7 +82,7 @@ def tuned(config: ConfigDict) -> ConfigDict:
 
 
 def class_conditional(config: ConfigDict) -> ConfigDict:
-    """The network is given the label, and a tenth of the labels are left out for guidance."""
+    """Class-conditional model; a tenth of the labels are dropped for classifier-free guidance."""
     config.condition.labels = True
     return config
 

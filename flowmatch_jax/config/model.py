@@ -45,23 +45,23 @@ DATA: Section = {
     "size": owned(
         sets.Options, "size", "Images become squares with this side; folder: required.", kind=int
     ),
-    "flip": Field(False, "Half of the training images are mirrored, anew each time.", of=Of.ROW),
+    "flip": Field(False, "Mirror each training image with probability 1/2.", of=Of.ROW),
     "storage": owned(
         sets.Options,
         "storage",
-        "memory: decoded once into a mapped file | device: the same, whole on each device, indexed "
-        "in the step | records: decoded whenever read.",
+        "memory: decoded once into a memory-mapped file | device: decoded once, with a full copy "
+        "on each device | records: decoded on access.",
         of=Of.NOTHING,
     ),
     "max_corrupt": owned(
         sets.Options,
         "max_corrupt",
-        "Unreadable images that are skipped; more are an error.",
+        "Maximum number of unreadable images that are skipped.",
         least(0),
         Of.NOTHING,
     ),
     "threads": Field(2, "Threads that read ahead.", least(1)),
-    "workers": Field(0, "Processes that read ahead; 0: none besides this one.", least(0)),
+    "workers": Field(0, "Processes that read ahead; 0: only this one.", least(0)),
     "folder": {
         "path": owned(
             sets.FolderOptions,
@@ -72,10 +72,10 @@ DATA: Section = {
         ),
         "channels": owned(sets.FolderOptions, "channels", "3: RGB | 1: grey."),
         "background": owned(
-            sets.FolderOptions, "background", "Behind transparent pixels: a name or #rrggbb."
+            sets.FolderOptions, "background", "Colour behind transparent pixels: name or #rrggbb."
         ),
         "test_fraction": owned(
-            sets.FolderOptions, "test_fraction", "Share of the test split, by the images' hashes."
+            sets.FolderOptions, "test_fraction", "Fraction of the images in the test split."
         ),
         "exclude": owned(
             sets.FolderOptions, "exclude", 'Patterns of files to leave out, such as "*-thumb.*".'
@@ -88,7 +88,7 @@ CONDITION: Section = {
     "label_dropout": owned(
         Conditioning,
         "label_dropout",
-        "Share of the labels left out in training, for classifier-free guidance.",
+        "Fraction of the labels dropped in training, for classifier-free guidance.",
     ),
     "low_resolution": owned(
         Conditioning,
@@ -116,12 +116,12 @@ GUIDANCE: Section = {
     "scale": owned(
         Guidance,
         "scale",
-        "Classifier-free guidance: v(none) + scale (v(label) - v(none)); 1: none, one network "
-        "call in place of two.",
+        "Classifier-free guidance scale: v(none) + scale (v(label) - v(none)); 1: no guidance, "
+        "one network call instead of two.",
         of=Of.SCORES | Of.FIGURES,
     ),
     "interval": owned(
-        Guidance, "interval", "Times t between which it applies.", of=Of.SCORES | Of.FIGURES
+        Guidance, "interval", "Interval of t with guidance.", of=Of.SCORES | Of.FIGURES
     ),
 }
 
@@ -156,12 +156,11 @@ OBJECTIVE: Section = {
         EVERYTHING,
     ),
     "coupling": Field(
-        "independent", "How noise and data of a batch are paired.", among(COUPLINGS), EVERYTHING
+        "independent", "Coupling of noise and data in a batch.", among(COUPLINGS), EVERYTHING
     ),
     "time": Field(
         "uniform",
-        "How t is drawn: uniform | skewed (towards the data) | importance (by the weight of the "
-        "objective scoreflow).",
+        "Distribution of t: uniform | skewed (towards the data) | importance (scoreflow's weight).",
         among((*TIMES, "importance")),
         EVERYTHING,
     ),
@@ -186,13 +185,13 @@ NETWORK: Section = {
     "unet": {
         "channels": owned(UNet, "channels", "Width of the first level."),
         "multipliers": owned(UNet, "multipliers", "Width of each level, in units of channels."),
-        "depth": owned(UNet, "depth", "Residual blocks in each level."),
+        "depth": owned(UNet, "depth", "Residual blocks per level."),
         "attention_sides": owned(
             UNet, "attention_sides", "Feature maps with these sides get attention."
         ),
         "heads": owned(UNet, "heads", "Attention heads."),
         "head_channels": owned(
-            UNet, "head_channels", "Channels in each head; overrides heads.", kind=int
+            UNet, "head_channels", "Channels per head; overrides heads.", kind=int
         ),
         "dropout": owned(UNet, "dropout", "Dropout rate in training.", of=Of.ROW),
         "scale_shift_norm": owned(

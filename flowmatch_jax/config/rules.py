@@ -1,4 +1,4 @@
-"""What fields must satisfy together, as far as it can be judged without building anything."""
+"""Rules between fields that can be checked without building the experiment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flowmatch_jax.solvers import ADAPTIVE, Solver
 
 
 def validate(config: ConfigDict) -> None:
-    """Raise UserError for a field that is out of its range, or does not go with another one."""
+    """Raise UserError for a field that is out of its range or conflicts with another field."""
     check(FIELDS, config)
     with section("config.data"):
         _data(config.data)
@@ -34,7 +34,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def data_options(config: ConfigDict) -> sets.Options:
-    """config.data as `sets` takes it."""
+    """Convert config.data to the options of `sets`."""
     folder = sets.FolderOptions(**config.folder)
     return sets.Options(
         name=config.name,
@@ -48,7 +48,7 @@ def data_options(config: ConfigDict) -> sets.Options:
 
 
 def solver_of(config: ConfigDict) -> Solver:
-    """A section that has a solver's fields, without a grid, as a `Solver`."""
+    """Convert a section with a solver's fields to a `Solver` without a grid."""
     names = {field.name for field in fields(Solver)} - {"grid"}
     return Solver(**{name: config[name] for name in names.intersection(config)})
 

@@ -20,7 +20,7 @@ from flowmatch_jax.solvers import Solver
 from flowmatch_jax.times import GRIDS
 
 WEIGHTS = ("ema", "raw")
-# score of samples -> how many samples it needs: its parts, subsets of half of them, its neighbours
+# score -> least number of samples: ten splits, two subsets of two, three nearest neighbours
 SCORES = {"inception_score": 10, "kernel_distance": 4, "precision_recall": 4}
 SOLVED = Of.SCORES | Of.FIGURES
 
@@ -29,7 +29,7 @@ MAXIMUM_LIKELIHOOD: Section = {
     "rtol": owned(Solver, "rtol", "As in config.solver.", of=Of.ROW),
     "atol": owned(Solver, "atol", "As in config.solver.", of=Of.ROW),
     "steps": owned(Solver, "steps", "As in config.solver.", of=Of.ROW, kind=int),
-    "max_steps": Field(256, "Adaptive methods give up beyond.", least(1), Of.ROW),
+    "max_steps": Field(256, "Maximum number of steps of adaptive methods.", least(1), Of.ROW),
     "adjoint": owned(
         Solver, "adjoint", "checkpointed | backsolve.", among(solvers.ADJOINTS), Of.ROW
     ),
@@ -44,29 +44,27 @@ OPTIMIZER: Section = {
     "b1": Field(0.9, "Adam's decay of the first moment.", of=Of.ROW),
     "b2": Field(0.999, "Adam's decay of the second moment.", of=Of.ROW),
     "eps": Field(1e-8, "Added to the root of Adam's second moment.", of=Of.ROW),
-    "weight_decay": Field(0.0, "Above 0 it is AdamW.", of=Of.ROW),
-    "clip_norm": Field(
-        None, "Largest norm of the gradient; unset: no clipping.", of=Of.ROW, kind=float
-    ),
-    "ema_decay": Field(0.9999, "Decay of the average of the weights.", of=Of.ROW),
+    "weight_decay": Field(0.0, "Weight decay; above 0 the optimiser is AdamW.", of=Of.ROW),
+    "clip_norm": Field(None, "Maximum gradient norm; unset: no clipping.", of=Of.ROW, kind=float),
+    "ema_decay": Field(0.9999, "Decay of the moving average of the weights.", of=Of.ROW),
 }
 
 TRAIN: Section = {
     "steps": Field(100_000, "Training steps.", training_steps, Of.ROW),
     "batch_size": Field(256, "Batch size over all devices.", least(1), Of.RUN | Of.ROW),
-    "accumulate": Field(1, "Micro-batches that a batch is divided into.", least(1)),
-    "steps_per_dispatch": Field(1, "Steps that run on the device without Python.", least(1)),
+    "accumulate": Field(1, "Gradient-accumulation micro-batches per batch.", least(1)),
+    "steps_per_dispatch": Field(1, "Steps per call of the compiled program.", least(1)),
     "max_skipped": Field(
         10,
-        "Updates in a row that may be skipped because they are not finite, before the run goes "
-        "back to a checkpoint, once, and then stops.",
+        "Consecutive non-finite updates that are skipped before the run rolls back to a "
+        "checkpoint; the second time it stops.",
         least(1),
     ),
     "log_every": Field(100, "Steps between measurements.", least(1)),
-    "sample_every": Field(5_000, "Steps between pictures of samples.", least(1)),
+    "sample_every": Field(5_000, "Steps between grids of samples.", least(1)),
     "checkpoint_every": Field(5_000, "Steps between checkpoints.", least(1)),
-    "keep_last": Field(2, "Newest checkpoints that are kept.", least(1)),
-    "keep_every": Field(None, "Checkpoints at multiples of this are kept too.", least(1), kind=int),
+    "keep_last": Field(2, "Number of newest checkpoints to keep.", least(1)),
+    "keep_every": Field(None, "Also keep checkpoints at multiples of this.", least(1), kind=int),
 }
 
 SOLVER: Section = {
@@ -79,7 +77,7 @@ SOLVER: Section = {
     "rtol": owned(Solver, "rtol", "Relative tolerance of adaptive methods.", of=SOLVED),
     "atol": owned(Solver, "atol", "Absolute tolerance of adaptive methods.", of=SOLVED),
     "steps": owned(Solver, "steps", "Steps of fixed methods.", of=SOLVED, kind=int),
-    "grid": Field("uniform", "Times of a fixed method: uniform | edm.", among(GRIDS), SOLVED),
+    "grid": Field("uniform", "Time grid of fixed methods: uniform | edm.", among(GRIDS), SOLVED),
 }
 
 EVALUATE: Section = {
@@ -90,43 +88,43 @@ EVALUATE: Section = {
         None, "Test images for likelihoods; unset: all.", least(2), Of.SCORES, int
     ),  # two, for a standard error
     "dequantisations": Field(
-        (1,), "Each K of the importance-weighted bound.", counts("K, such as (1,)"), Of.SCORES
+        (1,), "Values of K of the importance-weighted bound.", counts("K, such as (1,)"), Of.SCORES
     ),
     "divergence": Field(
         "hutchinson", "hutchinson | exact.", among(likelihood.DIVERGENCES), Of.SCORES
     ),
     "probes": Field(2, "Hutchinson probes; K > 1 needs at least two.", least(1), Of.SCORES),
-    "classes": Field((), "Classes in the picture of a class-conditional model; empty: all."),
-    "samples": Field(64, "Samples in a picture, and in each batch.", least(1), Of.SCORES),
+    "classes": Field((), "Classes in the sample grid of a class-conditional model; empty: all."),
+    "samples": Field(64, "Samples per grid and per batch.", least(1), Of.SCORES),
     "extractor": Field(
         None,
-        "Features that samples are judged by: pixels | efficientnet_lite0 | inception; unset: "
-        "samples are not judged.",
+        "Feature extractor of sample quality metrics: pixels | efficientnet_lite0 | inception; "
+        "unset: no sample quality metrics.",
         among(EXTRACTORS),
         SOLVED,
         str,
     ),
-    "weights_file": Field(None, "inception: pytorch-fid's .pth.", kind=str),
+    "weights_file": Field(None, "pytorch-fid's .pth file, for inception.", kind=str),
     "scores": Field(
         (),
-        f"Besides the Fréchet distance, any of: {', '.join(SCORES)}.",
+        f"Metrics besides the Fréchet distance, any of: {', '.join(SCORES)}.",
         all_among(SCORES),
         Of.SCORES,
     ),
     "reference": Field(
         None, "npz with mu and sigma; unset: the training images.", of=Of.SCORES, kind=str
     ),
-    "generated": Field(50_000, "Samples that are judged.", least(2), Of.SCORES),
+    "generated": Field(50_000, "Samples for sample quality metrics.", least(2), Of.SCORES),
 }
 
 UPSAMPLE: Section = {
-    "overlap": Field(0.25, "Of neighbouring tiles, as a fraction of their side.", tile_overlap),
+    "overlap": Field(0.25, "Overlap of tiles, as a fraction of their side.", tile_overlap),
 }
 
 FIGURES: Section = {
     "nfe": Field(
         (4, 8, 10, 20, 40, 60, 100),
-        "Of the curves over NFE.",
+        "Values of NFE of the curves over NFE.",
         counts("number of calls"),
         Of.FIGURES,
     ),
@@ -135,5 +133,5 @@ FIGURES: Section = {
     ),
     "seeds": Field(256, "Samples whose errors are averaged.", least(1), Of.FIGURES),
     "generated": Field(5_000, "Samples for each Fréchet distance.", least(2), Of.FIGURES),
-    "sample_nfe": Field((4, 8, 10, 20), "Of the pictures of samples.", even_calls, Of.FIGURES),
+    "sample_nfe": Field((4, 8, 10, 20), "Values of NFE of sample grids.", even_calls, Of.FIGURES),
 }
