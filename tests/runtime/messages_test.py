@@ -111,12 +111,11 @@ class CompilingTest(absltest.TestCase):
     def test_long(self):
         logs = self.enter_context(self.assertLogs(messages.__name__, "INFO"))
         with messages.compiling("the sampler", patience=0.02):
-            time.sleep(0.2)
-            said = len(logs.records)
-        self.assertEqual(said, 1)  # while it compiles
+            while not logs.records:  # it is said while it compiles
+                time.sleep(0.01)
         first, last = (record.getMessage() for record in logs.records)
         self.assertEqual(first, "Compiling the sampler...")
-        self.assertRegex(last, r"^Compiled the sampler in 0\.[2-9] s\.$")
+        self.assertRegex(last, r"^Compiled the sampler in \d+\.\d s\.$")
 
     def test_short(self):
         with self.assertNoLogs(messages.__name__, "INFO"), messages.compiling("the sampler"):
@@ -125,7 +124,8 @@ class CompilingTest(absltest.TestCase):
     def test_failure(self):
         logs = self.enter_context(self.assertLogs(messages.__name__, "INFO"))
         with self.assertRaises(ZeroDivisionError), messages.compiling("it", patience=0.02):
-            time.sleep(0.1)
+            while not logs.records:
+                time.sleep(0.01)
             _ = 1 / 0
         self.assertLen(logs.records, 1)
 

@@ -24,7 +24,7 @@ class ProgressTest(absltest.TestCase):
                 bar.update(1)
         line, rest = self.terminal.screen()
         self.assertStartsWith(line, "training: 100%|")
-        self.assertEndsWith(line, "| 8/8 [00:00, 00:00 left, loss 0.5, 70 images/s]")
+        self.assertRegex(line, r"\| 8/8 \[00:\d\d, 00:00 left, loss 0.5, 70 images/s\]$")
         self.assertEqual(rest, "")
 
     def test_resumed(self):
@@ -33,7 +33,7 @@ class ProgressTest(absltest.TestCase):
             bar.start_t -= 60
             bar.last_print_t -= 60
             bar.update(10)
-            self.assertRegex(str(bar), r"^training:  70%\|.*\| 70/100 \[01:00, 0[23]:[05]\d left\]")
+            self.assertRegex(str(bar), r"^training:  70%\|.*\| 70/100 \[01:0\d, 0[23]:\d\d left\]")
 
     def test_few_lines_in_a_file(self):
         with self.see(self.file):
@@ -41,7 +41,7 @@ class ProgressTest(absltest.TestCase):
                 for _ in bar:
                     pass
             self.assertEqual((bar.mininterval, bar.maxinterval), (30, 30))
-        self.assertEqual(self.file.getvalue(), "samples: 1000/1000 [00:00, 00:00 left]\n")
+        self.assertRegex(self.file.getvalue(), r"^samples: 1000/1000 \[00:\d\d, 00:00 left\]\n$")
 
     def test_lines_in_a_file_are_whole(self):
         with self.see(self.file), progress_bar(total=9, desc="samples") as bar:
