@@ -1,15 +1,15 @@
-"""Run a script in several processes of this machine that make up one run.
+"""Start one run as several processes on this machine.
 
     python -m flowmatch_jax.launch --processes=2 main.py --config=... --workdir=...
     python -m flowmatch_jax.launch --processes=2 --devices=4 main.py ...    # simulated, on CPU
 
-Each process gets --coordinator, --processes and --process besides the script's own arguments, and
-an even part of the NVIDIA GPUs. Lines of output begin with the process's number; empty ones, and
-what moves progress bars back to the start of their line, are left out. SIGTERM, SIGINT and SIGHUP
-are handed on to all. When a process fails, it is named and the others are ended; they also end when
-the launcher is killed, or when nobody reads its output any more.
-Exit codes: that of the process that failed first (128 + n when signal n ended it), or 0; 2 a
-mistake of the user's, told in one line.
+Each process receives --coordinator, --processes and --process besides the script's own arguments,
+and an equal share of the NVIDIA GPUs. Output lines are prefixed with the process's number; empty
+lines and the carriage returns of progress bars are removed. SIGTERM, SIGINT and SIGHUP are
+forwarded to all processes. When a process fails, the launcher names it and terminates the others;
+they also terminate when the launcher is killed or its output is closed.
+Exit codes: that of the process that failed first (128 + n if signal n ended it), or 0; 2 for a user
+error, reported in one line.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from typing import IO
 from flowmatch_jax.runtime.errors import ArgumentParser, UserError, at_least, tell
 from flowmatch_jax.runtime.stops import STOPS, heard
 
-# When a process has failed: seconds until the others are asked to end; the same where all were
-# asked before and may be writing a checkpoint; and from there until they are killed.
+# After a process has failed: seconds until the others get SIGTERM; the same if all received a
+# signal before and may be writing a checkpoint; and seconds from SIGTERM to SIGKILL.
 FOLLOW, SAVE, END = 5.0, 300.0, 30.0
 
-PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that a process gets when its parent dies
+PR_SET_PDEATHSIG = 1  # option of Linux's prctl: the signal sent to a process when its parent dies
 
-# What happens, in order: signals to this process, (number, exit code) of the others.
+# Events in order: signals to this process, and (number, exit code) of processes that ended.
 Events = SimpleQueue[signal.Signals | tuple[int, int]]
 
 
 def launch(command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> int:
-    """Run a script once for each environment; returns the exit code of the first that failed.
+    """Run a script once per environment; returns the exit code of the first process that failed.
 
     Args:
         command: the script and its arguments.
-        environments: of each process.
+        environments: environment variables of each process.
     """
     events: Events = SimpleQueue()
     previous = {
@@ -88,30 +88,30 @@ def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess
         stderr=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",
-        start_new_session=True,  # Ctrl-C reaches a terminal's session: only us, who hand it on once
+        start_new_session=True,  # Ctrl-C then reaches the launcher alone, which forwards it once
         preexec_fn=_end_with_parent if sys.platform == "linux" else None,
     )
 
 
 def _end_with_parent() -> None:
-    """Have this process get SIGTERM when the launcher is killed, which can hand nothing on."""
+    """Make the system send SIGTERM to this process when the launcher is killed."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _await(i: int, child: subprocess.Popen[str], events: Events) -> None:
     code = child.wait()
-    _kill(child)  # what it has left behind would keep its output open
+    _kill(child)  # subprocesses that it left running would keep its output open
     events.put((i, code if code >= 0 else 128 - code))
 
 
 def _kill(child: subprocess.Popen[str]) -> None:
-    """Kill a process and what it has started."""
+    """Kill a process and its subprocesses."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
 
 
 def _supervise(children: Sequence[subprocess.Popen[str]], events: Events) -> int:
-    """Wait until all have ended; the exit code of the first that failed."""
+    """Wait until all processes have ended; returns the exit code of the first that failed."""
     failure, left, received, deadline, asked = 0, len(children), 0, None, False
 
     def send(number: int) -> None:
@@ -151,7 +151,7 @@ def _tell(text: str) -> None:
 
 
 def _copy_all(children: Sequence[subprocess.Popen[str]], events: Events) -> list[Thread]:
-    """Threads that copy what processes write."""
+    """Start threads that copy the output of the processes."""
     lock = Lock()
     threads = [
         Thread(target=_copy, args=(source, target, f"[{i}] ", lock, events), daemon=True)
@@ -164,10 +164,10 @@ def _copy_all(children: Sequence[subprocess.Popen[str]], events: Events) -> list
 
 
 def _copy(source: IO[str], target: IO[str], prefix: str, lock: Lock, events: Events) -> None:
-    """Copy lines, which the \\r of progress bars ends too, with a prefix.
+    """Copy lines with a prefix; the \\r of progress bars also ends a line.
 
-    When nobody reads them any more, as after ``| head``, the processes are asked to end; their
-    lines are still taken from them, or they would wait for that for ever.
+    When the target is closed, as after ``| head``, the processes get SIGTERM. Their output is still
+    read, because they would block on a full pipe otherwise.
     """
     is_read = True
     with source:
@@ -185,17 +185,19 @@ def _copy(source: IO[str], target: IO[str], prefix: str, lock: Lock, events: Eve
 def environments(
     processes: int, devices: int | None, variables: Mapping[str, str]
 ) -> list[dict[str, str]]:
-    """The environment of each process.
+    """Create the environment of each process.
 
     Args:
-        devices: simulated on CPU, in each process; None: the machine's own, NVIDIA GPUs shared out.
-        variables: the environment of all.
+        processes: number of processes.
+        devices: number of CPU devices to simulate in each process; None: use the machine's devices,
+            with the NVIDIA GPUs divided among the processes.
+        variables: environment variables of all processes.
 
     Raises:
-        UserError: the processes do not divide the GPUs.
+        UserError: the number of processes does not divide the number of GPUs.
     """
     if devices is not None:
-        # JAX puts this variable above the flag of the same meaning in XLA_FLAGS.
+        # In JAX this variable overrides the equivalent flag in XLA_FLAGS.
         simulated = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
         return [{**variables, **simulated} for _ in range(processes)]
     gpus = [] if variables.get("JAX_PLATFORMS") == "cpu" else _visible_gpus(variables)
@@ -216,16 +218,16 @@ def _visible_gpus(variables: Mapping[str, str]) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Launch what the command line asks for; returns the exit code."""
+    """Parse the command line and launch the run; returns the exit code."""
     parser = ArgumentParser(
         prog="python -m flowmatch_jax.launch",
         description=__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--processes", type=int, required=True, help="how many processes")
+    parser.add_argument("--processes", type=int, required=True, help="number of processes")
     parser.add_argument("--devices", type=int, help="CPU devices to simulate in each process")
-    parser.add_argument("script", help="what to run, such as main.py")
+    parser.add_argument("script", help="script to run, such as main.py")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="its arguments")
     try:
         given = parser.parse_args(arguments)

@@ -1,8 +1,7 @@
-"""Mistakes of the user's, and ends of a run that are nobody's mistake, told in one line each.
+"""User errors and checks of values, reported in one line each.
 
-``main.py`` prints a :class:`UserError` without a traceback and exits with code 2, a
-:class:`RunStopped` with code 1. Inside the library they are a plain ``ValueError`` and a plain
-``RuntimeError``.
+``main.py`` prints a `UserError` without a traceback and exits with code 2; for a `RunStopped` it
+exits with code 1. In the library they are an ordinary ``ValueError`` and ``RuntimeError``.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from typing import NoReturn
 
 
 class UserError(ValueError):
-    """A value the user can mend: which field, what it got, what it may be.
+    """A value that the user can correct: the field, its value, and the allowed values.
 
     Attributes:
-        field: the argument's name, or its full path in the config (``config.solver.steps``).
-        got: the value given.
-        allowed: what the field may be, and how to go on.
+        field: name of the argument, or its full path in the config (``config.solver.steps``).
+        got: the value.
+        allowed: description of the allowed values, or how to proceed.
     """
 
     def __init__(self, field: str, got: object, allowed: str) -> None:
@@ -30,26 +29,26 @@ class UserError(ValueError):
 
 
 class RunStopped(RuntimeError):
-    """A run that cannot go on for a reason outside its config; the message says how to go on."""
+    """A run stopped for a reason outside its config; the message says how to continue it."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Raises UserError where argparse would print its usage and exit."""
+    """An argument parser that raises UserError where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError("argument", " ".join(sys.argv[1:]), message)
 
 
 def tell(error: Exception) -> None:
-    """Print an error to standard error, in one line."""
+    """Print an error to standard error in one line."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 @contextlib.contextmanager
 def section(prefix: str) -> Iterator[None]:
-    """Name the section of the config that the checks in this block belong to.
+    """Prefix the fields of user errors that are raised in this block.
 
-    ``with section("config.solver")`` turns an error on ``steps`` into one on
+    ``with section("config.solver")`` turns an error about ``steps`` into one about
     ``config.solver.steps``.
     """
     try:
@@ -72,19 +71,19 @@ def fraction(field: str, got: float) -> None:
 
 
 def at_least(field: str, got: float, least: float) -> None:
-    """Raise UserError unless ``got >= least``, and finite."""
+    """Raise UserError unless ``got >= least`` and is finite."""
     if not least <= got < math.inf:
         raise UserError(field, got, f"it must be {least} or more, and finite")
 
 
 def positive(field: str, got: float) -> None:
-    """Raise UserError unless ``got > 0``, and finite."""
+    """Raise UserError unless ``got > 0`` and is finite."""
     if not 0 < got < math.inf:
         raise UserError(field, got, "it must be greater than 0, and finite")
 
 
 def whole_numbers(field: str, got: Iterable[object], least: int) -> None:
-    """Raise UserError unless each element is an integer of ``least`` or more."""
+    """Raise UserError unless every element is an integer of ``least`` or more."""
     for element in got:
         if not isinstance(element, int) or isinstance(element, bool) or element < least:
             allowed = f"it takes whole numbers of {least} or more"
@@ -92,6 +91,6 @@ def whole_numbers(field: str, got: Iterable[object], least: int) -> None:
 
 
 def seed(field: str, got: int) -> None:
-    """Raise UserError unless keys tell ``got`` from every other seed: they have 32 bits of it."""
+    """Raise UserError unless ``got`` is in [0, 2^32), the seeds that give different keys."""
     if not 0 <= got < 2**32:
         raise UserError(field, got, "it must be in [0, 2^32)")

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever is killed or crashes; locks; full disks."""
+"""Atomic file writes, file caches, locks between processes, and detection of full disks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write a file beside its place and move it there when it is on the disk."""
+    """Write a file to a temporary name, flush it to disk, and move it into place."""
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
         with partial.open("wb") as file:
@@ -37,11 +37,11 @@ def write_atomically(path: Path, data: str | bytes) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Read a JSON file.
 
     Raises:
-        OSError: it cannot be read; FileNotFoundError: it is not there.
-        Unreadable: it is cut, empty or no JSON.
+        OSError: the file cannot be read; FileNotFoundError if it does not exist.
+        Unreadable: the file is truncated, empty or not JSON.
     """
     try:
         return json.loads(path.read_bytes())
@@ -50,7 +50,7 @@ def read_json(path: Path) -> Any:
 
 
 class Unreadable(ValueError):
-    """A file that does not hold what it is for: its path, and why."""
+    """Raised for a file with unexpected content; holds its path and the reason."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -60,20 +60,22 @@ class Unreadable(ValueError):
 def remembered(
     path: Path, load: Callable[[Path], T], make: Callable[[], T], dump: Callable[[T], bytes]
 ) -> T:
-    """What ``make`` gives, remembered in a file of a cache, which is never worth a run.
+    """Return the result of ``make``, cached in a file. Failures of the cache never end a run.
 
-    A file that cannot be read is made again, and one that cannot be written is done without, each
-    with a warning.
+    If the file cannot be read, the value is computed again; if it cannot be written, the value is
+    not cached. Either case logs a warning.
 
     Args:
-        load: reads the file; any exception of it means that the file is of no use.
-        dump: turns the value into what is written.
+        path: path of the cache file.
+        load: reads the file; any exception means that the file is unusable.
+        make: computes the value.
+        dump: serialises the value.
     """
     try:
         return load(path)
     except FileNotFoundError:
         pass
-    except Exception as error:  # a damaged file makes readers raise all kinds
+    except Exception as error:  # readers raise errors of any type for a damaged file
         logger.warning("%s cannot be read, and is made again: %s", path, error)
     value = make()
     try:
@@ -85,7 +87,7 @@ def remembered(
 
 
 def move_folder(partial: Path, final: Path) -> None:
-    """Give a finished folder its name, after all that is in it is on the disk."""
+    """Flush a finished folder to disk and rename it to its final name."""
     for path in (*partial.rglob("*"), partial):
         _to_disk(path)
     partial.rename(final)
@@ -94,7 +96,7 @@ def move_folder(partial: Path, final: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time in this block; the others wait. ``path`` is a file of no other use."""
+    """Let one process at a time run this block. ``path`` is a file used for nothing else."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -102,15 +104,15 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def owned(path: Path, owner: str) -> Iterator[str | None]:
-    """Own a file in this block, unless it is owned already; yields who owns it, or None for us.
+    """Try to hold a lock during this block; yields its present owner, or None if it was free.
 
-    The system ends an owner's hold with its process, however that ends. It reaches other hosts on
-    NFS version 4, and on Lustre where that is mounted with flock. A file system without locks is
-    warned of, and nobody is kept out.
+    The system releases the lock when the owner's process ends in any way. Locks work between hosts
+    on NFS version 4, and on Lustre if it is mounted with flock. A file system without locks causes
+    a warning and excludes nobody.
 
     Args:
-        path: of the lock, a file of no other use.
-        owner: how this process is told to others.
+        path: lock file, used for nothing else.
+        owner: description of this process for other processes.
     """
     with path.open("a+") as file:
         try:
@@ -129,10 +131,10 @@ def owned(path: Path, owner: str) -> Iterator[str | None]:
 
 @contextmanager
 def full_disk_stops(folder: Path) -> Iterator[None]:
-    """Turn any error in this block that comes of a full disk into RunStopped.
+    """Turn any error in this block that a full disk causes into RunStopped.
 
     Args:
-        folder: on the disk that is written to, as it is told.
+        folder: folder on that disk, for the message.
     """
     try:
         yield
@@ -146,7 +148,10 @@ def full_disk_stops(folder: Path) -> Iterator[None]:
 
 
 def _is_of_full_disk(error: BaseException | None) -> bool:
-    """Whether it, or what caused it, says so: libraries in C++ tell it by their message alone."""
+    """Test whether an error or one of its causes means a full disk.
+
+    C++ libraries report it in the message only.
+    """
     while error is not None:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or any(os.strerror(n) in str(error) for n in (errno.ENOSPC, errno.EDQUOT)):
@@ -164,7 +169,7 @@ def _to_disk(path: Path) -> None:
 
 
 def npz(**arrays: Any) -> bytes:
-    """The contents of an npz file with these arrays, uncompressed."""
+    """Serialise arrays to the bytes of an uncompressed npz file."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()

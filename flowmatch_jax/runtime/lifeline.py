@@ -1,11 +1,11 @@
-"""A process that is gone is told by the others at once, in one line, and ends them.
+"""Detect processes of a run that are gone, report them in one line, and end the others.
 
-JAX itself takes minutes to miss a process and then aborts with a stack trace. Here every process
-keeps a connection to process 0: it closes when either end is killed, and stops answering when a
-host is down. Threads wait for that, also while the main thread is in a collective that will never
-end, and leave by ``os._exit``.
+JAX itself notices a missing process after minutes and then aborts with a stack trace. Here every
+process keeps a TCP connection to process 0, which closes when either end is killed and times out
+when a host is down. Threads wait for this, even while the main thread is in a collective that will
+never finish, and end the process with ``os._exit``.
 
-`watch` is that connection; `detour` keeps JAX from aborting first when process 0 is gone.
+`watch` opens that connection; `detour` keeps JAX from aborting first when process 0 is gone.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ from typing import Any, NoReturn
 from flowmatch_jax.runtime.errors import RunStopped, tell
 
 CONNECT_TIMEOUT = 20.0  # seconds
-# A host that is down: after so many seconds of silence, so many questions, so far apart.
+# TCP keepalive: seconds without data until the first probe, number of probes, seconds between them.
 SILENCE, QUESTIONS, APART = 10, 3, 5
 BYE = "bye\n"
 
-_leaving = threading.Event()  # this process ends in order, and so do the others
-_open: list[socket.socket] = []  # they would close if nothing held them
+_leaving = threading.Event()  # set when the run ends normally
+_open: list[socket.socket] = []  # references that keep the connections open
 
 
 def watch(client: Any, me: int, count: int, host: str) -> None:
-    """Tell of processes that go, from now until this one ends in order.
+    """Watch the other processes from now until this process ends normally.
 
     Args:
-        client: of the coordination service, by which process 0 says where it listens.
-        me: this process's number of ``count``.
-        host: of process 0.
+        client: client of the coordination service, through which process 0 publishes its port.
+        me: number of this process.
+        count: number of processes.
+        host: host of process 0.
 
     Raises:
         OSError: process 0 does not answer there.
@@ -60,12 +61,13 @@ def watch(client: Any, me: int, count: int, host: str) -> None:
 
 
 def detour(host: str, port: int) -> str:
-    """An address on this host that leads to process 0, and stays open when process 0 is gone.
+    """Open a local proxy to process 0 that stays open when process 0 is gone; returns its address.
 
-    When its connection to process 0 closes, JAX aborts the process before Python can say a word,
-    and there is no parameter against it. So JAX is not told, and what `watch` hears counts.
+    When its connection to process 0 closes, JAX aborts the process before Python can report
+    anything, and no parameter prevents it. The proxy hides the closure from JAX and leaves the
+    detection to `watch`.
     """
-    if any("_proxy" in name.lower() for name in os.environ):  # gRPC would take it here too
+    if any("_proxy" in name.lower() for name in os.environ):  # gRPC would use that proxy here too
         os.environ.setdefault("no_grpc_proxy", f"{os.environ.get('no_proxy', '')},127.0.0.1")
     server = socket.create_server(("127.0.0.1", 0))
     _start(_accept, server, lambda connection: _forward(connection, host, port))
@@ -82,11 +84,11 @@ def _accept(server: socket.socket, handle: Callable[[socket.socket], None]) -> N
 
 
 def _attend(connection: socket.socket, token: str, count: int) -> None:
-    """In process 0: wait until another process says that it ends, or is gone."""
+    """In process 0: wait until another process says goodbye or is gone."""
     _ask_when_silent(connection)
     lines = connection.makefile("r")
     given, _, number = _next(lines).strip().partition(" ")
-    if given != token:  # whoever looks for open ports
+    if given != token:  # a stranger, such as a port scanner
         connection.close()
         return
     _open.append(connection)
@@ -99,7 +101,7 @@ def _attend(connection: socket.socket, token: str, count: int) -> None:
 
 
 def _listen(connection: socket.socket, count: int) -> None:
-    """In the others: wait until process 0 tells of one that is gone, or is gone itself."""
+    """In other processes: wait until process 0 reports one that is gone, or is gone itself."""
     _ask_when_silent(connection)
     said = _next(connection.makefile("r"))
     if not _leaving.is_set():
@@ -107,7 +109,7 @@ def _listen(connection: socket.socket, count: int) -> None:
 
 
 def _ask_when_silent(connection: socket.socket) -> None:
-    """Have the system find out whether the other host is there: it answers for busy processes."""
+    """Turn on TCP keepalive, which detects a host that is down; busy processes still answer."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE)
@@ -116,7 +118,7 @@ def _ask_when_silent(connection: socket.socket) -> None:
 
 
 def _next(lines: Any) -> str:
-    """The next line; empty when the other end is gone."""
+    """Read the next line; empty when the other end is gone."""
     with suppress(OSError, ValueError):
         return lines.readline()
     return ""
@@ -136,7 +138,7 @@ def _end(number: int, count: int) -> NoReturn:
 
 
 def _forward(near: socket.socket, host: str, port: int) -> None:
-    """Connect JAX's end to process 0's, both ways."""
+    """Forward data between JAX's connection and process 0 in both directions."""
     try:
         far = socket.create_connection((host, port), timeout=CONNECT_TIMEOUT)
     except OSError:
@@ -148,7 +150,7 @@ def _forward(near: socket.socket, host: str, port: int) -> None:
     _start(_send_on, near, far)
     if _copy(far, near):
         _open.append(near)
-    else:  # no coordination service has spoken: JAX tries again
+    else:  # the coordination service has sent nothing: JAX tries again
         near.close()
 
 
@@ -159,7 +161,7 @@ def _send_on(near: socket.socket, far: socket.socket) -> None:
 
 
 def _copy(source: socket.socket, target: socket.socket) -> int:
-    """Copy until one of them closes; the number of bytes."""
+    """Copy data until either end closes; returns the number of bytes."""
     count = 0
     with suppress(OSError):
         while data := source.recv(65536):

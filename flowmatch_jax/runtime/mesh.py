@@ -1,7 +1,7 @@
-"""Devices as a mesh of axes ("data", "fsdp"), and what lies where on it.
+"""The device mesh with axes ("data", "fsdp"), and the shardings of arrays on it.
 
-The batch is split over both axes. Parameters, their average and the optimiser's moments are split
-over "fsdp"; with one device there, each device has them whole.
+The batch is sharded over both axes. Parameters, their moving average and the optimiser's moments
+are sharded over "fsdp"; if that axis has one device, they are replicated.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BATCH_AXES = ("data", "fsdp")
 
 
 def make_mesh(fsdp: int = 1) -> Mesh:
-    """All devices of all processes as a (devices / fsdp) x fsdp mesh.
+    """Create a (devices / fsdp) x fsdp mesh of all devices of all processes.
 
     Raises:
         UserError: fsdp does not divide the number of devices.
@@ -32,7 +32,7 @@ def make_mesh(fsdp: int = 1) -> Mesh:
 
 
 def check_batch(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
-    """Raise UserError unless the devices of the mesh divide each microbatch evenly."""
+    """Raise UserError unless the number of devices divides the size of each micro-batch."""
     if batch_size % (mesh.size * microbatches):
         allowed = f"it must be a multiple of the number of devices, {mesh.size}"
         if microbatches > 1:
@@ -41,20 +41,24 @@ def check_batch(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis over all devices."""
+    """Return the sharding of the leading axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on each device."""
+    """Return the sharding with a full copy on each device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """For each array of the state: its largest axis that "fsdp" divides, split; or replicated.
+    """Return a sharding for each array of the state.
+
+    The largest axis whose length the size of "fsdp" divides is sharded over it; an array without
+    such an axis is replicated.
 
     Args:
         state: a pytree of arrays or of their shapes.
+        mesh: the device mesh.
     """
     size = mesh.shape["fsdp"]
 
@@ -69,7 +73,7 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 
 
 def with_shardings(state: Any, mesh: Mesh) -> Any:
-    """The shapes of the state, each with its sharding: what a checkpoint is restored to."""
+    """Return the state's shapes with their shardings, the target for restoring a checkpoint."""
     return jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
         state,
@@ -78,29 +82,30 @@ def with_shardings(state: Any, mesh: Mesh) -> Any:
 
 
 def split_if_even(batch: jax.Array, mesh: Mesh) -> jax.Array:
-    """Inside a jitted function: the leading axis over all devices, where they divide it."""
+    """In a jitted function, shard the leading axis over all devices if they divide it."""
     even = batch.shape[0] % mesh.size == 0
     sharding = batch_sharding(mesh) if even else replicated(mesh)
     return jax.lax.with_sharding_constraint(batch, sharding)
 
 
 def gather(tree: Any, mesh: Mesh) -> Any:
-    """Inside a jitted function: whole copies on each device of arrays that may be split.
+    """In a jitted function, replicate arrays that may be sharded.
 
-    A solve calls its network many times: what is gathered before is not gathered at each call.
+    A solve calls its network many times; parameters gathered before it are not gathered at each
+    call.
     """
     return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
 
 def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
-    """The whole of an array that may be spread over devices and processes."""
+    """Copy an array that may be sharded over devices and processes to the host."""
     if isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def put_batches(batches: Sequence[dict[str, np.ndarray]], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's part of n batches, as part of the global arrays [n, B, ...] for n steps."""
+    """Stack this process's part of n batches into global arrays [n, B, ...] for n steps."""
     sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
     return {
         name: jax.make_array_from_process_local_data(
@@ -111,12 +116,12 @@ def put_batches(batches: Sequence[dict[str, np.ndarray]], mesh: Mesh) -> dict[st
 
 
 def put_whole(array: np.ndarray, mesh: Mesh) -> jax.Array:
-    """A copy of an array, the same in all processes, on each device."""
+    """Copy an array, which must be equal in all processes, to each device."""
     return jax.make_array_from_process_local_data(replicated(mesh), np.asarray(array), array.shape)
 
 
 def describe(mesh: Mesh) -> str:
-    """One line for the log."""
+    """Describe the mesh in one line for the log."""
     kind = mesh.devices.flat[0].device_kind
     shape = " x ".join(f"{name}={size}" for name, size in mesh.shape.items())
     return f"{mesh.size} x {kind} ({shape}), {jax.process_count()} process(es)"

@@ -1,4 +1,4 @@
-"""What a run says in the terminal: short lines that stand clear of progress bars."""
+"""Logging to the terminal: short lines that do not interfere with progress bars."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
-OURS = "flowmatch_jax"  # the logger of the whole package
+OURS = "flowmatch_jax"  # name of the package's logger
 PREFIXES = {logging.WARNING: "warning: ", logging.ERROR: "error: ", logging.CRITICAL: "error: "}
-COMPILING = 2.0  # seconds of compilation that nobody needs to be told of
+COMPILING = 2.0  # seconds after which a compilation is logged
 
-# What Orbax says, through absl's logger, of no use to the user of a run.
+# Messages of Orbax, through absl's logger, that do not help the user of a run.
 UNWANTED = re.compile(
-    # Evaluation reads checkpoints without writing any; that is how we open them.
+    # Evaluation opens checkpoints read-only on purpose.
     r"Given directory is read only="
-    # These come with the traceback of an exception that Orbax raises again where the checkpoint is
-    # waited for (`Checkpoints.check`); the run ends with that exception, told once.
+    # These accompany the traceback of an exception that Orbax raises again in `Checkpoints.check`;
+    # the run ends with that exception, reported once.
     r"|.*_SignalingThread\.run\(\) raised an exception"
     r"|.*Failed to run \d+ Handler Commit operations"
     r"|.*Save Finalize thread \(.*\) failed",
@@ -34,9 +34,9 @@ UNWANTED = re.compile(
 
 
 def set_up() -> None:
-    """Say warnings and errors in short lines to standard error, in place of absl's handler.
+    """Log warnings and errors in short lines to standard error, in place of absl's handler.
 
-    absl's flag --verbosity still says of what importance.
+    absl's flag --verbosity still sets the level.
     """
     if not _is_verbosity_given():
         absl.logging.set_verbosity(absl.logging.WARNING)
@@ -44,22 +44,22 @@ def set_up() -> None:
     handler.setFormatter(_Plain())
     handler.addFilter(_is_wanted)
     logging.root.handlers = [handler]
-    logging.captureWarnings(True)  # or they would be glued to a progress bar
+    logging.captureWarnings(True)  # otherwise they would be appended to a progress bar's line
 
 
 def say_infos() -> None:
-    """Say this package's infos too, unless --verbosity is given."""
+    """Log this package's messages of level INFO too, unless --verbosity is given."""
     if not _is_verbosity_given():
         logging.getLogger(OURS).setLevel(logging.INFO)
 
 
 @contextmanager
 def compiling(what: str, patience: float = COMPILING) -> Iterator[None]:
-    """Say that the block compiles, and at its end how long it took, unless that is soon over.
+    """Log that this block compiles and how long it took, unless it is short.
 
     Args:
-        what: is compiled, such as "the training step".
-        patience: seconds after which it is said.
+        what: name of the compiled program, such as "the training step".
+        patience: seconds after which the compilation is logged.
     """
     said = threading.Event()
 
@@ -84,15 +84,16 @@ def _is_verbosity_given() -> bool:
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-    """Whether a message is of use; to who asks for --verbosity=1 all are."""
+    """Test whether a message is wanted; with --verbosity=1 all are."""
     if record.name != "absl" or logging.root.level <= logging.DEBUG:
         return True
     return UNWANTED.match(record.getMessage()) is None
 
 
 class _Plain(logging.Formatter):
-    """The message alone; before warnings and errors their importance, before others' messages the
-    name of their logger.
+    """Format only the message, prefixed by the level of warnings and errors.
+
+    Messages of other packages are also prefixed by the name of their logger.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -102,7 +103,7 @@ class _Plain(logging.Formatter):
 
 
 class _Terminal(logging.Handler):
-    """Writes above the progress bars, which it draws again below."""
+    """Write messages above the progress bars, which are redrawn below."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -1,11 +1,11 @@
-"""The processes of one run: how they join, wait for each other, agree and leave together.
+"""Coordination of the processes of one run: joining, barriers, agreement, and leaving together.
 
-Everything here goes through JAX's coordination service, a server in process 0 that all processes
-are connected to: no device takes part, so nothing is compiled and nothing waits behind the steps
-that devices still have to do. With one process every function returns at once.
+All functions use JAX's coordination service, a server in process 0 to which all processes connect.
+Nothing runs on the devices: nothing is compiled or waits for queued steps. With one process every
+function returns at once.
 
-All processes call the functions that wait (`barrier`, `same_everywhere`, `everywhere`, `largest`,
-`gather`) in the same order. A process that is gone ends the others, see `lifeline`.
+All processes must call the functions that wait (`barrier`, `same_everywhere`, `everywhere`,
+`largest`, `gather`) in the same order. A process that is gone ends the others, see `lifeline`.
 """
 
 from __future__ import annotations
@@ -29,32 +29,33 @@ from flowmatch_jax.runtime.errors import RunStopped, UserError
 logger = logging.getLogger(__name__)
 
 BARRIER_TIMEOUT = 600.0  # seconds that processes wait for each other
-EXIT_TIMEOUT = 10.0  # seconds that a process that failed waits for the others to fail too
-NEWS_TIMEOUT = 2.0  # seconds in which it shows that an exception is due to a process that is gone
+EXIT_TIMEOUT = 10.0  # seconds that a failed process waits for the others to fail too
+NEWS_TIMEOUT = 2.0  # seconds that `lifeline` gets to report a process that is gone
 HOW_TO_GO_ON = "its own output says why; the same command goes on from the newest checkpoint"
 
-_rounds: Counter[str] = Counter()  # how often each meeting was held
-_outside = False  # this process could not join the others
+_rounds: Counter[str] = Counter()  # number of times that each name was gathered
+_outside = False  # whether this process failed to join the others
 
 
 def initialize(
     coordinator: str | None, processes: int | None, process: int | None, seconds: float = 300
 ) -> None:
-    """Join the other processes of the run, before the first use of JAX's devices.
+    """Join the other processes of the run; must precede the first use of JAX's devices.
 
-    With all three arguments, those are used, and the process has all devices that it can see. With
-    none, JAX finds the others on Cloud TPUs, under SLURM (more tasks than one in the step; a GPU a
-    task) and Open MPI (more ranks than one; a GPU a rank); elsewhere the process stays alone.
+    If all three arguments are given, they are used, and the process has all devices visible to it.
+    If none is given, JAX finds the processes on Cloud TPUs, under SLURM (with more than one task in
+    the step; one GPU per task) and Open MPI (with more than one rank; one GPU per rank); elsewhere
+    the run has one process.
 
     Args:
-        coordinator: host:port where process 0 listens and the others find it.
-        processes: how many there are.
-        process: this one's number, from 0.
-        seconds: how long the others may take to come.
+        coordinator: host:port at which process 0 listens.
+        processes: number of processes.
+        process: number of this process, from 0.
+        seconds: timeout for all processes to join.
 
     Raises:
-        UserError: arguments are missing or do not fit each other, or the port is taken.
-        RunStopped: not all processes came in time.
+        UserError: arguments are missing or inconsistent, or the port is in use.
+        RunStopped: not all processes joined within the timeout.
     """
     given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
     missing = [flag for flag, value in given.items() if value is None]
@@ -68,7 +69,7 @@ def initialize(
     _check(coordinator, processes, process)
     host, _, port = coordinator.rpartition(":")
     address = lifeline.detour(host.strip("[]"), int(port)) if process else coordinator
-    # Without "deactivate" JAX would still look for a launcher, and take one GPU of several.
+    # Without "deactivate" JAX would still detect a launcher and use only one of several GPUs.
     _join(
         seconds,
         coordinator,
@@ -80,13 +81,13 @@ def initialize(
 
 
 def _is_launched() -> bool:
-    """Whether this is one of several processes that JAX can find by itself."""
-    # The first is set when JAX is imported where there are Cloud TPUs; the others tell of hosts.
+    """Test whether this is one of several processes that JAX can find by itself."""
+    # JAX sets TPU_ML_PLATFORM on import on Cloud TPUs; the other variables name the hosts.
     hosts = {"TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_PROCESS_ADDRESSES_PATH"}
     on_tpu = "TPU_ML_PLATFORM" in os.environ and (
         "TPU_SKIP_MDS_QUERY" not in os.environ or not hosts.isdisjoint(os.environ)
     )
-    # Only `srun` sets all of these, a shell of `salloc` or `sbatch` does not.
+    # Only `srun` sets all of these; a shell of `salloc` or `sbatch` does not have them.
     task = {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"}
     tasks = _count("SLURM_STEP_NUM_TASKS", _count("SLURM_NTASKS"))
     return on_tpu or (task <= os.environ.keys() and tasks > 1) or _count("OMPI_COMM_WORLD_SIZE") > 1
@@ -98,7 +99,7 @@ def _count(variable: str, default: int = 1) -> int:
 
 
 def _check(coordinator: str, processes: int, process: int) -> None:
-    """Raise UserError where the three flags do not fit each other."""
+    """Raise UserError if the three flags are inconsistent."""
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
         raise UserError("--coordinator", coordinator, "it is host:port, such as 10.0.0.1:8476")
@@ -107,7 +108,7 @@ def _check(coordinator: str, processes: int, process: int) -> None:
     if not 0 <= process < processes:
         allowed = f"{processes} processes are numbered from 0 to {processes - 1}"
         raise UserError("--process", process, allowed)
-    if process == 0:  # JAX would end with a segmentation fault
+    if process == 0:  # with a port in use, JAX would end with a segmentation fault
         try:
             socket.create_server(("", int(port))).close()
         except (OSError, OverflowError) as error:
@@ -116,13 +117,13 @@ def _check(coordinator: str, processes: int, process: int) -> None:
 
 
 def _join(seconds: float, coordinator: str | None = None, **options: Any) -> None:
-    """`jax.distributed.initialize` with a time limit that ends in an exception.
+    """Call `jax.distributed.initialize` with a timeout that raises an exception.
 
-    At its own time limit JAX aborts the process with a stack trace. So it gets a limit that it does
-    not reach and a thread of its own, which is left behind.
+    At its own timeout JAX aborts the process with a stack trace. It therefore runs with a longer
+    timeout in a thread, which is abandoned.
 
     Args:
-        coordinator: process 0's address; None where JAX finds it.
+        coordinator: address of process 0; None where JAX finds it.
     """
     global _outside
     failures: list[Exception] = []
@@ -137,7 +138,7 @@ def _join(seconds: float, coordinator: str | None = None, **options: Any) -> Non
     thread.start()
     thread.join(seconds)
     if thread.is_alive() and _group().process_id == 0:
-        thread.join(1)  # so that the others see that process 0 was there
+        thread.join(1)  # lets the others see that process 0 was there
     _outside = thread.is_alive() or bool(failures)
     if thread.is_alive():
         raise RunStopped(_who_is_missing(seconds, coordinator))
@@ -147,13 +148,13 @@ def _join(seconds: float, coordinator: str | None = None, **options: Any) -> Non
         allowed = f"JAX cannot find the processes ({failures[0]}); name them by --coordinator, "
         raise UserError("--coordinator", None, f"{allowed}--processes and --process")
     if threading.current_thread() is threading.main_thread():
-        # JAX has set a handler of its own that swallows SIGTERM: the one before it is put back.
+        # JAX has installed a handler that ignores SIGTERM; the previous handler is restored.
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
     _watch(coordinator)
 
 
 def _watch(coordinator: str | None) -> None:
-    """Have processes that go end this one; where that cannot be, JAX aborts it minutes later."""
+    """Watch the other processes; if that fails, JAX aborts this one minutes after one is gone."""
     group = _group()
     host = (coordinator or group.coordinator_address).rpartition(":")[0].strip("[]")
     try:
@@ -163,7 +164,7 @@ def _watch(coordinator: str | None) -> None:
 
 
 def _who_is_missing(seconds: float, coordinator: str | None) -> str:
-    """What can be told of a run whose processes did not all come."""
+    """Describe which processes did not join, as far as this process can know."""
     group = _group()
     me, count = group.process_id, group.num_processes
     address = coordinator or group.coordinator_address
@@ -187,10 +188,10 @@ def _answers(address: str) -> bool:
 
 
 def _group() -> Any:
-    """JAX's part in the coordination service: client, process_id, num_processes.
+    """Return JAX's state of the coordination service: client, process_id, num_processes.
 
-    It is private, and there is no public way to wait for processes with a time limit, to learn
-    which are missing, or to exchange strings. `jax.process_index` would start the devices.
+    It is private, but no public function waits for processes with a timeout, reports which are
+    missing, or exchanges strings. `jax.process_index` would initialise the devices.
     """
     from jax._src import distributed
 
@@ -198,24 +199,24 @@ def _group() -> Any:
 
 
 def barrier(name: str, seconds: float = BARRIER_TIMEOUT) -> None:
-    """Wait until all processes are here.
+    """Wait until all processes have reached this barrier.
 
     Args:
-        name: what is waited for, as it is told when a process does not come.
-        seconds: the longest wait.
+        name: name of the barrier in error messages.
+        seconds: the timeout.
 
     Raises:
-        RunStopped: processes that did not come in time, by number.
+        RunStopped: processes, named by number, did not reach the barrier within the timeout.
     """
     gather(name, "", seconds)
 
 
 def same_everywhere(field: str, value: str) -> None:
-    """Raise UserError in all processes unless ``value`` is the same in all.
+    """Raise UserError in all processes unless ``value`` is equal in all of them.
 
     Args:
-        field: what the value is of, such as a flag.
-        value: for instance a config as JSON; where it differs is told, not the whole of it.
+        field: name of the value, such as a flag.
+        value: for example a config as JSON; the message quotes only the first difference.
     """
     values = gather(f"same {field}", value)
     differing = [process for process, other in enumerate(values) if other != values[0]]
@@ -226,7 +227,7 @@ def same_everywhere(field: str, value: str) -> None:
 
 
 def _difference(*texts: str) -> tuple[str, ...]:
-    """The first place where texts differ, with what stands around it."""
+    """Return an excerpt of each text around the first position where they differ."""
     length = min(map(len, texts))
     differ = (i for i in range(length) if len({text[i] for text in texts}) > 1)
     start = max(next(differ, length) - 30, 0)
@@ -234,17 +235,17 @@ def _difference(*texts: str) -> tuple[str, ...]:
 
 
 def everywhere(flag: bool) -> bool:
-    """Whether a flag is true in all processes: each of them gets the same answer."""
+    """Test whether a flag is true in all processes; all of them get the same result."""
     return "no" not in gather("everywhere", "yes" if flag else "no")
 
 
 def largest(name: str, value: float) -> float:
-    """The largest of all processes' values."""
+    """Return the largest value over all processes."""
     return max(map(float, gather(name, str(value))))
 
 
 def gather(name: str, value: str, seconds: float = BARRIER_TIMEOUT) -> list[str]:
-    """The values of all processes, in order; returns when all have given theirs."""
+    """Return the values of all processes in order; waits and raises as `barrier` does."""
     if not jax.distributed.is_initialized():
         return [value]
     group = _group()
@@ -256,38 +257,37 @@ def gather(name: str, value: str, seconds: float = BARRIER_TIMEOUT) -> list[str]
         client.wait_at_barrier(folder, int(seconds * 1000))
     except jax.errors.JaxRuntimeError as error:
         here = {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(folder)}
-        # A process that comes too late finds everybody's mark, but the others have gone.
+        # A process that comes too late finds all marks, but the others have gone.
         missing = [process for process in range(count) if process not in here] or [me]
         late = f"{_name(missing, count)} did not reach {name!r} within {seconds:g} s"
         raise RunStopped(f"{late}; {HOW_TO_GO_ON}") from error
     found = {int(key.rpartition("/")[2]): text for key, text in client.key_value_dir_get(folder)}
-    with suppress(jax.errors.JaxRuntimeError):  # all are here: nobody reads the last round's
+    with suppress(jax.errors.JaxRuntimeError):  # all are here: the last round's are read no more
         client.key_value_delete(f"{before}/{me}")
     return [found[process] for process in range(count)]
 
 
 def _name(processes: list[int], count: int) -> str:
-    """Processes by their numbers, the first few of many."""
+    """Format process numbers, at most the first eight."""
     numbers = ", ".join(map(str, processes[:8])) + (", ..." if len(processes) > 8 else "")
     return f"process{'es' if len(processes) > 1 else ''} {numbers} of {count}"
 
 
 def await_news() -> None:
-    """Before an exception is told: end here if it is due to a process that is gone.
+    """Before reporting an exception, give `lifeline` time to end this process.
 
-    A collective fails in the moment in which `lifeline` hears of that process, names it and ends
-    this one.
+    A collective fails just when `lifeline` notices a process that is gone, reports it and exits.
     """
     if jax.distributed.is_initialized():
         time.sleep(NEWS_TIMEOUT)
 
 
 def leave(code: int) -> NoReturn:
-    """End this process after a failure, without minutes of waiting for processes that go on.
+    """End this process after a failure, without waiting minutes for processes that are running.
 
-    At exit JAX waits 300 s for the other processes and then aborts with a stack trace. Where all
-    fail alike, they leave together and in order; where the others do not follow, this process goes
-    at once, and what has started them ends them.
+    At exit JAX waits 300 s for the other processes and then aborts with a stack trace. If all
+    processes fail, they exit together normally; otherwise this process exits at once after
+    `EXIT_TIMEOUT`, and their launcher ends the others.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

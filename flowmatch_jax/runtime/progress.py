@@ -1,4 +1,4 @@
-"""Progress bars: one look for all loops."""
+"""Progress bars with one format for all loops."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ IN_FILE = "{desc}: " + COUNTS
 
 
 def progress_bar(iterable: Any = None, hidden: bool = False, **options: Any) -> tqdm:
-    """A tqdm bar of process 0, redrawn twice a second; in a file a line twice a minute.
+    """Create a tqdm bar that only process 0 shows.
 
-    Loops use it as a context manager, so that an error in them ends its line.
+    In a terminal it is redrawn twice a second; in a file it writes a line twice a minute. Loops
+    should use it as a context manager, so that an error ends its line.
 
     Args:
-        iterable: to loop over; or None, and ``total`` among the options of tqdm.
-        hidden: show nothing, inside a loop that has a bar.
-        **options: of tqdm: ``desc``, what is done, and others.
+        iterable: iterable of the loop; or None with ``total`` among the options.
+        hidden: show nothing, for a loop inside another loop with a bar.
+        **options: options of tqdm, such as ``desc``.
     """
     silent = hidden or jax.process_index() != 0
     if sys.stderr.isatty():
@@ -31,15 +32,13 @@ def progress_bar(iterable: Any = None, hidden: bool = False, **options: Any) -> 
 
 
 class _Lines:
-    """A file for one bar that makes lines of what it draws, but for the first, where it stands
-    at its beginning.
-    """
+    """A file for one bar that writes each redraw as a line, except the first at the bar's start."""
 
     def __init__(self) -> None:
         self._drawn = ""
 
     def write(self, text: str) -> None:
-        """Write a line, unless it is empty or there already."""
+        """Write a line unless it is empty or equal to the last one."""
         text = text.strip()
         if text and self._drawn not in ("", text):
             sys.stderr.write(f"{text}\n")

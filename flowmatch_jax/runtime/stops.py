@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, in all of its processes after the same step."""
+"""Handling of stop signals, so that all processes of a run stop after the same step."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import jax
 from flowmatch_jax.runtime.processes import gather
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # SIGHUP: the terminal is gone
-POLL_INTERVAL = 2.0  # seconds between two looks at whether a process was asked to stop
+POLL_INTERVAL = 2.0  # seconds between two checks whether a process received a signal
 
 
 def interrupt_on_stops() -> None:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt with their name, as Ctrl-C does without one.
+    """Make SIGTERM and SIGHUP raise KeyboardInterrupt with their name.
 
-    So that they end every phase of a program alike.
+    They then end every phase of a program in the same way as Ctrl-C.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -31,13 +31,13 @@ def interrupt_on_stops() -> None:
 
 
 def heard(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
-    """Those of the signals that are to be handled: all but SIGHUP under nohup, which ignores it."""
+    """Return the signals to handle: all of them, but SIGHUP not under nohup, which ignores it."""
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [number for number in numbers if number != signal.SIGHUP or not ignored]
 
 
 class StopNotice:
-    """SIGTERM, SIGINT and SIGHUP ask to stop after a step, in all processes after the same one.
+    """Stop all processes after the same step on SIGTERM, SIGINT or SIGHUP.
 
         with StopNotice() as notice:
             for step in ...:
@@ -45,24 +45,24 @@ class StopNotice:
                 if notice.reached(step):
                     ...  # save, and stop because of notice.signal
 
-    A second signal of the same kind does what it would have done without us, and so does a signal
-    that no step answered, when the block ends. Outside the main thread Python has no signals, and
-    other processes alone can ask for a stop.
+    A second signal of the same kind goes to the previous handler, as does, at the end of the block,
+    a signal that no call of `reached` has answered. Python handles signals in the main thread only;
+    in another thread, only other processes can request a stop.
 
-    JAX's own notice of preemption (`multihost_utils.reached_preemption_sync_point`) is not used: it
-    knows SIGTERM alone, it is missed for good when a step's number is left out, and Orbax calls it
-    too, from a thread, with numbers of earlier steps.
+    JAX's `multihost_utils.reached_preemption_sync_point` is not used: it handles SIGTERM only, it
+    never triggers if a step's number is left out, and Orbax also calls it from a thread with the
+    numbers of earlier steps.
 
     Attributes:
-        signal: the name of the signal because of which `reached` said to stop.
+        signal: name of the signal for which `reached` returned True.
     """
 
     def __init__(self) -> None:
         self.signal: str | None = None
         self._received: signal.Signals | None = None
         self._previous: dict[int, Any] = {}
-        self._last: tuple[int, float] | None = None  # step and time of the last look
-        self._due = 0  # the step of the next one
+        self._last: tuple[int, float] | None = None  # step and time of the last check
+        self._due = 0  # step of the next check
 
     def __enter__(self) -> StopNotice:
         if threading.current_thread() is threading.main_thread():
@@ -86,16 +86,16 @@ class StopNotice:
         signal.signal(number, self._previous[number])
 
     def reached(self, step: int) -> bool:
-        """Whether to stop after this step; the same in all processes.
+        """Test whether to stop after this step; the result is the same in all processes.
 
-        With several processes it compares two numbers, and every few seconds, at steps that all
-        processes work out alike, it asks the others.
+        With several processes most calls only compare two numbers. Every `POLL_INTERVAL` seconds,
+        at steps that all processes compute alike, they exchange the signals they received.
 
         Args:
-            step: increasing, and the same in all processes.
+            step: number of the step; increasing, and the same in all processes.
 
         Raises:
-            RunStopped: a process did not come to this step.
+            RunStopped: a process did not reach this step.
         """
         if step < self._due:
             return False
@@ -107,12 +107,12 @@ class StopNotice:
         return [self._received.name if self._received else ""]
 
     def _look(self, step: int) -> list[str]:
-        """The signals that processes have received; sets at which step to look next."""
+        """Return the signals that the processes received; sets the step of the next check."""
         now = time.monotonic()
         last_step, last_time = self._last or (step - 1, now - POLL_INTERVAL)
         steps, elapsed = max(step - last_step, 1), max(now - last_time, 1e-9)
-        # As many steps as take POLL_INTERVAL by process 0's clock. Not many more than so far: the
-        # first ones compile, and a pace of which little is known may change.
+        # The number of steps that take POLL_INTERVAL by process 0's clock, but at most twice the
+        # last number: the first steps compile, and their rate is not representative.
         ahead = max(1, min(int(steps * POLL_INTERVAL / elapsed), 2 * steps))
         told = gather("stop", f"{ahead} {self._own()[0]}")
         aheads, signals = zip(*(text.split(" ") for text in told), strict=True)

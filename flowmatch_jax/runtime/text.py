@@ -1,4 +1,4 @@
-"""Text for people to read: tables of aligned columns."""
+"""Text tables with aligned columns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 
 def aligned(rows: Sequence[tuple[str, ...]], right: Collection[int]) -> str:
-    """Rows of columns as wide as their widest cell; those in ``right`` end at the same place."""
+    """Format rows as a table; columns whose index is in ``right`` are right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
     def line(row: tuple[str, ...]) -> str:

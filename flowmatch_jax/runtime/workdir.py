@@ -1,4 +1,4 @@
-"""The folder of a run: where things lie, and whether it is this experiment's.
+"""The folder of a run: its layout, its records, and checks that it belongs to the experiment.
 
 config.json  data.json  metrics.jsonl  tensorboard/  checkpoints/<step>/
 samples/<step>_<weights>.png  evaluation/<step>.json
@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 
 
 def open_workdir(workdir: Path) -> None:
-    """Make the folder where it does not exist, and check that it can be written.
+    """Create the folder if it does not exist, and check that it is writable.
 
     Raises:
-        UserError: it cannot be written, or has a path that Orbax would take for a pattern.
+        UserError: it is not writable, or Orbax would interpret its path as a pattern.
     """
     if any(character in str(workdir.absolute()) for character in "*?["):
         allowed = "its path must be without * ? [, which stand for other letters; give another"
@@ -49,10 +49,11 @@ def open_workdir(workdir: Path) -> None:
 def trained_by_this_run(workdir: Path) -> Iterator[None]:
     """Keep other runs from training in the workdir during this block.
 
-    Reading it, as evaluation does, stays free. Process 0 has the lock for all processes of a run.
+    Reading the workdir, as evaluation does, is not affected. Process 0 holds the lock for all
+    processes of a run.
 
     Raises:
-        UserError: another run trains in it.
+        UserError: another run is training in the workdir.
     """
     with ExitStack() as stack:
         owner = None
@@ -68,15 +69,15 @@ def trained_by_this_run(workdir: Path) -> Iterator[None]:
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether a finished checkpoint lies in the workdir."""
+    """Test whether the workdir has a finished checkpoint."""
     folder = workdir / "checkpoints"
     return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 def user_cache() -> Path:
-    """The folder of what can be made again: compiled programs, statistics of data sets.
+    """Return the cache folder for compiled programs and statistics of datasets.
 
-    Without a home it lies among the system's temporary files.
+    Without a home directory it is in the system's folder for temporary files.
     """
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -86,13 +87,14 @@ def user_cache() -> Path:
 
 
 def read_record(path: Path, if_sure: str) -> dict[str, Any]:
-    """A record of a run, config.json or data.json.
+    """Read a record of a run, config.json or data.json.
 
     Args:
-        if_sure: of what the user must be sure to do without it.
+        path: path of the file.
+        if_sure: completes "delete that file if you are sure that ..." in the error message.
 
     Raises:
-        UserError: it is cut, empty or no record.
+        UserError: the file is truncated, empty or not a record.
     """
     try:
         record = read_json(path)
@@ -111,11 +113,12 @@ def write_config(workdir: Path, config: dict[str, Any]) -> None:
 
 
 def check_data(workdir: Path, facts: dict[str, Any]) -> None:
-    """Raise UserError if the run has been trained on other data than these.
+    """Raise UserError if the run was trained on other data than these.
 
-    The config cannot tell: a folder of images may have changed, or lie elsewhere.
+    The config does not determine the data: a folder of images may have changed or been moved.
 
     Args:
+        workdir: folder of the run.
         facts: `Dataset.facts` of the training set.
     """
     path = workdir / "data.json"
@@ -130,7 +133,7 @@ def check_data(workdir: Path, facts: dict[str, Any]) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The measurements of a metrics.jsonl; lines that are none, as torn ones, are left out."""
+    """Read the measurements of a metrics.jsonl; invalid or truncated lines are skipped."""
     lines, torn = [], 0
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
@@ -145,18 +148,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def write_data(workdir: Path, facts: dict[str, Any]) -> None:
-    """Record what the run is trained on as data.json."""
+    """Record the training data of the run as data.json."""
     write_json(workdir / "data.json", facts)
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a JSON file at once or not at all, its folder where that is missing."""
+    """Write a JSON file atomically, creating its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(record, indent=2) + "\n")
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows of the same names as CSV, at once or not at all, its folder where missing."""
+    """Write rows with equal keys to a CSV file atomically, creating its folder if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
