@@ -286,8 +286,8 @@ def leave(code: int) -> NoReturn:
     """End this process after a failure, without waiting minutes for processes that are running.
 
     At exit JAX waits 300 s for the other processes and then aborts with a stack trace. If all
-    processes fail, they exit together normally; otherwise this process exits at once after
-    `EXIT_TIMEOUT`, and their launcher ends the others.
+    processes fail, they exit together normally; otherwise this process exits after `EXIT_TIMEOUT`,
+    which ends the others, see `lifeline`.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
