@@ -1,1 +1,1 @@
-"""Training: state, step, checkpoints, log and the loop over them."""
+"""Training: state, step, checkpoints, log, and the loop."""

@@ -1,13 +1,14 @@
-"""Checkpoints by Orbax: all that a run needs to go on as if it had never stopped.
+"""Checkpoints by Orbax, from which a run resumes with the same bits.
 
-A checkpoint has three parts, so that evaluation reads the weights alone: "params", "ema" and
-"progress" (step, optimiser, key, what became of updates that were not finite). The position in the
-data is the step: batch n is a function of the seed and n (`data.pipeline`).
+A checkpoint has three parts, so that evaluation can read the weights alone: "params", "ema" and
+"progress" (step, optimiser state, key, counters of non-finite updates). The position in the data is
+the step: batch n is a function of the seed and n (`data.pipeline`).
 
-Once a checkpoint is written it is *sealed*: it is opened, and files.json in it lists its files with
-their sizes and hashes. A checkpoint is damaged where one of these files is missing or differs. It
-is then set aside, and the one before is used. Any other reason why it cannot be read (permissions,
-a network disk, memory) is the system's: it ends the run in one line, and nothing is moved.
+After a checkpoint is written it is *sealed*: its metadata is read back, and files.json in it lists
+its files with their sizes and hashes. A checkpoint is damaged if one of these files is missing or
+differs; it is then set aside, and the previous one is used. If a checkpoint cannot be read for any
+other reason (permissions, a network disk, memory), the run ends with a one-line error and nothing
+is moved.
 """
 
 from __future__ import annotations
@@ -33,22 +34,22 @@ logger = logging.getLogger(__name__)
 
 PARTS = ("params", "ema", "progress")
 WEIGHTS = {"raw": "params", "ema": "ema"}
-HALF_WRITTEN = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that Orbax is writing
-DAMAGED = "damaged"  # folder of the workdir with checkpoints that were set aside
+HALF_WRITTEN = ".orbax-checkpoint-tmp"  # part of the name of a checkpoint that Orbax is writing
+DAMAGED = "damaged"  # folder in the workdir for checkpoints that were set aside
 
 
 class DamagedCheckpoint(Exception):
-    """A checkpoint whose files are not those that were written."""
+    """Raised for a checkpoint whose files differ from those that were written."""
 
 
 class Checkpoints:
-    """The checkpoints of a workdir, for a ``with`` that waits for the last write.
+    """The checkpoints of a workdir; a context manager that waits for the last write.
 
     Args:
-        workdir: of the run.
-        keep_last: newest checkpoints kept.
-        keep_every: checkpoints at multiples of this step are kept too; None: no others.
-        read_only: for reading checkpoints that another process may be writing.
+        workdir: folder of the run.
+        keep_last: number of newest checkpoints to keep.
+        keep_every: also keep checkpoints at multiples of this step; None: keep no others.
+        read_only: read checkpoints that another process may be writing.
     """
 
     def __init__(
@@ -58,8 +59,8 @@ class Checkpoints:
         keep_every: int | None = None,
         read_only: bool = False,
     ) -> None:
-        # Telling Orbax the kind of each part lets it read the shapes of a checkpoint it did not
-        # write.
+        # With the type of each part registered, Orbax can read the shapes of a checkpoint that it
+        # did not write.
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         for part in PARTS:
             registry.add(part, ocp.args.StandardSave)
@@ -74,15 +75,15 @@ class Checkpoints:
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 enable_async_checkpointing=True,
                 read_only=read_only,
-                save_interval_steps=0 if read_only else 1,  # or Orbax warns that it sets it so
+                save_interval_steps=0 if read_only else 1,  # avoids a warning of Orbax
                 create=not read_only,
             ),
             handler_registry=registry,
         )
-        self._written: int | None = None  # a step whose checkpoint is not sealed yet
+        self._written: int | None = None  # step of the checkpoint that is not sealed yet
         self._sealing: threading.Thread | None = None
-        self._failure: Exception | None = None  # of the thread
-        self._whole: set[int] = set()  # steps whose files have been compared with their seal
+        self._failure: Exception | None = None  # exception raised in the thread
+        self._whole: set[int] = set()  # steps whose files matched their seal
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -100,29 +101,29 @@ class Checkpoints:
             self._manager.close()
 
     def steps(self) -> list[int]:
-        """Steps of which there are checkpoints, the newest first."""
+        """Return the steps that have checkpoints, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, step: int, state: TrainState) -> None:
-        """Start writing the state after ``step`` steps; return once it is off the device."""
+        """Start writing the state after ``step`` steps; returns when it is copied to the host."""
         self.finish()
         parts = {name: ocp.args.StandardSave(tree) for name, tree in _parts(state).items()}
         if self._manager.save(step, args=ocp.args.Composite(**parts)):
             self._written = step
 
     def check(self) -> None:
-        """Look after the checkpoint that is being written, without waiting for it.
+        """Seal the last checkpoint if it is written; does not wait for it.
 
         Raises:
-            RunStopped: it cannot be read back.
-            Exception: what went wrong when it was written, as a full disk.
+            RunStopped: the checkpoint cannot be read back.
+            Exception: writing failed, for example because the disk is full.
         """
         self._manager.check_for_errors()
         if self._written is not None and not self._manager.is_saving_in_progress():
             self._seal()
 
     def finish(self) -> None:
-        """Wait until the last checkpoint is written and sealed; raises as `check`."""
+        """Wait until the last checkpoint is written and sealed; raises as `check` does."""
         self._manager.wait_until_finished()
         self.check()
         if self._sealing is not None:
@@ -152,18 +153,18 @@ class Checkpoints:
             self._failure = error
 
     def restore_newest(self, layout: TrainState) -> TrainState | None:
-        """The newest state that is whole; None where there has been no checkpoint.
+        """Restore the newest undamaged checkpoint; returns None if there was no checkpoint.
 
-        Newer ones that are damaged or half written are set aside: kept in the workdir's folder
+        Newer checkpoints that are damaged or incomplete are moved to the workdir's folder
         "damaged".
 
         Args:
-            layout: shapes with their shardings (see `mesh.with_shardings`), which need not be those
-                that the state was saved with.
+            layout: shapes with their shardings (see `mesh.with_shardings`), which may differ from
+                the shardings that the state was saved with.
 
         Raises:
-            UserError: it is of another network.
-            RunStopped: it cannot be read, or there were checkpoints and none is left.
+            UserError: the checkpoint belongs to another network.
+            RunStopped: the checkpoint cannot be read, or all checkpoints are damaged.
         """
         self._set_half_written_aside()
         for step in self.steps():
@@ -180,23 +181,23 @@ class Checkpoints:
         return None
 
     def restore(self, step: int, layout: TrainState) -> TrainState:
-        """The state saved at a step, laid out like ``layout``.
+        """Restore the state saved at a step with the shardings of ``layout``.
 
         Raises:
-            UserError: it is of another network.
-            DamagedCheckpoint: its files are not those that were written.
+            UserError: the checkpoint belongs to another network.
+            DamagedCheckpoint: its files differ from those that were written.
             RunStopped: it cannot be read for another reason.
         """
         saved = self._restore(step, _parts(layout))
         return TrainState(params=saved["params"], ema=saved["ema"], **saved["progress"])
 
     def restore_weights(self, step: int, weights: str, layout: Params) -> Params:
-        """The "raw" or "ema" weights saved at a step; arguments and errors as of `restore`."""
+        """Restore the "raw" or "ema" weights saved at a step; raises as `restore` does."""
         part = WEIGHTS[weights]
         return self._restore(step, {part: layout})[part]
 
     def _restore(self, step: int, layout: dict[str, Any]) -> dict[str, Any]:
-        """These parts of a checkpoint; what happens in one process happens in all."""
+        """Restore these parts of a checkpoint; all processes succeed or raise together."""
         reason, failure, saved = None, None, {}
         try:
             if jax.process_index() == 0 and step not in self._whole:
@@ -231,7 +232,7 @@ class Checkpoints:
         return {part: saved[part] for part in layout}
 
     def _set_half_written_aside(self) -> None:
-        """What a killed run was writing: the last of these is kept, as large as any checkpoint."""
+        """Set aside the checkpoint that a killed run was writing; only the latest is kept."""
         half_written = sorted(self.folder.glob(f"*{HALF_WRITTEN}*"))
         barrier("half-written checkpoints are listed")
         for path in half_written:

@@ -1,4 +1,4 @@
-"""Where a step's loss or gradient is not finite: the report that a run ends with."""
+"""Diagnosis of a training step whose loss or gradient is not finite."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ from flowmatch_jax.training.step import experiment_gradient
 
 logger = logging.getLogger(__name__)
 
-TIMES = 11  # at which the loss is told, from 0 to the path's end
-SHOWN = 5  # layers in the log
+TIMES = 11  # number of times from 0 to the path's end at which the loss is computed
+SHOWN = 5  # number of layers in the log
 
 
 def diagnose(experiment: Experiment, state: TrainState, batch: Batch) -> dict[str, Any]:
-    """Look at the last step again, whose update was not made.
+    """Repeat the last step, whose update was skipped, and summarise its losses and gradients.
 
     Args:
-        state: after it.
-        batch: what it was made of, {name: [B, ...]}; images, not their indices.
+        experiment: the experiment.
+        state: state after that step.
+        batch: batch of that step, {name: [B, ...]}; images, not their indices.
 
     Returns:
-        {"step", "loss": of that step, "loss_by_t": [{"t", "loss"}], empty where the objective has
-        no times, "gradients": [{"layer", "norm", "largest", "not_finite": numbers}], those that are
-        not finite first, then by their norm}. Losses and norms that are not finite are text.
+        {"step", "loss", "loss_by_t": [{"t", "loss"}], empty where the objective has no times,
+        "gradients": [{"layer", "norm", "largest", "not_finite": number of such elements}]}. Layers
+        are sorted by their non-finite elements, then by norm. Norms and maxima are over the finite
+        elements. Numbers that are not finite are strings.
     """
     key = jax.random.fold_in(state.key, state.step - 1)
     gradients, metrics = jax.jit(experiment_gradient(experiment))(state.params, batch, key)
@@ -67,11 +69,11 @@ def diagnose(experiment: Experiment, state: TrainState, batch: Batch) -> dict[st
 
 
 def write_diagnosis(experiment: Experiment, state: TrainState, batch: Batch, workdir: Path) -> None:
-    """Write `diagnose` as nonfinite.json, and what matters of it to the log."""
+    """Write the result of `diagnose` to nonfinite.json, and a summary to the log."""
     found = diagnose(experiment, state, batch)
     if jax.process_index() == 0:
         write_json(workdir / "nonfinite.json", found)
-    lines = [f"At step {found['step']}, done once more, the loss is {found['loss']}."]
+    lines = [f"At step {found['step']}, repeated, the loss is {found['loss']}."]
     lines += [f"  loss at t = {point['t']:.3f}: {point['loss']}" for point in found["loss_by_t"]]
     lines += [
         "  gradient of {layer}: norm {norm}, not finite {not_finite}".format(**layer)
@@ -93,6 +95,6 @@ def _summaries(gradients: Params) -> Any:
 
 
 def _number(value: Any) -> float | int | str:
-    """As JSON can hold it."""
+    """Convert a number to JSON; one that is not finite becomes a string."""
     value = np.asarray(value).item()
     return value if math.isfinite(value) else str(value)

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl (the record), TensorBoard events, a progress bar."""
+"""The log of a training run: metrics.jsonl, TensorBoard events, and a progress bar."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ FLUSH_EVERY = 60.0  # seconds between two flushes of TensorBoard events
 
 
 class RunLog:
-    """Writes measurements of one run; process 0 writes, the others are silent.
+    """Write the measurements of a run; only process 0 writes.
 
     Args:
-        workdir: of the run.
-        start, steps: the step it starts from and the last one. Lines of metrics.jsonl beyond
-            ``start`` are dropped: a run that was killed will measure those steps again.
+        workdir: folder of the run.
+        start, steps: first and last step. Lines of metrics.jsonl after ``start`` are deleted,
+            because a run that was killed measures those steps again.
     """
 
     def __init__(self, workdir: Path, start: int, steps: int) -> None:
@@ -44,15 +44,15 @@ class RunLog:
 
     @cached_property
     def _bar(self) -> tqdm:
-        """Made when the first steps are done: no compilation is in its times."""
+        """The progress bar, created after the first steps so that its times exclude compilation."""
         return progress_bar(total=self._steps, initial=self._start, desc="training")
 
     def advance(self, steps: int) -> None:
-        """So many steps done."""
+        """Advance the progress bar by a number of steps."""
         self._bar.update(steps)
 
     def write(self, step: int, metrics: dict[str, float | None]) -> None:
-        """Record what was measured at a step; None where there was nothing to measure."""
+        """Record the metrics of a step; None marks a metric without a value."""
         if not self._writes:
             return
         line = {"step": step, "time": round(time.time(), 3), **metrics}
@@ -65,7 +65,7 @@ class RunLog:
         self._bar.set_postfix_str(", ".join(shown), refresh=False)
 
     def close(self) -> None:
-        """Write what is not on the disk yet, and end the bar's line."""
+        """Flush the events to disk, and close the progress bar."""
         if "_bar" in vars(self):
             self._bar.close()
         if self._events is not None:
@@ -73,14 +73,14 @@ class RunLog:
 
 
 class _Events:
-    """Measurements as a TensorBoard event file.
+    """Writer of a TensorBoard event file.
 
-    tensorboardX's own SummaryWriter writes in a thread: where the disk is full that prints its
-    traceback and dies, and the run waits for it.
+    tensorboardX's own SummaryWriter writes in a thread, which dies with a traceback when the disk
+    is full, and the run then waits for it forever.
 
     Args:
-        folder: of the event files, one for each start of the run.
-        first: step from which on those of earlier starts are not shown.
+        folder: folder of the event files, one for each start of the run.
+        first: first step of this start; TensorBoard hides later events of earlier starts.
     """
 
     def __init__(self, folder: Path, first: int) -> None:
@@ -91,7 +91,7 @@ class _Events:
         self._writer.write_event(Event(step=first, wall_time=time.time(), session_log=start))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Record values of a step; they are on the disk within FLUSH_EVERY seconds of training."""
+        """Record values of a step; events are flushed every `FLUSH_EVERY` seconds."""
         summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
         self._writer.write_event(Event(step=step, wall_time=time.time(), summary=summary))
         if time.monotonic() - self._flushed > FLUSH_EVERY:
@@ -99,15 +99,15 @@ class _Events:
             self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Write what is not on the disk yet."""
+        """Flush the events to disk."""
         self._writer.close()
 
 
 class Meter:
-    """Means of the steps' metrics and the rates of the loop, between two reads.
+    """Mean metrics of the steps, and rates of the loop, between two reads.
 
-    Steps are dispatched ahead of the device, at most two dispatches, so that it never waits for
-    Python and batches do not pile up in its memory.
+    At most two calls of the step are dispatched ahead of the device, so that it never waits for
+    Python and batches do not accumulate in its memory.
     """
 
     AHEAD = 2
@@ -125,43 +125,43 @@ class Meter:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time spent in this block is waiting for input."""
+        """Count the time in this block as waiting for input."""
         begin = time.perf_counter()
         yield
         self._waited += time.perf_counter() - begin
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent in this block is not training."""
+        """Exclude the time in this block from the rates."""
         jax.block_until_ready(self._pending)
         begin = time.perf_counter()
         yield
         self._paused += time.perf_counter() - begin
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
-        """Take the metrics, [n] each, of the n steps just dispatched."""
+        """Add the metrics, [n] each, of the n steps that were just dispatched."""
         self._pending.append(metrics)
         if len(self._pending) > self.AHEAD:
             jax.block_until_ready(self._pending[-1 - self.AHEAD])
 
     def skipped(self, all_steps: bool) -> int:
-        """Updates in a row that were not made, up to the last step.
+        """Return the number of consecutive skipped updates up to the last step.
 
         Args:
-            all_steps: wait for all; otherwise the last steps are left out, which the device may
-                still have to do.
+            all_steps: wait for all steps; otherwise the last dispatches, which may still be
+                running on the device, are ignored.
         """
         known = self._pending if all_steps else self._pending[: -self.AHEAD]
-        # Copied before it is indexed: indexing is the device's work, behind the steps ahead.
+        # Copied before it is indexed: indexing on the device would wait for the queued steps.
         return int(np.asarray(known[-1]["skipped"])[-1]) if known else self._skipped
 
     def read(self) -> dict[str, float | None]:
-        """What happened since the last read.
+        """Return mean metrics and rates since the last read.
 
         Returns:
-            Means over the steps whose update was made, None where there was none;
-            "updates_skipped"; "images_per_second"; and "input_wait", the fraction of the time,
-            in the process that waited longest.
+            Means over the steps whose update was applied, None if there was none;
+            "updates_skipped"; "images_per_second"; and "input_wait", the fraction of the time spent
+            waiting for input, in the process that waited longest.
         """
         parts = jax.device_get(self._pending)
         elapsed = time.perf_counter() - self._begin - self._paused

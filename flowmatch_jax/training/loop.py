@@ -1,4 +1,4 @@
-"""The training run: from a fresh state or the newest checkpoint to the last step."""
+"""The training loop, from a new state or the newest checkpoint to the last step."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ DrawSamples = Callable[[Params, int], None]
 
 
 class NotFinite(Exception):
-    """As many updates in a row as are allowed were not finite.
+    """Raised when config.train.max_skipped consecutive updates were not finite.
 
     Attributes:
-        state, batch: after the last of these steps, and what it was made of.
+        state: state after the last of these steps.
+        batch: batch of the last of these steps.
     """
 
     def __init__(self, state: TrainState, batch: Batch) -> None:
@@ -41,19 +42,20 @@ class NotFinite(Exception):
 
 
 def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples) -> None:
-    """Train to config.train.steps, going on from the newest checkpoint where there is one.
+    """Train to config.train.steps, resuming from the newest checkpoint if there is one.
 
-    A run that was stopped and started again ends with the same bits as one that was not.
+    A run that was interrupted and resumed ends with the same bits as an uninterrupted one.
 
     Args:
-        workdir: open (see `flowmatch_jax.runtime.workdir`).
+        experiment: the experiment.
+        workdir: folder of the run, opened by `flowmatch_jax.runtime.workdir`.
         draw_samples: called with the averaged parameters and the step, every
             config.train.sample_every steps.
 
     Raises:
-        UserError: a field of the config that does not fit the devices or the checkpoint, or
-            another run trains in the workdir.
-        RunStopped: by a signal, or updates that are not finite.
+        UserError: a field of the config is incompatible with the devices or the checkpoint, or
+            another run is training in the workdir.
+        RunStopped: a signal arrived, or updates were not finite.
     """
     run = Run.of(experiment)
     config = experiment.config.train
@@ -90,7 +92,7 @@ def _advance(
     notice: StopNotice,
     draw_samples: DrawSamples,
 ) -> TrainState:
-    """Take the steps that are left; raises NotFinite, or RunStopped after a signal."""
+    """Run the remaining steps; raises NotFinite, or RunStopped after a signal."""
     config = run.experiment.config.train
     start, at_once = int(state.step), config.steps_per_dispatch
     step = start
@@ -120,10 +122,10 @@ def _advance(
             skipped = meter.skipped(all_steps=due or last or stop)
             if skipped >= config.max_skipped:
                 raise NotFinite(state, batch)
-            if step % config.sample_every == 0 and not last:  # evaluation follows the last
+            if step % config.sample_every == 0 and not last:  # the last step is evaluated
                 with meter.paused():
                     draw_samples(state.ema, step)
-            # A state that gives no finite update may be one that no other follows from.
+            # A state whose updates are not finite may never recover: it is not saved.
             if last or stop or (due and not skipped):
                 checkpoints.save(step, state)
             checkpoints.check()
@@ -141,7 +143,7 @@ def _stopped(notice: StopNotice, step: int) -> RunStopped:
 
 
 def _go_back(run: Run, workdir: Path, failure: NotFinite, checkpoints: Checkpoints) -> TrainState:
-    """The newest checkpoint, to go on from with other data; only once in a run."""
+    """Restore the newest checkpoint to continue with other data; happens once in a run."""
     state, batch = failure.state, {name: x[-1] for name, x in failure.batch.items()}
     if run.images is not None:
         batch["x"] = run.images[batch.pop("index")]
@@ -153,7 +155,7 @@ def _go_back(run: Run, workdir: Path, failure: NotFinite, checkpoints: Checkpoin
             "newest checkpoint is from before; go on from it with a smaller "
             "config.optimizer.learning_rate, or config.optimizer.clip_norm set"
         )
-    for array in jax.tree.leaves(state):  # there may not be room for two
+    for array in jax.tree.leaves(state):  # memory may not suffice for two states
         array.delete()
     checkpoints.finish()
     state = roll_back(checkpoints.restore_newest(run.layout) or run.init())

@@ -1,4 +1,4 @@
-"""Learning-rate schedules and the optimiser, by optax."""
+"""Learning-rate schedules and the optimiser, built from Optax."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ FLOOR = 1e-8  # the learning rate at both ends of the paper's schedule
 
 
 def polynomial(peak: float, steps: int, warmup_steps: int) -> optax.Schedule:
-    """The paper's "polynomial decay": linear from 1e-8 to the peak, then linear to 1e-8."""
+    """Create the paper's "polynomial decay": linear from 1e-8 to the peak, then linear to 1e-8."""
     return _with_warmup(
         optax.linear_schedule(peak, FLOOR, steps - warmup_steps), peak, warmup_steps
     )
 
 
 def cosine(peak: float, steps: int, warmup_steps: int) -> optax.Schedule:
-    """Linear from 1e-8 to the peak, then half a cosine to 1e-8."""
+    """Create a schedule that is linear from 1e-8 to the peak, then half a cosine to 1e-8."""
     decay = optax.cosine_decay_schedule(peak, steps - warmup_steps, alpha=FLOOR / peak)
     return _with_warmup(decay, peak, warmup_steps)
 
 
 def constant(peak: float, steps: int, warmup_steps: int) -> optax.Schedule:
-    """Linear from 1e-8 to the peak, then the peak."""
+    """Create a schedule that is linear from 1e-8 to the peak, then constant."""
     return _with_warmup(optax.constant_schedule(peak), peak, warmup_steps)
 
 
@@ -40,16 +40,16 @@ SCHEDULES = {"polynomial": polynomial, "cosine": cosine, "constant": constant}
 def learning_rate_schedule(
     schedule: str, learning_rate: float, steps: int, warmup_steps: int
 ) -> optax.Schedule:
-    """The learning rate as a function of the step, 0 .. steps.
+    """Create the learning rate as a function of the step, 0 .. steps.
 
     Args:
         schedule: polynomial, cosine or constant, each after a linear warm-up.
-        learning_rate: the peak.
-        steps: of the whole training.
-        warmup_steps: of them; 0 starts at the peak.
+        learning_rate: the peak learning rate.
+        steps: total number of training steps.
+        warmup_steps: number of warm-up steps among them; 0 starts at the peak.
 
     Raises:
-        UserError: an unknown schedule, or a warm-up that does not end before the training.
+        UserError: the schedule is unknown, or the warm-up does not end before the training.
     """
     one_of("schedule", schedule, SCHEDULES)
     at_least("warmup_steps", warmup_steps, 0)
@@ -67,7 +67,7 @@ def adam(
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
-    """Adam after clipping the gradient's global norm; AdamW where there is weight decay."""
+    """Create Adam with clipping by global norm if ``clip_norm`` is set; AdamW with weight decay."""
     if clip_norm is not None:
         positive("clip_norm", clip_norm)
     at_least("weight_decay", weight_decay, 0.0)

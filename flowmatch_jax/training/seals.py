@@ -1,4 +1,4 @@
-"""Seals of checkpoints: the list of a checkpoint's files, by which damage is proved."""
+"""Seals of checkpoints: lists of their files with sizes and hashes, which reveal damage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SEAL = "files.json"
 
 
 def write_seal(folder: Path) -> None:
-    """Record the files of a checkpoint with their sizes and hashes, in the checkpoint itself."""
+    """Record the sizes and hashes of a checkpoint's files in the checkpoint itself."""
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _hash(path)}
         for path in sorted(folder.rglob("*"))
@@ -23,16 +23,17 @@ def write_seal(folder: Path) -> None:
 
 
 def damage(folder: Path, parts: Iterable[str]) -> str | None:
-    """How the files of a checkpoint differ from what was written; None where they do not.
+    """Describe how the files of a checkpoint differ from what was written; None if they do not.
 
-    Of one that was not sealed, because the run was killed or is older, it is known only that each
-    part has files.
+    For a checkpoint without a seal, because the run was killed or is older, only the presence of
+    files in each part is checked.
 
     Args:
-        parts: subfolders that a checkpoint has.
+        folder: folder of the checkpoint.
+        parts: subfolders of a checkpoint.
 
     Raises:
-        OSError: a file is there and cannot be read.
+        OSError: a file exists but cannot be read.
     """
     if not (folder / SEAL).exists():
         empty = [part for part in parts if not any(f.is_file() for f in (folder / part).rglob("*"))]

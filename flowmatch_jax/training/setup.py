@@ -1,4 +1,4 @@
-"""The parts of a training run, made of its config: what the loop and the profile are built on."""
+"""The components of a training run, built from its config for the loop and the profile."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """What stays the same from the first step to the last.
+    """The components that do not change during a run.
 
     Attributes:
-        schedule: step -> learning rate.
-        init: makes the state before the first step, laid out over the mesh.
-        layout: its shapes and shardings.
+        experiment: the experiment.
+        schedule: maps a step to its learning rate.
+        init: creates the state before the first step, sharded over the mesh.
+        layout: shapes and shardings of the state.
         train_step: see `make_train_step`.
-        images: the whole data set on each device, for config.data.storage "device".
-        flops: of a step, by `cost.model_flops`.
-        programs: train_step compiled, by the number of steps that it makes.
+        images: the whole dataset on each device, for config.data.storage "device".
+        flops: floating-point operations of a step, from `cost.model_flops`.
+        programs: compiled versions of ``train_step`` by their number of steps.
     """
 
     experiment: Experiment
@@ -48,7 +49,7 @@ class Run:
 
     @classmethod
     def of(cls, experiment: Experiment) -> Run:
-        """Raises UserError for a field that does not fit the devices."""
+        """Build the components; raises UserError for fields incompatible with the devices."""
         config, source, mesh = experiment.config, experiment.train_data, experiment.mesh
         with section("config.train"):
             check_batch(config.train.batch_size, mesh, config.train.accumulate)
@@ -80,7 +81,7 @@ class Run:
         )
 
     def compile(self, n: int, state: TrainState, batch: Batch) -> None:
-        """Compile n steps; of the first program, tell what it costs."""
+        """Compile n steps; logs the cost of the first program."""
         with compiling("the training step"):
             self.programs[n] = self.train_step.lower(state, batch, self.images).compile()
         if len(self.programs) == 1:
@@ -94,12 +95,12 @@ class Run:
         for line in cost.describe(parameters, memory, limit, self.flops, batch_size):
             logger.info("%s", line)
         if self.experiment.mesh.size > 1:
-            logger.info("What lies where:\n%s", cost.layout_table(self.layout))
+            logger.info("Sharding of the state:\n%s", cost.layout_table(self.layout))
         if warning := cost.shortage(memory, limit):
             logger.warning("%s", warning)
 
     def rates(self, step: int, images_per_second: float) -> dict[str, float]:
-        """Learning rate of a step, and how well the devices are used where that is known."""
+        """Return the learning rate of a step and, where it is known, the FLOP utilisation."""
         config = self.experiment.config
         rates = {"learning_rate": float(self.schedule(step - 1))}
         steps_per_second = images_per_second / config.train.batch_size
@@ -109,7 +110,7 @@ class Run:
         return rates | ({"flop_utilisation": utilisation} if utilisation else {})
 
     def batches(self, start: int = 0, rollbacks: int = 0) -> Iterator[Batch]:
-        """The batches of the steps from start on, after so many roll-backs."""
+        """Iterate over the batches from step ``start`` on, after this many roll-backs."""
         config = self.experiment.config
         return train_batches(
             self.experiment.train_data,

@@ -1,4 +1,4 @@
-"""Training steps: batches in, new state and metrics out."""
+"""Gradients and compiled training steps."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def make_gradient(
     microbatches: int = 1,
     training_inputs: TrainingInputs | None = None,
 ) -> Gradient:
-    """The gradient of an objective over a batch of the data as it is stored.
+    """Create the gradient of an objective over a batch of the stored data.
 
     Args:
         objective: (apply, params, batch, key) -> (loss, metrics).
         apply: the network.
         levels: grey levels of the batch's images, which are dequantised; None for points.
-        flip: half of the images from left to right.
-        microbatches: equal parts of the batch that are gone through one after another, for less
-            memory; gradients and metrics are their means.
-        training_inputs: what the network is given of a batch besides t and x_t, made of it as it is
-            stored, after flips; None: nothing.
+        flip: mirror each image left to right with probability 1/2.
+        microbatches: number of gradient-accumulation micro-batches, which save memory; gradients
+            and metrics are their means.
+        training_inputs: (batch, key) -> conditioning inputs of the network, computed from the
+            stored batch after flips; None: no conditioning.
     """
 
     def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
@@ -66,7 +66,7 @@ def make_gradient(
 def experiment_gradient(
     experiment: Experiment, objective: Objective | None = None, apply: Apply | None = None
 ) -> Gradient:
-    """The gradient that an experiment trains by, or that of another objective or network."""
+    """Create an experiment's training gradient, optionally of another objective or network."""
     config = experiment.config
     return make_gradient(
         objective or experiment.objective,
@@ -80,7 +80,7 @@ def experiment_gradient(
 
 def _accumulated(gradient: Gradient, n: int) -> Gradient:
     def part(x: Array) -> Array:
-        # Each device's items are dealt out in turn, so that none has to move to another device.
+        # Items are interleaved over the micro-batches, so that none moves to another device.
         return jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0)
 
     def accumulated(params: Params, batch: Batch, key: Array) -> tuple[Params, Metrics]:
@@ -90,7 +90,7 @@ def _accumulated(gradient: Gradient, n: int) -> Gradient:
 
         zero = jax.tree.map(jnp.zeros_like, params)
         parts = (jax.tree.map(part, batch), jax.random.split(key, n))
-        # XLA on CPU is slow at gradients of convolutions inside a loop.
+        # On CPUs XLA is slow at gradients of convolutions inside a loop.
         unroll = n if jax.default_backend() == "cpu" else 1
         total, metrics = jax.lax.scan(add, zero, parts, unroll=unroll)
         return jax.tree.map(lambda g: g / n, total), jax.tree.map(jnp.mean, metrics)
@@ -105,20 +105,22 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     ema_decay: float,
 ) -> TrainStep:
-    """Compile (state, batches, images=None) -> (state, metrics) over a mesh.
+    """Create a jitted function (state, batches, images=None) -> (state, metrics) on a mesh.
 
-    An update whose loss or gradient is not finite is not made; state.skipped counts them.
+    An update whose loss or gradient is not finite is skipped; state.skipped counts them.
 
     Args:
-        state: its shapes; the values are not used.
-        gradient: of `make_gradient`.
-        ema_decay: of the average of the parameters.
+        state: the state's shapes; its values are not used.
+        mesh: the device mesh.
+        gradient: result of `make_gradient`.
+        optimizer: the optimiser.
+        ema_decay: decay of the moving average of the parameters.
 
     Returns:
-        A jitted function, one step for each of the n batches {name: [n, B, ...]}; the state given
-        is donated. With ``images``, the whole data set on each device, batches["index"] picks from
-        it in place of batches["x"]. Metrics are [n]: the objective's, "gradient_norm" and
-        "skipped" (updates in a row that were not made, up to this one).
+        A jitted function that takes one step for each of the n batches {name: [n, B, ...]} and
+        donates the given state. If ``images`` is given, the whole dataset on each device,
+        batches["index"] selects from it and replaces batches["x"]. Metrics have shape [n]: the
+        objective's, "gradient_norm", and "skipped" (consecutive skipped updates up to this one).
     """
 
     step = partial(_step, gradient, optimizer, ema_decay)
@@ -126,7 +128,7 @@ def make_train_step(
     def train_steps(
         state: TrainState, batches: Batch, images: Array | None = None
     ) -> tuple[TrainState, Metrics]:
-        if len(jax.tree.leaves(batches)[0]) == 1:  # without a loop, which costs on CPU
+        if len(jax.tree.leaves(batches)[0]) == 1:  # avoids a loop, which is slow on CPUs
             state, metrics = step(state, jax.tree.map(lambda x: x[0], batches), images)
             return state, jax.tree.map(lambda m: m[None], metrics)
         return jax.lax.scan(lambda state, batch: step(state, batch, images), state, batches)
@@ -146,7 +148,7 @@ def _step(
     batch: Batch,
     images: Array | None,
 ) -> tuple[TrainState, Metrics]:
-    """One step of `make_train_step`."""
+    """Take one step of `make_train_step`."""
     if images is not None:
         batch = batch | {"x": images[batch["index"]]}
     key = jax.random.fold_in(state.key, state.step)

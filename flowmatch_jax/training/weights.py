@@ -1,4 +1,4 @@
-"""The weights of a trained run, read back from its workdir."""
+"""Loading of a trained run's weights from its workdir."""
 
 from __future__ import annotations
 
@@ -21,9 +21,18 @@ logger = logging.getLogger(__name__)
 def load_weights(
     experiment: Experiment, workdir: Path, kinds: Sequence[str], every_step: bool = False
 ) -> dict[int, dict[str, Params]]:
-    """Weights of the workdir's newest checkpoint, or of all: step -> kind -> parameters.
+    """Load the weights of the newest checkpoint, or of all: step -> kind -> parameters.
 
-    Checkpoints that are damaged are left out.
+    Damaged checkpoints are skipped with a warning.
+
+    Args:
+        experiment: the experiment.
+        workdir: folder of the run.
+        kinds: any of "ema" and "raw".
+        every_step: load all checkpoints instead of the newest.
+
+    Raises:
+        UserError: there is no checkpoint, or all are damaged.
     """
     if not has_checkpoint(workdir):
         raise UserError("--workdir", str(workdir), "no checkpoint there yet; train first")

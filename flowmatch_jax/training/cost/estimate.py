@@ -1,4 +1,4 @@
-"""What a run costs, before it starts: operations, memory, and what lies where."""
+"""Estimates of a run's cost before it starts: operations, memory, and the state's sharding."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ PARTS = {"params": "parameters", "ema": "average", "opt_state": "optimiser"}
 
 
 def model_flops(experiment: Experiment, batch_size: int | None = None) -> float | None:
-    """Floating-point operations of the gradient of a batch, forward and backward.
+    """Count the floating-point operations of the gradient of a batch, forward and backward.
 
-    Those of the model: neither what rematerialisation computes again nor the optimiser. Counted by
-    XLA in the traced program; nothing is compiled.
+    Only the model counts, not rematerialisation or the optimiser. XLA counts the operations of the
+    traced program; nothing is compiled.
 
     Args:
-        batch_size: that of config.train where not given.
+        experiment: the experiment.
+        batch_size: batch size; None: config.train.batch_size.
 
     Returns:
-        None for maximum likelihood, whose solver calls the network as often as it must, and where
-        JAX has no CPU beside the accelerator (JAX_PLATFORMS).
+        The number of operations; None for maximum likelihood, whose solver makes a variable number
+        of network calls, and if JAX has no CPU backend (JAX_PLATFORMS).
     """
     config, source = experiment.config, experiment.train_data
     if config.objective.name == "maximum_likelihood":
@@ -53,11 +54,11 @@ def model_flops(experiment: Experiment, batch_size: int | None = None) -> float 
 
 
 def traced_flops(function: Any, *shapes: Any) -> float | None:
-    """XLA's count for a function of arrays of these shapes; a loop's body counts once.
+    """Return XLA's count of operations for arguments of these shapes; a loop's body counts once.
 
-    Counted by the CPU's backend, of the program for a TPU: there attention is neither the loop that
-    it is on CPUs nor an opaque call. None where JAX has no CPU backend: those of accelerators count
-    compiled programs alone.
+    The CPU backend counts the program lowered for TPUs, in which attention is neither a loop, as it
+    is on CPUs, nor an opaque call. The result is None if JAX has no CPU backend, because the
+    backends of accelerators count compiled programs only.
     """
     try:
         cpu = jax.local_devices(backend="cpu")[0]
@@ -69,7 +70,7 @@ def traced_flops(function: Any, *shapes: Any) -> float | None:
 
 
 def bytes_a_device(layout: Any) -> int:
-    """Bytes on one device of a pytree of arrays, or of their shapes with shardings."""
+    """Count the bytes per device of a pytree of arrays, or of their shapes with shardings."""
     return sum(map(_bytes, jax.tree.leaves(layout)))
 
 
@@ -79,12 +80,12 @@ def _bytes(array: Any) -> int:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device.
+    """Memory of a training step, in bytes per device.
 
     Attributes:
-        parameters, average, optimiser: of the state.
-        activations: what the step needs besides: activations, gradients, the batch, the data set
-            where it lies on the device; None where the compiler does not tell.
+        parameters, average, optimiser: the parts of the state.
+        activations: all other memory: activations, gradients, the batch, and the dataset if it is
+            stored on the device; None if the compiler does not report it.
     """
 
     parameters: int
@@ -98,17 +99,17 @@ class Memory:
 
 
 def step_memory(layout: TrainState, compiled: jax.stages.Compiled) -> Memory:
-    """What a training step needs.
+    """Return the memory of a training step.
 
     Args:
         layout: the state's shapes with their shardings.
-        compiled: of `make_train_step`, compiled for it.
+        compiled: the function of `make_train_step`, compiled for this state.
     """
     parts = {name: bytes_a_device(getattr(layout, part)) for part, name in PARTS.items()}
     analysis = compiled.memory_analysis()
     if analysis is None:
         return Memory(**parts, activations=None)
-    # Outputs that take the place of the donated state are in both counts.
+    # Outputs that reuse the buffers of the donated state are in both counts.
     needed = (
         analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
@@ -119,9 +120,10 @@ def step_memory(layout: TrainState, compiled: jax.stages.Compiled) -> Memory:
 
 
 def memory_limit(device: jax.Device) -> int | None:
-    """Bytes of memory that JAX may use on a device; its datasheet's, or None, where it is silent.
+    """Return the bytes of memory that JAX may use on a device, or None if they are unknown.
 
-    With preallocation (GPUs) this is the fraction that JAX takes, 75% unless told otherwise.
+    With preallocation (GPUs) this is the preallocated fraction, 75% by default. If the device does
+    not report it, the datasheet's value is used.
     """
     stats = device.memory_stats() or {}
     known = hardware.find(device.device_kind)
@@ -131,12 +133,14 @@ def memory_limit(device: jax.Device) -> int | None:
 def describe(
     parameters: int, memory: Memory, limit: int | None, flops: float | None, batch_size: int
 ) -> list[str]:
-    """Lines for the log: the network's size, the memory of a device, the operations of a step.
+    """Return lines for the log: number of parameters, memory per device, operations per step.
 
     Args:
-        parameters: how many.
-        limit: of `memory_limit`.
-        flops: of `model_flops`, for batch_size items.
+        parameters: number of parameters.
+        memory: result of `step_memory`.
+        limit: result of `memory_limit`.
+        flops: result of `model_flops` for ``batch_size`` items.
+        batch_size: number of items in a batch.
     """
     sizes = dataclasses.asdict(memory).items()
     parts = ", ".join(f"{name} {_size(size)}" for name, size in sizes if size is not None)
@@ -152,7 +156,7 @@ def describe(
 
 
 def shortage(memory: Memory, limit: int | None) -> str | None:
-    """A warning with the ways out where the memory is short; None where it is not."""
+    """Return a warning with remedies if memory does not suffice, else None."""
     if limit is None or memory.total <= limit:
         return None
     return (
@@ -165,11 +169,16 @@ def shortage(memory: Memory, limit: int | None) -> str | None:
 def utilisation(
     flops_a_step: float, steps_per_second: float, mesh: Mesh, dtype: str
 ) -> float | None:
-    """Model FLOP utilisation: operations a second over the mesh's peak; None where it isn't known.
+    """Compute the model FLOP utilisation: operations per second over the mesh's peak.
 
     Args:
-        flops_a_step: of `model_flops`.
-        dtype: that the network computes in, "float32" or "bfloat16".
+        flops_a_step: result of `model_flops`.
+        steps_per_second: steps per second.
+        mesh: the device mesh.
+        dtype: computing dtype of the network, "float32" or "bfloat16".
+
+    Returns:
+        The utilisation; None if the device's peak is unknown.
     """
     known = hardware.find(mesh.devices.flat[0].device_kind)
     if known is None:
@@ -178,7 +187,7 @@ def utilisation(
 
 
 def time_left(steps: int, steps_per_second: float) -> str:
-    """How long so many steps take, in the two largest units that matter: "2 d 3 h", "5 min"."""
+    """Format the duration of ``steps`` in its two largest units, such as "2 d 3 h" or "5 min"."""
     seconds = round(steps / steps_per_second)
     if seconds < 60:
         return f"{seconds} s"
@@ -192,14 +201,14 @@ def time_left(steps: int, steps_per_second: float) -> str:
 
 
 def layout_table(layout: TrainState) -> str:
-    """Every parameter, where it lies and its bytes on a device; totals of each part and of all.
+    """Format the sharding and the bytes per device of every parameter, with totals.
 
-    Average and optimiser's moments lie as their parameters do.
+    The average and the optimiser's moments are sharded as their parameters are.
 
     Args:
         layout: arrays, or their shapes with shardings.
     """
-    header = ("parameter", "shape", "dtype", "lies", "bytes a device")
+    header = ("parameter", "shape", "dtype", "sharding", "bytes per device")
     leaves, _ = jax.tree_util.tree_flatten_with_path(layout.params)
     arrays = [
         (
@@ -218,7 +227,7 @@ def layout_table(layout: TrainState) -> str:
 
 
 def sharding_text(sharding: jax.sharding.Sharding) -> str:
-    """Such as "fsdp on axis 1", or "replicated"."""
+    """Describe a sharding, such as "fsdp on axis 1" or "replicated"."""
     spec = getattr(sharding, "spec", PartitionSpec())
     split = [
         f"{' x '.join(names) if isinstance(names, tuple) else names} on axis {axis}"
@@ -233,7 +242,7 @@ def _size(size: float) -> str:
 
 
 def _short(value: float, base: int, unit: str) -> str:
-    """Three digits with a prefix: 1.25 PFLOP by base 1000, 3.1 GiB by base 1024."""
+    """Format with three digits and a prefix: 1.25 PFLOP for base 1000, 3.1 GiB for base 1024."""
     power = 0
     while value >= 999.5:
         value, power = value / base, power + 1

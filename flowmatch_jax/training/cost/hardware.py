@@ -1,4 +1,4 @@
-"""What accelerators can do at most, by their datasheets: figures a device, not measurements.
+"""Peak performance of accelerators per device, from their datasheets.
 
 Sources:
     TPU v4, v5e, v5p, v6e: https://docs.cloud.google.com/tpu/docs/v4 (.../v5e, .../v5p, .../v6e);
@@ -10,7 +10,7 @@ Sources:
     H100 SXM, H200 SXM: https://www.nvidia.com/en-us/data-center/h100/ (.../h200/); its figures
         are with sparsity, twice those here.
     Networks of NVIDIA's own nodes: https://docs.nvidia.com/dgx/dgxa100-user-guide/ (a 200 Gb/s
-        port a GPU), https://docs.nvidia.com/dgx/dgxh100-user-guide/ (400 Gb/s).
+        port per GPU), https://docs.nvidia.com/dgx/dgxh100-user-guide/ (400 Gb/s).
     float32: https://docs.jax.dev/en/latest/201/precision.html
 """
 
@@ -24,20 +24,20 @@ GB, GIB = 1e9, 2**30
 
 @dataclass(frozen=True)
 class Hardware:
-    """A kind of device; TPUs by the chip, as JAX counts them.
+    """A kind of device; for TPUs a chip, as JAX counts them.
 
     Attributes:
-        name: as people say it.
-        peak_flops: dense floating-point operations a second, by the type of the arrays in matrix
-            products and convolutions. "float32" is what JAX makes of them by default: TF32 on
-            GPUs, one pass of bfloat16 on TPUs.
-        memory_bytes: all of it; programs can use a few percent less.
-        memory_bandwidth: bytes a second.
-        link_bandwidth: bytes a second that a device sends over all its links (ICI, NVLink), one
-            way: half of the "bidirectional" figure.
-        linked: how many devices these links join at most: a pod, a node.
-        network_bandwidth: bytes a second that a device sends beyond them, in a node of the
-            maker's own; None for TPUs, whose pods are larger than any run here.
+        name: common name.
+        peak_flops: dense floating-point operations per second by dtype of the arrays in matrix
+            products and convolutions. For "float32" it is JAX's default precision: TF32 on GPUs,
+            one pass of bfloat16 on TPUs.
+        memory_bytes: total memory; programs can use a few percent less.
+        memory_bandwidth: bytes per second.
+        link_bandwidth: bytes per second that a device sends over all its links (ICI, NVLink) in one
+            direction: half of the "bidirectional" figure.
+        linked: maximum number of devices that these links connect: a pod or a node.
+        network_bandwidth: bytes per second that a device sends beyond them, in a node by the same
+            vendor; None for TPUs, whose pods are larger than any run here.
     """
 
     name: str
@@ -59,7 +59,7 @@ def _tpu(
 def _gpu(
     name: str, tflops: float, gb: float, memory_gb_s: float, link_gb_s: float, network_gb_s: float
 ) -> Hardware:
-    """TF32 has half of bfloat16's rate; nodes have 8 devices."""
+    """Create a GPU; TF32 has half of bfloat16's rate, and nodes have 8 devices."""
     peak = {"bfloat16": tflops * 1e12, "float32": tflops / 2 * 1e12}
     bandwidths = (memory_gb_s * GB, link_gb_s * GB)
     return Hardware(name, peak, gb * GB, *bandwidths, 8, network_gb_s * GB)
@@ -74,7 +74,7 @@ A100_80 = _gpu("A100 80 GB", 312, 80, 2039, 300, 25)
 H100 = _gpu("H100 SXM", 989, 80, 3350, 450, 50)
 H200 = _gpu("H200", 989, 141, 4800, 450, 50)
 
-# By `jax.Device.device_kind`, whole: other forms of these GPUs (PCIe, NVL, MIG) are slower.
+# By the full `jax.Device.device_kind`: other variants of these GPUs (PCIe, NVL, MIG) are slower.
 _BY_DEVICE_KIND = {
     "TPU v4": TPU_V4,
     "TPU v5 lite": TPU_V5E,
@@ -91,5 +91,5 @@ _BY_DEVICE_KIND = {
 
 
 def find(device_kind: str) -> Hardware | None:
-    """The figures of a `jax.Device.device_kind`; None where they are not known here."""
+    """Return the hardware of a `jax.Device.device_kind`, or None if it is unknown."""
     return _BY_DEVICE_KIND.get(device_kind)

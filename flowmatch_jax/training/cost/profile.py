@@ -1,4 +1,4 @@
-"""Where the time of training steps goes: a trace of them, and their costliest operations."""
+"""Profiles of training steps: a trace, and the operations that take most time."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from flowmatch_jax.runtime.mesh import put_batches
 from flowmatch_jax.runtime.text import aligned
 from flowmatch_jax.training.setup import Run
 
-DISPATCHES = 3  # that are traced, after one that is not
-SHOWN = 10
-# Parts of an operation's name that say how the program is built, not where it comes from.
+DISPATCHES = 3  # number of traced dispatches, after one that is not traced
+SHOWN = 10  # number of operations in the table
+# Parts of an operation's name that describe the program's structure, not the operation's origin.
 _STRUCTURE = re.compile(r"jit\(.*\)|cond|while|body|branch_\d+_fun|closed_call|checkpoint")
 
 
@@ -26,11 +26,11 @@ class Operation:
     """One operation of a compiled program.
 
     Attributes:
-        name: in the program, such as "fusion.12".
-        shape: of its result, such as "f32[16,8,8,64]"; empty where the program does not tell.
-        origin: modules of the network and primitive that it was made of; likewise.
-        milliseconds: that it takes in a step, over all devices of this process.
-        share: of the time of all operations.
+        name: name in the program, such as "fusion.12".
+        shape: shape of the result, such as "f32[16,8,8,64]"; empty if it is unknown.
+        origin: modules of the network and primitive from which it was compiled; empty if unknown.
+        milliseconds: time per step, summed over all devices of this process.
+        share: fraction of the time of all operations.
     """
 
     name: str
@@ -41,16 +41,17 @@ class Operation:
 
 
 def profile_steps(experiment: Experiment, folder: Path) -> list[Operation]:
-    """Trace a few training steps from a fresh state, and rank their operations by time.
+    """Trace a few training steps from a new state, and rank their operations by time.
 
     Args:
-        folder: the trace is written here, for XProf or Perfetto.
+        experiment: the experiment.
+        folder: folder for the trace, which XProf and Perfetto can read.
 
     Returns:
-        All operations of the step, the costliest first.
+        All operations of the step, slowest first.
 
     Raises:
-        UserError: a field of the config that does not fit the devices.
+        UserError: a field of the config is incompatible with the devices.
     """
     run, steps = Run.of(experiment), experiment.config.train.steps_per_dispatch
     batches = run.batches()
@@ -71,7 +72,7 @@ def profile_steps(experiment: Experiment, folder: Path) -> list[Operation]:
 
 
 def operation_seconds(trace: jax.profiler.ProfileData) -> Counter[str]:
-    """Seconds by the operations' names; of accelerators where there are any in the trace."""
+    """Sum seconds by operation; only accelerators count if the trace has any."""
     planes = {plane.name: _seconds(plane) for plane in trace.planes}
     devices = {name: seconds for name, seconds in planes.items() if name.startswith("/device:")}
     chosen = devices if any(devices.values()) else planes
@@ -83,7 +84,7 @@ def _seconds(plane: jax.profiler.ProfilePlane) -> Counter[str]:
     for line in plane.lines:
         for event in line.events:
             name = dict(event.stats).get("hlo_op")
-            if name is None and line.name == "XLA Ops":  # of TPUs, named by the whole operation
+            if name is None and line.name == "XLA Ops":  # TPUs: the name is the whole operation
                 name = event.name.partition(" = ")[0].lstrip("%")
             if name is not None:
                 seconds[name] += event.duration_ns * 1e-9
@@ -91,11 +92,12 @@ def _seconds(plane: jax.profiler.ProfilePlane) -> Counter[str]:
 
 
 def ranked(seconds: Counter[str], program: str, steps: int) -> list[Operation]:
-    """Operations by time, the costliest first.
+    """Rank operations by time, slowest first.
 
     Args:
-        seconds: of each in so many steps.
-        program: the compiled program as text, which has their shapes and origins.
+        seconds: time of each operation over all steps.
+        program: text of the compiled program, which has their shapes and origins.
+        steps: number of steps.
     """
     described = _described(program)
     total = sum(seconds.values())
@@ -106,17 +108,17 @@ def ranked(seconds: Counter[str], program: str, steps: int) -> list[Operation]:
 
 
 def _described(program: str) -> dict[str, tuple[str, str]]:
-    """Name -> (shape, origin), from lines such as
+    """Parse a program's text into name -> (shape, origin). Its lines have the form
 
         %name = f32[2,3]{1,0} fusion(...), calls=%computation, metadata={op_name="..."}
 
-    A fusion that has no origin of its own has that of what it computes last.
+    A fusion without an origin gets that of the last operation in its computation.
     """
     described: dict[str, tuple[str, str]] = {}
     last: dict[str, str] = {}  # computation -> origin
     computation = ""
     for line in program.splitlines():
-        if not line.startswith(" "):  # a computation's head; those that are called come first
+        if not line.startswith(" "):  # head of a computation; called computations come first
             computation = line.removeprefix("ENTRY ").partition(" ")[0].lstrip("%")
         name, is_operation, operation = line.strip().removeprefix("ROOT ").partition(" = ")
         if not is_operation:
@@ -135,18 +137,18 @@ def _described(program: str) -> dict[str, tuple[str, str]]:
 
 
 def _readable(op_name: str) -> str:
-    """Such as "backward UNet/up_1_0/conv_in/conv_general_dilated"."""
+    """Format an origin, such as "backward UNet/up_1_0/conv_in/conv_general_dilated"."""
     parts = [part for part in op_name.split("/") if not _STRUCTURE.fullmatch(part)]
     readable = re.sub(r"transpose\(jvp\((\w*)\)\)", r"backward \1", "/".join(parts))
     return re.sub(r"jvp\((\w*)\)", r"\1", readable)
 
 
 def table(operations: list[Operation]) -> str:
-    """The costliest operations, a line each, and what the others take together."""
+    """Format the slowest operations, one per line, and the sum of the others."""
     shown, others = operations[:SHOWN], operations[SHOWN:]
     rows = [(f"{o.milliseconds:.3f}", f"{o.share:.1%}", o.shape, o.origin or o.name) for o in shown]
     if others:
         rest = sum(o.milliseconds for o in others), sum(o.share for o in others)
         rows.append((f"{rest[0]:.3f}", f"{rest[1]:.1%}", "", f"{len(others)} others"))
-    rows.insert(0, ("ms a step", "share", "result", "operation"))
+    rows.insert(0, ("ms per step", "share", "result", "operation"))
     return aligned(rows, right=(0, 1))
