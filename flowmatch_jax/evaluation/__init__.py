@@ -1,1 +1,1 @@
-"""Evaluation of trained parameters: samples, likelihoods, and the record of both."""
+"""Evaluation of trained weights: samples, likelihoods, sample quality, and their records."""

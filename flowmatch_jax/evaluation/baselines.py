@@ -1,4 +1,4 @@
-"""The rows of Table 2 that take no model."""
+"""The baselines of Table 2, which need no model."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from flowmatch_jax.solvers import Solution, counted
 
 
 def judge_baselines(experiment: Experiment, reference: Reference) -> dict[str, dict[str, Any]]:
-    """The test images themselves, and their low resolution enlarged, judged as samples are.
+    """Score the test images and their bicubically enlarged low resolution as samples.
 
     Returns:
-        {"Reference": scores without those against the originals, "Bicubic": scores}.
+        {"Reference": scores of the test images, without those against the originals, "Bicubic":
+        scores of the enlarged images}.
     """
     conditioning, levels = experiment.conditioning, experiment.test_data.levels
     count = experiment.config.evaluate.generated
@@ -38,7 +39,7 @@ def judge_baselines(experiment: Experiment, reference: Reference) -> dict[str, d
 
 
 def _sampler(experiment: Experiment, make: Callable[[Array], Array]) -> Sampler:
-    """What is made of the test images, as if they were samples."""
+    """Create a sampler that returns ``make`` of the test images, with an NFE of 0."""
     size = experiment.config.evaluate.samples
 
     def sampler(params: Params, batch: int = 0) -> Solution:

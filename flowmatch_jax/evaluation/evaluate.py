@@ -1,4 +1,4 @@
-"""Evaluate trained weights and record the numbers with all that they depend on."""
+"""Evaluate trained weights, and record the results with the settings they depend on."""
 
 from __future__ import annotations
 
@@ -37,18 +37,20 @@ def evaluate(
     step: int,
     workdir: Path,
 ) -> dict[str, Any]:
-    """Score the test split, where there is a field, and draw samples, for each kind of weights.
+    """Compute likelihoods, if the model is a flow, and draw samples for each kind of weights.
 
-    Samples are guided as the config says, likelihoods are those of the model itself.
-    Writes samples/<step>_<weights>.png and adds to evaluation/<step>.json under the workdir.
+    Samples use the config's classifier-free guidance; likelihoods ignore it. Writes
+    samples/<step>_<weights>.png and adds a record to evaluation/<step>.json in the workdir.
 
     Args:
-        sampler: of `make_sampler`.
+        experiment: the experiment.
+        sampler: result of `make_sampler`.
         weights: {"ema" or "raw": parameters}.
-        step: at which they were saved.
+        step: step at which the weights were saved.
+        workdir: folder of the run.
 
     Returns:
-        What is added: the settings, "results" by kind of weights, and of super-resolution the
+        The added record: the settings, "results" by kind of weights, and for super-resolution the
         "baselines".
     """
     scorer = make_scorer(experiment) if experiment.is_flow else None
@@ -88,7 +90,7 @@ def _warn_of_failed_solves(results: dict[str, Any]) -> None:
 
 
 def is_evaluated(experiment: Experiment, workdir: Path) -> bool:
-    """Whether the run is trained to its last step and evaluated there with these very settings."""
+    """Test whether the run's last step has been evaluated with these settings."""
     step = experiment.config.train.steps
     path = workdir / "evaluation" / f"{step}.json"
     if not path.exists():
@@ -105,7 +107,7 @@ def is_evaluated(experiment: Experiment, workdir: Path) -> bool:
 
 
 def add_record(path: Path, record: dict[str, Any]) -> None:
-    """Add an evaluation to the file of its step, in place of one made with the same settings."""
+    """Add an evaluation to the file of its step, merging it with one of the same settings."""
     records = read_records(path)
     results = {}
     for other in list(records):
@@ -117,10 +119,10 @@ def add_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The evaluations of evaluation/<step>.json, oldest first; none where there is no such file.
+    """Read the evaluations of evaluation/<step>.json, oldest first; none if the file is missing.
 
-    A file that is cut or no JSON is put beside as <step>.json.unreadable, so that no evaluation is
-    lost because of the ones before it.
+    An unreadable file is renamed to <step>.json.unreadable, so that the new evaluation can still be
+    recorded.
     """
     try:
         return list(read_json(path)["evaluations"])
@@ -135,12 +137,14 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def settings(experiment: Experiment, step: int, reference: Reference | None) -> dict[str, Any]:
-    """All that the numbers of an evaluation depend on, besides the weights.
+    """Return the settings that the results of an evaluation depend on, besides the weights.
 
-    The fields among them are those that are declared to identify scores (`config.field.Of`).
+    They include the fields that are declared to identify scores (`config.field.Of`).
 
     Args:
-        reference: what samples are held against, if anything.
+        experiment: the experiment.
+        step: step of the evaluated weights.
+        reference: reference of sample quality metrics, if any.
     """
     config, data = select(FIELDS, experiment.config, Of.SCORES), experiment.test_data
     path, scored = config["path"]["name"], config["evaluate"]
@@ -202,7 +206,7 @@ def _frechet_settings(
 
 
 def _machine() -> dict[str, Any]:
-    """Where an evaluation is made, which says nothing of what it is an evaluation of."""
+    """Describe the machine and packages; they do not identify an evaluation."""
     return {
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),

@@ -1,4 +1,4 @@
-"""Log-likelihoods of a test split."""
+"""Log-likelihoods of the test split."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Scorer = Callable[[Params, Batch, Array], tuple[dict[str, Array], Array, Array]]
 
 
 def make_scorer(experiment: Experiment) -> Scorer:
-    """Compile the scores of a batch of the data: bits/dim of images by each K, nats of points.
+    """Create a jitted function for the likelihoods of a batch of the stored data.
 
-    Those of a conditional model are of x given the label or the low resolution of the same item.
-    Bits/dim are named by `bits_name`.
+    Scores are bits/dim of images for each K, named by `bits_name`, or the log-likelihood of points
+    in nats. Likelihoods of a conditional model condition on the item's label or low resolution.
     """
     config = experiment.config.evaluate
     how = dict(
@@ -60,27 +60,28 @@ def make_scorer(experiment: Experiment) -> Scorer:
 
 
 def bits_name(k: int) -> str:
-    """What bits/dim by k dequantisations are called in an evaluation."""
+    """Return the name of bits/dim with k dequantisations in an evaluation."""
     return f"bits_per_dim_k{k}"
 
 
 def score_key(seed: int) -> Array:
-    """The key of an evaluation's dequantisation noise and probes."""
+    """Return the key for an evaluation's dequantisation noise and probes."""
     return jax.random.fold_in(jax.random.key(seed), 1)
 
 
 def batch_size(experiment: Experiment) -> int:
-    """Items scored together: the field evaluate.batch_size, or all where they are fewer."""
+    """Return config.evaluate.batch_size, or the number of test items if that is smaller."""
     config = experiment.config.evaluate
     return min(config.batch_size, config.images or math.inf, len(experiment.test_data))
 
 
 def score_split(experiment: Experiment, scorer: Scorer, params: Params) -> dict[str, Any]:
-    """Mean scores over the test split with their standard errors, and the solver's cost.
+    """Average the scores over the test split.
 
     Returns:
-        {"bits_per_dim_k<K>" for each K, or "log_likelihood": mean, "..._standard_error": over
-        images, "images": their number, "likelihood_nfe": mean over solves, "converged": of all}.
+        {"bits_per_dim_k<K>" for each K, or "log_likelihood": mean, "..._standard_error": standard
+        error over images, "images": their number, "likelihood_nfe": mean NFE over solves,
+        "converged": whether all solves converged}.
     """
     config = experiment.config.evaluate
     size, key = batch_size(experiment), score_key(config.seed)
@@ -109,7 +110,7 @@ def score_split(experiment: Experiment, scorer: Scorer, params: Params) -> dict[
 
 
 def _filled(batch: Batch, size: int) -> Batch:
-    """A short last batch filled up with its first item: one shape, compiled once."""
+    """Pad a short last batch with its first item, so that all batches have one compiled shape."""
     return {
         name: np.concatenate([x, np.repeat(x[:1], size - len(x), axis=0)])
         for name, x in batch.items()

@@ -1,4 +1,4 @@
-"""Samples as PNG files: grids of images, heat maps of points in the plane."""
+"""PNG files of samples: grids of images, heat maps of points in the plane."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from flowmatch_jax.pixels import quantise
 
 
 def to_uint8(x: np.ndarray, levels: int) -> np.ndarray:
-    """Images in model space [-1, 1] as the data's own levels, stretched to uint8 0 .. 255."""
+    """Quantise images in model space [-1, 1] to the data's levels, scaled to uint8 0 .. 255."""
     return np.round(np.asarray(quantise(x, levels)) * (255 / (levels - 1))).astype(np.uint8)
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, gap: int = 1) -> np.ndarray:
-    """Lay uint8 images [N, H, W, C] out in rows: uint8 [H', W', C].
+    """Arrange uint8 images [N, H, W, C] in a grid, uint8 [H', W', C].
 
     Args:
-        columns: images a row; None: as square as it goes.
+        images: the images.
+        columns: images per row; None: a nearly square grid.
         gap: white pixels between images.
     """
     n, height, width, channels = images.shape
@@ -34,7 +35,7 @@ def image_grid(images: np.ndarray, columns: int | None = None, gap: int = 1) -> 
 
 
 def save_images(path: Path, x: np.ndarray, levels: int, columns: int | None = None) -> None:
-    """Write images in model space [N, H, W, 1 or 3] as one PNG grid, small ones enlarged."""
+    """Write images in model space [N, H, W, 1 or 3] as a PNG grid; small images are enlarged."""
     images = to_uint8(x, levels)
     zoom = max(1, 32 // images.shape[1])
     grid = image_grid(images.repeat(zoom, axis=1).repeat(zoom, axis=2), columns, gap=2)
@@ -43,9 +44,9 @@ def save_images(path: Path, x: np.ndarray, levels: int, columns: int | None = No
 
 
 def save_points(path: Path, x: np.ndarray, bins: int = 100) -> None:
-    """Write points [N, 2] as a PNG heat map, over the square that holds 99% of each coordinate.
+    """Write points [N, 2] as a PNG heat map of a square that holds 99% of each coordinate.
 
-    Points that are not finite are left out.
+    Points that are not finite are ignored.
     """
     x = x[np.isfinite(x).all(axis=1)]
     if len(x) == 0:

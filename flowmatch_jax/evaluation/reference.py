@@ -1,4 +1,4 @@
-"""What samples are judged against: the training images, as features and their moments."""
+"""The reference of sample quality metrics: features of the training images and their moments."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from flowmatch_jax.runtime.files import Unreadable, npz, remembered
 from flowmatch_jax.runtime.progress import progress_bar
 from flowmatch_jax.runtime.workdir import user_cache
 
-BATCH = 512  # training images whose features are computed together
+BATCH = 512  # training images per batch of features
 NEED_FEATURES = ("kernel_distance", "precision_recall")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are held against: training images, without augmentation.
+    """Features of the training images, without augmentation.
 
     Attributes:
-        moments: of all their features.
-        features: [N, D] of as many as are generated, where a score asks for them.
+        moments: moments of the features of all training images.
+        features: features [N, D] of config.evaluate.generated training images, if a score needs
+            them.
     """
 
     moments: Moments
@@ -37,14 +38,14 @@ class Reference:
 
 
 def make_reference(experiment: Experiment) -> Reference:
-    """The reference of an experiment with an extractor.
+    """Create the reference of an experiment with an extractor.
 
-    Moments are computed once and kept in the user's cache, under the hash of the images and of the
-    net; or read from the file config.evaluate.reference.
+    Moments are read from the file config.evaluate.reference, if it is set. Otherwise they are
+    computed once and cached under the hashes of the images and of the network.
 
     Raises:
-        UserError: the file is none of moments, or holds those of other features or, where it says
-            so, of images of another shape.
+        UserError: the file has no moments, or its moments are those of other features or, if it
+            records a shape, of images of another shape.
     """
     config = experiment.config.evaluate
     if config.reference is not None:
@@ -66,8 +67,8 @@ def _published_moments(experiment: Experiment) -> Moments:
         if len(moments.mean) != net.dims:
             allowed = f"{net.name} has {net.dims} features"
             raise UserError("reference", f"{path} of {len(moments.mean)} features", allowed)
-        with np.load(path) as file:
-            held = tuple(file["shape"].tolist()) if "shape" in file else shape  # ours say it
+        with np.load(path) as file:  # only files of this package record the images' shape
+            held = tuple(file["shape"].tolist()) if "shape" in file else shape
         if held != shape:
             raise UserError("reference", f"{path} of images {held}", f"the samples are {shape}")
     return moments
@@ -100,7 +101,7 @@ def _training_moments(experiment: Experiment) -> Moments:
 
 
 def _training_features(experiment: Experiment) -> np.ndarray:
-    """Of config.evaluate.generated training images, or all: a fixed choice, in random order."""
+    """Compute features of config.evaluate.generated fixed training images, in random order."""
     source, config = experiment.train_data, experiment.config
     chosen = np.random.RandomState(0).permutation(len(source))[: config.evaluate.generated]
     corrupt = CorruptCount(config.data.max_corrupt)
@@ -110,5 +111,5 @@ def _training_features(experiment: Experiment) -> np.ndarray:
 
 
 def moments_hash(moments: Moments) -> str:
-    """sha256 of mean and covariance, in hexadecimal."""
+    """Compute the sha256 of mean and covariance in hexadecimal digits."""
     return hashlib.sha256(moments.mean.tobytes() + moments.cov.tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Samples of an experiment, and their pictures."""
+"""Sampling from an experiment's model, and pictures of the samples."""
 
 from __future__ import annotations
 
@@ -34,16 +34,17 @@ def make_sampler(
     solver: Solver | None = None,
     save_at: Sequence[float] | Array | None = None,
 ) -> Sampler:
-    """An evaluation's samples, batch by batch: (params, batch=0, inputs=None) -> Solution.
+    """Create a sampler (params, batch=0, inputs=None) -> Solution with x in model space.
 
-    A batch, x in model space, starts from the noise of `sample_key` and is given the
-    `sample_inputs` of its number, where no others are handed in: the same for all weights, methods
-    and solvers.
+    Batch number ``batch`` starts from the noise of `sample_key` and, unless ``inputs`` are given,
+    uses the conditioning inputs of `sample_inputs`. Both are the same for all weights, methods and
+    solvers.
 
     Args:
-        size: samples in a batch, split over all devices where these divide it.
-        solver: in place of the config's.
-        save_at: times at which to keep the states, as for `solvers.integrate`.
+        experiment: the experiment.
+        size: batch size; the batch is sharded over all devices if they divide it.
+        solver: solver; None: the config's.
+        save_at: times of the trajectory, as in `solvers.integrate`.
     """
     draw_given = make_given_sampler(experiment, size, solver, save_at)
     seed = experiment.config.evaluate.seed
@@ -61,10 +62,11 @@ def make_given_sampler(
     solver: Solver | None = None,
     save_at: Sequence[float] | Array | None = None,
 ) -> GivenSampler:
-    """Compile (params, key, inputs) -> Solution with x [size, ...] in model space.
+    """Create a jitted sampler (params, key, inputs) -> Solution with x [size, ...] in model space.
 
     Args:
-        size, solver, save_at: as of `make_sampler`.
+        experiment: the experiment.
+        size, solver, save_at: as in `make_sampler`.
     """
     path = experiment.path
     shape = (size, *experiment.train_data.shape)
@@ -80,17 +82,18 @@ def make_given_sampler(
 
 
 def items_of_batch(experiment: Experiment, size: int, batch: int = 0) -> Batch:
-    """The test images that a batch of samples belongs to: in order, and again from the first."""
+    """Return the test images that belong to a batch of samples, in order and cyclically."""
     source = experiment.test_data
     indices = np.arange(batch * size, (batch + 1) * size) % len(source)
     return items_at(source, indices, experiment.config.data.max_corrupt)
 
 
 def sample_inputs(experiment: Experiment, size: int, batch: int = 0) -> Inputs:
-    """What a batch of samples is given: the low resolution of its test images, and their labels.
+    """Return the conditioning inputs of a batch of samples.
 
-    Labels alone are those of the training images, which samples are held against, in random order:
-    as many of each class.
+    Super-resolution uses the low resolution, and the labels, of the batch's test images. Models
+    with labels alone use the training images' labels in random order, so that the class frequencies
+    equal those of the reference.
     """
     if not experiment.conditioning:
         return {}
@@ -102,9 +105,9 @@ def sample_inputs(experiment: Experiment, size: int, batch: int = 0) -> Inputs:
 
 
 def sample_key(seed: int, batch: int = 0) -> Array:
-    """The key of a batch of an evaluation's samples; its scores have another (`scores.score_key`).
+    """Return the key of a batch of samples; likelihoods use `likelihoods.score_key`.
 
-    The same for all weights, methods and solvers, so that these start from the same noise.
+    It is the same for all weights, methods and solvers, so that they start from the same noise.
     """
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), batch)
 
@@ -120,13 +123,19 @@ def draw(
 ) -> Solution:
     """Draw samples, always from the same noise, and write samples/<step>_<weights>.png.
 
-    Of super-resolution each sample stands between its low resolution, as it is and by the bicubic
-    filter, and its original; of a model of classes each class has a row (see `class_rows`).
+    For super-resolution the picture shows the low resolution, its bicubic enlargement, the sample
+    and the original side by side. For class-conditional models each class has a row (see
+    `class_rows`).
 
     Args:
-        weights: what the parameters are, "ema" or "raw".
-        keep_arrays: write samples/<step>_<weights>[_guidance<scale>]_nfe<n>.png instead, and an
-            .npz beside it with "x" in model space, float32, and "label" where classes have rows.
+        experiment: the experiment.
+        sampler: result of `make_sampler`.
+        workdir: folder of the run.
+        weights: kind of the parameters, "ema" or "raw".
+        params: the parameters.
+        step: step at which they were saved.
+        keep_arrays: write samples/<step>_<weights>[_guidance<scale>]_nfe<n>.png instead, and an npz
+            file beside it with "x" in model space, float32, and "label" if classes have rows.
     """
     rows = class_rows(experiment)
     count = experiment.config.evaluate.samples
@@ -149,10 +158,10 @@ def draw(
 
 
 def class_rows(experiment: Experiment) -> np.ndarray | None:
-    """Labels [rows, columns] of a grid with a row for each class; None where there is no such grid.
+    """Return the labels [rows, columns] of a grid with a row per class, or None for other models.
 
-    Together they are config.evaluate.samples at most. Where there are more classes than that, the
-    grid is square and has the first of them.
+    The grid has at most config.evaluate.samples samples. If there are more classes than that, it is
+    square and shows the first classes.
     """
     config, conditioning = experiment.config.evaluate, experiment.conditioning
     if not conditioning.labels or conditioning.low_resolution is not None:

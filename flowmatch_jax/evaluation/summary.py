@@ -1,4 +1,4 @@
-"""An evaluation as a table to read in the terminal."""
+"""Formatting of an evaluation as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from flowmatch_jax.runtime.text import aligned
 
-# What is measured, and how it is called with its unit, in the order of the table. Groups of the
-# names are the number of dequantisations or the extractor.
+# Name of a metric (a regular expression) -> title with its unit, in the order of the table. Groups
+# are the number of dequantisations or the extractor.
 NAMES = {
     r"log_likelihood": "log-likelihood (nats)",
     r"bits_per_dim_k(\d+)": "bits per dimension (K = {})",
@@ -36,14 +36,14 @@ ERROR = "_standard_error"
 
 
 def summarise(record: dict[str, Any], path: Path) -> str:
-    """A line for each measurement, a column for each kind of weights and each baseline.
+    """Format an evaluation: a row per metric, a column per kind of weights and per baseline.
 
-    Standard errors follow their means. Below stand the warnings of the evaluation and where it is
-    kept.
+    Standard errors follow their means. The evaluation's warnings and its file are listed below the
+    table.
 
     Args:
-        record: what `evaluate` adds to the file.
-        path: of that file.
+        record: record that `evaluate` returns.
+        path: file of the record.
     """
     of_weights = {f"{kind} weights": results for kind, results in record["results"].items()}
     columns = of_weights | record.get("baselines", {})
@@ -64,7 +64,7 @@ def summarise(record: dict[str, Any], path: Path) -> str:
 
 
 def _titles(names: set[str]) -> list[tuple[str, str]]:
-    """Those of the names that are measurements, in the order of NAMES, each with its title."""
+    """Return the names of metrics in the order of NAMES, each with its title."""
     return [
         (name, title.format(*match.groups()))
         for pattern, title in NAMES.items()
@@ -74,7 +74,7 @@ def _titles(names: set[str]) -> list[tuple[str, str]]:
 
 
 def _cell(results: dict[str, Any], name: str) -> str:
-    """A value, and its standard error to two digits; "-" where there is none."""
+    """Format a value and its standard error to two digits; "-" if there is no value."""
     value, error = results.get(name), results.get(f"{name}{ERROR}")
     if value is None:
         return "-"

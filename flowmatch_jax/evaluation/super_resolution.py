@@ -1,4 +1,4 @@
-"""Super-resolved images beside their originals, in numbers and in pictures."""
+"""Comparison of super-resolved images with their originals, by metrics and in pictures."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SCORES = ("psnr", "ssim", "consistency")
 
 
 def pair_scores(conditioning: Conditioning, images: Array, originals: np.ndarray) -> np.ndarray:
-    """PSNR, SSIM and consistency of each image, [N, 3] float64.
+    """Compute PSNR, SSIM and consistency of each image, [N, 3] float64.
 
-    Consistency is the mean squared error, in grey levels, of the image reduced to low resolution
-    against the low resolution it was made from, as SR3 has it. SSIM is nan for images that are
-    smaller than its window.
+    Consistency, as in SR3, is the mean squared error in squared grey levels between the downscaled
+    image and the low-resolution input. SSIM is NaN for images smaller than its window.
 
     Args:
+        conditioning: the conditioning of the model.
         images, originals: integers [N, H, W, C].
     """
     images = np.asarray(images)
@@ -35,9 +35,9 @@ def pair_scores(conditioning: Conditioning, images: Array, originals: np.ndarray
 
 
 def summary(scores: np.ndarray) -> dict[str, float | None]:
-    """Means over images of `pair_scores`, with standard errors; consistency as its square root.
+    """Average `pair_scores` over images, with standard errors; consistency becomes an RMSE.
 
-    PSNR is None where an image equals its original, and SSIM where it was not measured.
+    PSNR is None if an image equals its original; SSIM is None if it was not measured.
     """
     found: dict[str, float | None] = {}
     for name, values in zip(("psnr", "ssim"), scores.T, strict=False):
@@ -51,11 +51,14 @@ def summary(scores: np.ndarray) -> dict[str, float | None]:
 def side_by_side(
     conditioning: Conditioning, originals: np.ndarray, **made: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Rows of a picture, each [N, H, W, C] in model space: what was given, what was made of it.
+    """Return the rows of a picture by label, each [N, H, W, C] in model space.
+
+    The rows are the low resolution, its bicubic enlargement, ``made``, and the originals.
 
     Args:
+        conditioning: the conditioning of the model.
         originals: integers [N, H, W, C].
-        **made: label -> what a method made of their low resolution, in model space.
+        **made: label -> a method's super-resolved images in model space.
     """
     sides, levels = originals.shape[1:3], conditioning.levels
     low = conditioning.reduce(originals)

@@ -1,4 +1,4 @@
-"""What is known of the samples that were drawn so far, and how it outlives a killed process."""
+"""Statistics of the samples drawn so far, which can be saved and resumed."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from flowmatch_jax.runtime.files import npz, write_atomically
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("features", "logits", "pairs")  # of a tally
+PARTS = ("features", "logits", "pairs")  # the lists of arrays of a tally
 
 
 @dataclass
 class Tally:
-    """What is known of the samples drawn so far.
+    """Statistics of the samples drawn so far.
 
     Attributes:
-        moments: of the features of those that are finite.
-        drawn, not_finite: samples, and those left out since they hold values that are not finite.
-        converged: of all batches.
-        nfe: of each batch.
-        features, logits: of the finite ones, batch by batch, where a score asks for them.
-        pairs: of the finite ones beside their originals, where there are any; see `pair_scores`.
+        moments: moments of the features of the finite samples.
+        drawn: number of samples.
+        not_finite: number of samples that were left out because a value is not finite.
+        converged: whether the solver converged for all batches.
+        nfe: NFE of each batch.
+        features, logits: features and logits of the finite samples per batch, if a score needs
+            them.
+        pairs: `pair_scores` of the finite samples per batch, for super-resolution.
     """
 
     moments: Moments
@@ -41,7 +43,7 @@ class Tally:
     pairs: list[np.ndarray] = field(default_factory=list)
 
     def save(self, path: Path, settings: str) -> None:
-        """Write all of it, exactly, with the settings that it was drawn by."""
+        """Write the statistics, without rounding, and the settings of the samples."""
         fields = vars(self) | {
             name: np.concatenate(parts) if (parts := getattr(self, name)) else np.zeros(0)
             for name in PARTS
@@ -53,7 +55,7 @@ class Tally:
 
     @classmethod
     def load(cls, path: Path, settings: str) -> Tally | None:
-        """What `save` wrote; None where there is nothing, or it was drawn by other settings."""
+        """Read what `save` wrote; returns None if the file is missing or has other settings."""
         if not path.exists():
             return None
         try:

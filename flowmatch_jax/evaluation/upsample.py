@@ -1,4 +1,4 @@
-"""A user's own pictures through a trained super-resolution model."""
+"""Upsampling of the user's own images with a trained super-resolution model."""
 
 from __future__ import annotations
 
@@ -25,22 +25,26 @@ from flowmatch_jax.solvers import Solution
 
 logger = logging.getLogger(__name__)
 
-# (params, picture uint8 [h, w, C]) -> the larger picture, uint8
+# (params, image uint8 [h, w, C]) -> the upsampled image, uint8
 Upsampler = Callable[[Params, np.ndarray], np.ndarray]
 
 
 def upsample_pictures(experiment: Experiment, params: Params, source: Path, output: Path) -> None:
-    """Write each picture as PNG under the output folder, by the same name.
+    """Upsample each image and write it as PNG to the output folder under the same name.
 
-    Pictures are read as `data.images` does, upright, in the model's channels. Each size of canvas
-    is compiled once.
+    Images are decoded by `data.images`, upright, with the model's channels. Each size of canvas is
+    compiled once.
 
     Args:
-        source: a picture, or a folder of them and their subfolders.
+        experiment: the experiment.
+        params: the parameters.
+        source: an image, or a folder that is searched recursively.
+        output: folder for the upsampled images.
 
     Raises:
-        UserError: no super-resolution model, no pictures, or a place where they cannot be written.
-        RunStopped: some could not be read; each was told in a line, and the others are done.
+        UserError: the model is not a super-resolution model, there are no images, or the output
+            cannot be written.
+        RunStopped: some images could not be read; each was reported, and the others are written.
     """
     _check_model(experiment)
     upsampler, folder = make_upsampler(experiment), experiment.config.data.folder
@@ -49,7 +53,7 @@ def upsample_pictures(experiment: Experiment, params: Params, source: Path, outp
     for path, target in targets.items():
         try:
             image = decode(path.read_bytes(), channels, folder.background, upright=True)
-        except Exception as error:  # Pillow's decoders raise many kinds
+        except Exception as error:  # Pillow's decoders raise errors of many types
             logger.error("%s cannot be read: %s", path, " ".join(str(error).split()))
             unreadable += 1
             continue
@@ -63,11 +67,11 @@ def upsample_pictures(experiment: Experiment, params: Params, source: Path, outp
 
 
 def plan(source: Path, output: Path) -> dict[Path, Path]:
-    """Of each picture, where it will be written.
+    """Map each input image to its output file.
 
     Raises:
-        UserError: there are no pictures, two would become one file, or the output folder cannot be
-            written or is where pictures are read.
+        UserError: there are no images, two would have the same output file, or the output folder
+            cannot be created or lies in the input folder.
     """
     if source.is_dir():
         try:
@@ -98,10 +102,10 @@ def plan(source: Path, output: Path) -> dict[Path, Path]:
 
 
 def make_upsampler(experiment: Experiment) -> Upsampler:
-    """(params, picture uint8 [h, w, C]) -> uint8 [f h, f w, C], f = size / low resolution.
+    """Create (params, image uint8 [h, w, C]) -> uint8 [f h, f w, C], f = size / low resolution.
 
-    A picture is one canvas of the trained size's tiles, padded by reflection to what they cover,
-    config.evaluate.samples of them at a time. All start from the same noise.
+    The image is padded by reflection to a canvas that tiles of the training size cover; the network
+    is applied to config.evaluate.samples tiles at a time. All images start from the same noise.
     """
     config, conditioning, mesh = experiment.config, experiment.conditioning, experiment.mesh
     side, levels = experiment.train_data.shape[0], experiment.train_data.levels
