@@ -43,7 +43,6 @@ def evaluate(
     samples/<step>_<weights>.png and adds a record to evaluation/<step>.json in the workdir.
 
     Args:
-        experiment: the experiment.
         sampler: result of `make_sampler`.
         weights: {"ema" or "raw": parameters}.
         step: step at which the weights were saved.

@@ -1,4 +1,4 @@
-"""Samples judged by their features against those of the training images."""
+"""Sample quality metrics: features of samples compared with those of the training images."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from flowmatch_jax.metrics.precision_recall import precision_recall
 from flowmatch_jax.pixels import quantise
 from flowmatch_jax.runtime.errors import RunStopped
 from flowmatch_jax.runtime.mesh import to_host
-from flowmatch_jax.runtime.stops import StopNotice
 from flowmatch_jax.runtime.progress import progress_bar
+from flowmatch_jax.runtime.stops import StopNotice
 from flowmatch_jax.solvers import Solution
 
 logger = logging.getLogger(__name__)
 
-SAVE_EVERY = 60.0  # seconds between two savings of what is known
+SAVE_EVERY = 60.0  # seconds between two saves of the tally
 
 
 def judge_samples(
@@ -43,23 +43,22 @@ def judge_samples(
     silent: bool = False,
     partial: tuple[Path, str] | None = None,
 ) -> dict[str, Any]:
-    """Draw ``count`` samples, batch by batch, and score them against the reference.
+    """Draw ``count`` samples, quantise them, and score them against the reference.
 
-    Of a super-resolution model no more than there are test images, whose low resolution it is
-    given; each is scored against its original too. Samples are quantised by `pixels.quantise`
-    first. Those that are not finite are left out and counted.
+    A super-resolution model draws at most one sample per test image and is also scored against the
+    originals. Samples that are not finite are left out and counted.
 
     Args:
-        sampler: of `make_sampler`; what goes beyond ``count`` in its last batch is left out.
-        silent: no progress bar.
-        partial: (file, settings) of what is known, saved every minute and removed at the end, so
-            that a killed evaluation goes on and ends with the same numbers.
+        sampler: result of `make_sampler`; samples beyond ``count`` in its last batch are dropped.
+        silent: show no progress bar.
+        partial: (file, settings) of the tally, which is saved every minute and removed at the end,
+            so that a killed evaluation resumes and ends with the same numbers.
 
     Returns:
-        {"fd_<extractor>" or "fid": None if the solver gave up, further scores that
-        config.evaluate.scores names, of super-resolution those of `super_resolution.summary`,
-        "sample_nfe": mean over batches, "samples_converged": of all batches, "samples_not_finite",
-        and "warnings" where there are any}.
+        {"fd_<extractor>" or "fid": None if the solver failed, the metrics config.evaluate.scores,
+        those of `super_resolution.summary` for super-resolution, "sample_nfe": mean over batches,
+        "samples_converged": whether all batches converged, "samples_not_finite": their number,
+        and "warnings" if there are any}.
     """
     count = number_judged(experiment, count)
     tally = _draw(experiment, sampler, params, count, silent, partial)
@@ -87,7 +86,7 @@ def judge_samples(
 
 
 def number_judged(experiment: Experiment, count: int) -> int:
-    """How many samples are judged where ``count`` are asked for."""
+    """Return the number of samples to score: ``count``, or fewer for super-resolution."""
     if experiment.conditioning.low_resolution is None:
         return count
     return min(count, len(experiment.test_data))
@@ -128,7 +127,7 @@ def _draw(
 
 
 def _add_batch(experiment: Experiment, tally: Tally, solution: Solution, count: int) -> None:
-    """Add the next batch of samples to the tally, of which ``count`` are wanted in all."""
+    """Add the next batch of samples to the tally, up to ``count`` samples in total."""
     scores, conditioning = experiment.config.evaluate.scores, experiment.conditioning
     batch, wanted = len(tally.nfe), min(len(solution.x), count - tally.drawn)
     finite = to_host(jnp.isfinite(solution.x).all(axis=(1, 2, 3)))[:wanted]

@@ -1,4 +1,4 @@
-"""The paper's figures of one run: PNG files, and their numbers beside them as CSV."""
+"""The paper's figures for one run, as PNG files with their data as CSV."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from flowmatch_jax.solvers import Solver
 
 logger = logging.getLogger(__name__)
 
-PATH_IMAGES, PATH_POINTS = 8, 200  # samples whose ways are drawn
-TIMES = 9  # on these ways
-DENSITY_SIDE = 100  # points a side of the map of a density
-# Far from the data a learned field is stiff, and adaptive steps would take thousands of calls.
+PATH_IMAGES, PATH_POINTS = 8, 200  # number of trajectories that are drawn
+TIMES = 9  # number of times on a trajectory
+DENSITY_SIDE = 100  # points per side of the density's grid
+# Far from the data a learned field is stiff, and an adaptive solver would need thousands of calls.
 DENSITY_SOLVER = Solver("rk4", steps=25)
 
 
@@ -49,10 +49,13 @@ def draw_figures(
     """Draw all figures of a run into its folder figures/.
 
     Args:
-        params: the weights at ``step``, config.evaluate.weights' first kind.
-        checkpoints: (step, weights) of all that are kept, in order.
+        experiment: the experiment.
+        params: the weights at ``step``, of the first kind in config.evaluate.weights.
+        step: step of the weights.
+        checkpoints: (step, weights) of all checkpoints that are kept, in order.
+        workdir: folder of the run.
     """
-    # Each process computes; what the others draw goes where nobody looks.
+    # All processes take part in the computation; only process 0 keeps its files.
     others = tempfile.TemporaryDirectory()
     folder = workdir / "figures" if jax.process_index() == 0 else Path(others.name)
     if experiment.is_flow:
@@ -70,7 +73,7 @@ def draw_figures(
 
 
 def are_drawn(experiment: Experiment, workdir: Path) -> bool:
-    """Whether the figures of the run's last step are there, drawn with these very settings."""
+    """Test whether the figures of the run's last step exist and were drawn with these settings."""
     path = workdir / "figures" / "figures.json"
     wanted = settings(experiment, experiment.config.train.steps)
     try:
@@ -80,7 +83,7 @@ def are_drawn(experiment: Experiment, workdir: Path) -> bool:
 
 
 def settings(experiment: Experiment, step: int) -> dict[str, Any]:
-    """What the figures of a run depend on, besides its weights."""
+    """Return the settings that a run's figures depend on, besides its weights."""
     config = select(FIELDS, experiment.config, Of.FIGURES)
     guidance = {"guidance": config["guidance"]} if experiment.guidance else {}
     return guidance | {
@@ -94,7 +97,10 @@ def settings(experiment: Experiment, step: int) -> dict[str, Any]:
 
 
 def draw_conditional(experiment: Experiment, folder: Path) -> None:
-    """Figures 2 and 3: fields and flows to one x_1 in the plane, on the run's path, OT and VP."""
+    """Draw Figures 2 and 3: conditional fields and flows for one x_1 in the plane.
+
+    They show the run's path, the OT path and the VP path.
+    """
     name = experiment.config.path.name
     shown = {name: experiment.path} | {n: PATHS[n]() for n in ("ot", "vp") if n != name}
     target = jnp.array([1.0, 0.5])
@@ -112,7 +118,7 @@ def draw_conditional(experiment: Experiment, folder: Path) -> None:
 
 
 def draw_paths(experiment: Experiment, params: Params, folder: Path) -> None:
-    """Figure 6: samples on their way from noise; how far from their end they still are.
+    """Draw Figure 6: trajectories of samples, and their distances to the final sample.
 
     sample_paths.npz has "t" [T] and "x" [T, N, ...], for the report.
     """
@@ -137,7 +143,7 @@ def draw_paths(experiment: Experiment, params: Params, folder: Path) -> None:
 
 
 def draw_few_calls(experiment: Experiment, params: Params, folder: Path) -> None:
-    """Figures 4 and 16: samples by the midpoint method at a few NFE, from the same noise.
+    """Draw Figures 4 and 16: midpoint samples at a few NFE from the same noise.
 
     samples_nfe.npz has "nfe" [K] and "x" [K, N, ...], for the report.
     """
@@ -163,9 +169,9 @@ def draw_few_calls(experiment: Experiment, params: Params, folder: Path) -> None
 
 
 def draw_super_resolution(experiment: Experiment, params: Params, folder: Path) -> None:
-    """Test images in low resolution, by the bicubic filter, by this method, and as they are.
+    """Draw test images: low resolution, bicubic enlargement, this method's sample, original.
 
-    super_resolution.npz has these rows [N, H, W, C] by name, the method's as "sample".
+    super_resolution.npz has these rows [N, H, W, C] by name; "sample" is the method's.
     """
     config, size = experiment.config, min(PATH_IMAGES, len(experiment.test_data))
     made = make_sampler(experiment, size)(params).x
@@ -179,7 +185,7 @@ def draw_super_resolution(experiment: Experiment, params: Params, folder: Path) 
 
 
 def draw_density(experiment: Experiment, params: Params, folder: Path) -> None:
-    """The model's density on the plane, by DENSITY_SOLVER and the exact divergence."""
+    """Draw the model's density in the plane, by `DENSITY_SOLVER` and the exact divergence."""
     path, config = experiment.path, experiment.config
     side = np.linspace(-reach(experiment), reach(experiment), DENSITY_SIDE)
     points = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2).astype(np.float32)
@@ -200,10 +206,10 @@ def draw_density(experiment: Experiment, params: Params, folder: Path) -> None:
 
 
 def draw_over_nfe(experiment: Experiment, params: Params, folder: Path) -> None:
-    """Figure 7: error (left) and Fréchet distance (right) of fixed methods over NFE."""
+    """Draw Figure 7: error (left) and Fréchet distance (right) of fixed methods over NFE."""
     rows = curves.over_nfe(experiment, params)
     write_csv(folder / "over_nfe.csv", rows)
-    labels = {"mean_squared_error": "squared error a dimension"}
+    labels = {"mean_squared_error": "squared error per dimension"}
     if experiment.extractor:
         distance = score_name("fd", experiment.extractor.name)
         labels[distance] = distance
@@ -219,7 +225,7 @@ def draw_over_nfe(experiment: Experiment, params: Params, folder: Path) -> None:
 def draw_over_training(
     experiment: Experiment, checkpoints: Iterable[tuple[int, Params]], folder: Path
 ) -> None:
-    """Figures 5 and 10: Fréchet distance, and NFE of the config's solver, over training."""
+    """Draw Figures 5 and 10: Fréchet distance and NFE of the config's solver over training."""
     rows = curves.over_training(experiment, checkpoints)
     write_csv(folder / "over_training.csv", rows)
     for name in [name for name in rows[0] if name != "step"]:
@@ -232,7 +238,7 @@ def draw_over_training(
 
 
 def reach(experiment: Experiment) -> float:
-    """Half the side of the square that points are shown in: a little beyond the data."""
+    """Return half the side of the square in which points are shown, slightly beyond the data."""
     return 1.15 * float(np.abs(experiment.test_data.x).max())
 
 
@@ -246,7 +252,7 @@ def _conditional_field(
 
 
 def _conditional_flow(path: GaussianPath, target: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """t [T] and psi_t(x_0) of ten x_0, [10, T, 2]."""
+    """Compute t [T] and psi_t(x_0) for ten x_0, [10, T, 2]."""
     x0 = jax.random.normal(jax.random.key(0), (10, 2))
     times = jnp.linspace(0, path.t_end, 50)
     x1 = jnp.broadcast_to(target, x0.shape)

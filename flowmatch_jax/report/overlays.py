@@ -1,4 +1,4 @@
-"""Figures of several runs in one: curves on the same axes, samples in rows."""
+"""Figures that compare several runs: curves on the same axes, samples in rows."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ logger = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]
 
-# What readers raise of files that are cut or hold something else.
+# Exceptions that readers raise for truncated or damaged files.
 DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile, zlib.error, csv.Error)
 
 
 def draw_overlays(sources: dict[str, Path], levels: int | None, folder: Path) -> list[Path]:
-    """Figures 5, 6, 7, 10 of the paper, and 4 for points, of all methods together.
+    """Draw Figures 5, 6, 7 and 10 of the paper, and 4 for points, with all methods in each.
 
-    A figure of which a file is damaged is left out, with a warning.
+    A figure that needs a damaged file is skipped with a warning.
 
     Args:
         sources: label -> folder of a run's figures, see `figures.draw_figures`.
         levels: grey levels of the images; None for points.
-        folder: to write to; curves have their numbers beside them as CSV.
+        folder: output folder; the data of curves is written there as CSV.
 
     Returns:
-        The pictures drawn.
+        The files drawn.
 
     Raises:
-        UserError: figures that were drawn with different settings.
+        UserError: the runs' figures were drawn with different settings.
     """
     if not sources:
         return []
@@ -74,11 +74,11 @@ def _unless_damaged(draw: Callable[[], Path | None]) -> Path | None:
 def _overlay(
     sources: dict[str, Path], file: str, x: str, y: str, path: Path, solver: str | None = None
 ) -> Path | None:
-    """One curve a method, of column y over column x; None where no run has the numbers."""
+    """Draw one curve per method, column y over column x; returns None if no run has the columns."""
     rows: Rows = []
     for label, source in sources.items():
         numbers = source / f"{file}.csv"
-        if not numbers.exists():  # of no flow
+        if not numbers.exists():  # a model without a flow
             continue
         with _reading(numbers):
             for row in _table(numbers):
@@ -98,7 +98,7 @@ def _overlay(
 def _draw_super_resolution(
     sources: dict[str, Path], levels: int | None, folder: Path
 ) -> Path | None:
-    """Each method's images between their low resolution and their originals; None without any."""
+    """Draw each method's images with their low resolution and originals; None if there are none."""
     found = _load(sources, "super_resolution.npz", ("sample",))
     if not found:
         return None
@@ -112,9 +112,9 @@ def _draw_super_resolution(
 
 
 def _draw_paths(sources: dict[str, Path], levels: int | None, folder: Path) -> Path | None:
-    """Figure 6, the way of one noise; for points, of all their samples (figure 4, left)."""
+    """Draw Figure 6, trajectories from one noise sample; for points, of all samples (4, left)."""
     ways = _load(sources, "sample_paths.npz", ("t", "x"))
-    if not ways:  # of no flow
+    if not ways:  # models without a flow
         return None
     path = folder / "figure6.png"
     if levels is not None:
@@ -129,7 +129,7 @@ def _draw_paths(sources: dict[str, Path], levels: int | None, folder: Path) -> P
 
 
 def _draw_few_calls(sources: dict[str, Path], folder: Path) -> Path | None:
-    """Figure 4, right: samples by the midpoint method at a few NFE."""
+    """Draw Figure 4, right: midpoint samples at a few NFE."""
     few = _load(sources, "samples_nfe.npz", ("nfe", "x"))
     if not few:
         return None
@@ -142,7 +142,7 @@ def _draw_few_calls(sources: dict[str, Path], folder: Path) -> Path | None:
 
 
 def _load(sources: dict[str, Path], file: str, names: Sequence[str]) -> dict[str, Arrays]:
-    """Arrays of the runs that have the file, with at least these names."""
+    """Load the arrays of the runs that have the file; it must have at least these names."""
     paths = {label: source / file for label, source in sources.items()}
     return {label: _arrays(path, names) for label, path in paths.items() if path.exists()}
 
@@ -153,7 +153,7 @@ def _arrays(path: Path, names: Sequence[str]) -> Arrays:
 
 
 def _table(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file, each of which is whole."""
+    """Read the rows of a CSV file; raises ValueError if it is truncated."""
     text = path.read_text()
     if not text.endswith("\n"):
         raise ValueError("its last line is cut")
@@ -169,12 +169,12 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _reach(samples: dict[str, Arrays]) -> float:
-    """Half the side of the square that holds nearly all of the samples in the end."""
+    """Return half the side of a square that holds nearly all final samples."""
     return 1.15 * max(float(np.quantile(np.abs(s["x"][-1]), 0.99)) for s in samples.values())
 
 
 def _shared_settings(sources: dict[str, Path]) -> dict[str, Any]:
-    """What all figures were drawn with, but for the step."""
+    """Return the settings of all figures; raises UserError if they differ, except in the step."""
     settings = {source: read_settings(source) for source in sources.values()}
     first = next(iter(settings))
     for source, values in settings.items():
@@ -190,11 +190,11 @@ def _shared_settings(sources: dict[str, Path]) -> dict[str, Any]:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What the figures of a folder were drawn with.
+    """Read the settings of the figures in a folder.
 
     Raises:
-        FileNotFoundError: there are none.
-        Unreadable: the file is cut.
+        FileNotFoundError: there are no figures.
+        Unreadable: the file is damaged.
     """
     settings = read_json(folder / "figures.json")
     if not isinstance(settings, dict) or "extractor" not in settings:

@@ -1,6 +1,6 @@
-"""Figures with axes: curves, fields, trajectories, densities, rows of samples; as PNG files.
+"""Matplotlib figures as PNG files: curves, fields, trajectories, densities, rows of samples.
 
-Each function takes numbers and a path, and knows nothing of runs.
+The functions take arrays and a path and do not depend on runs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from flowmatch_jax.evaluation.pictures import image_grid, to_uint8
 
 DPI = 110
 
-# {label: (x, y)}, the numbers in the order in which they are joined
+# {label: (x, y)}, points in the order in which they are connected
 Curves = dict[str, tuple[Sequence[float], Sequence[float]]]
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG, its folder where that is missing."""
+    """Write a figure as PNG, creating its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, bbox_inches="tight")
 
@@ -29,7 +29,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 def save_curves(
     path: Path, curves: Curves, x_label: str, y_label: str, log_y: bool = False
 ) -> None:
-    """One line for each label; where the numbers are not finite it has a gap."""
+    """Draw one line per label, with gaps where values are not finite."""
     figure = Figure(figsize=(4.8, 3.4))
     axes = figure.subplots()
     for label, (x, y) in curves.items():
@@ -48,13 +48,14 @@ def save_fields(
     trajectories: dict[str, np.ndarray],
     target: np.ndarray,
 ) -> None:
-    """A row for each label: the field at some times, then trajectories to the target point.
+    """Draw a row per label: the field at some times, then trajectories to the target point.
 
     Args:
+        path: path of the PNG.
         fields: label -> [(t, positions [N, 2], velocities [N, 2])]; arrows have unit length, and
-            colours for the speed.
+            their colour shows the speed.
         trajectories: label -> [N, T, 2].
-        target: [2].
+        target: target point [2].
     """
     columns = 1 + max(len(row) for row in fields.values())
     figure = Figure(figsize=(2.3 * columns, 2.4 * len(fields)))
@@ -76,10 +77,13 @@ def save_fields(
 def save_point_rows(
     path: Path, rows: dict[str, dict[str, np.ndarray]], reach: float, bins: int = 120
 ) -> None:
-    """Heat maps of points in the square [-reach, reach]^2.
+    """Draw heat maps of points in the square [-reach, reach]^2.
 
     Args:
+        path: path of the PNG.
         rows: row label -> {column label: points [N, 2]}.
+        reach: half the side of the square.
+        bins: bins per side.
     """
     columns = max(len(row) for row in rows.values())
     figure = Figure(figsize=(2.0 * columns, 2.1 * len(rows)))
@@ -99,7 +103,7 @@ def save_point_rows(
 
 
 def save_image_rows(path: Path, rows: dict[str, np.ndarray], levels: int) -> None:
-    """Images in model space, a row [N, H, W, 1 or 3] for each label; no pixel is lost."""
+    """Draw a row of images in model space [N, H, W, 1 or 3] per label, at full resolution."""
     images = {label: to_uint8(x, levels) for label, x in rows.items()}
     n, height, width, _ = next(iter(images.values())).shape
     across = max(6, n * (width + 1) / DPI)
@@ -114,7 +118,7 @@ def save_image_rows(path: Path, rows: dict[str, np.ndarray], levels: int) -> Non
 
 
 def save_trajectories(path: Path, trajectories: np.ndarray) -> None:
-    """Lines [N, T, 2] in the plane, from their starts (hollow) to their ends (full)."""
+    """Draw lines [N, T, 2] in the plane from their start points (hollow) to end points (filled)."""
     figure = Figure(figsize=(4, 4))
     axes = figure.subplots()
     for line in trajectories:
@@ -127,9 +131,9 @@ def save_trajectories(path: Path, trajectories: np.ndarray) -> None:
 
 
 def save_density(path: Path, density: np.ndarray, reach: float) -> None:
-    """A density [rows, columns] on the square [-reach, reach]^2, rows from low to high y.
+    """Draw a density [rows, columns] on the square [-reach, reach]^2, rows from low to high y.
 
-    The colours end at its 99th percentile: a few places where a solve went astray hide nothing.
+    The colour scale ends at the 99th percentile, so that a few failed solves do not dominate it.
     """
     figure = Figure(figsize=(4.6, 4))
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""The paper's tables and overlaid figures, from the folders of finished runs."""
+"""The report: the paper's tables and figures for several finished runs."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from flowmatch_jax.runtime.workdir import write_csv
 
 logger = logging.getLogger(__name__)
 
-# A row's runs differ in their seed alone.
+# Label -> runs of a row, which differ only in their seeds.
 Rows = dict[str, list[Run]]
 
 
 def write_report(workdirs: Sequence[Path], folder: Path) -> None:
-    """Write report.md with its tables (.md, .csv, .tex) and the figures beside it.
+    """Write report.md with its tables (.md, .csv, .tex) and figures.
 
-    Of super-resolution that is table2, else table1 and, of images, table4. Runs whose records are
-    cut are left out, with a warning.
+    Super-resolution has table2; other models have table1 and, for images, table4. Runs with
+    damaged records are skipped with a warning.
 
     Args:
-        workdirs: of runs; those that differ in nothing but the seed share a row.
-        folder: of the report.
+        workdirs: folders of runs; runs that differ only in their seed share a row.
+        folder: folder of the report.
 
     Raises:
-        UserError: a folder that is no evaluated run, or runs that were not evaluated alike.
+        UserError: a folder is not an evaluated run, or runs were evaluated with different settings.
     """
     runs = []
     for workdir in dict.fromkeys(workdirs):
@@ -69,7 +69,7 @@ def write_report(workdirs: Sequence[Path], folder: Path) -> None:
 
 
 def table_1(rows: Rows, wanted: dict[str, Any]) -> Table:
-    """Negative log-likelihood, Fréchet distance and NFE of each method."""
+    """Create Table 1: negative log-likelihood, Fréchet distance and NFE of each method."""
     k = common_k(rows, wanted)
     frechet = runs_.frechet_settings([run for runs in rows.values() for run in runs], wanted)
     score, title = ("log_likelihood", "NLL (nats)") if k is None else _bits(k)
@@ -91,7 +91,7 @@ def table_1(rows: Rows, wanted: dict[str, Any]) -> Table:
 
 
 def table_4(rows: Rows, wanted: dict[str, Any]) -> Table:
-    """Bits/dim against K."""
+    """Create Table 4: bits/dim over K."""
     every_k = sorted({k for runs in rows.values() for run in runs for k in _ks(run, wanted)})
     table = {}
     for label, runs in rows.items():
@@ -103,7 +103,7 @@ def table_4(rows: Rows, wanted: dict[str, Any]) -> Table:
 
 
 def table_2(rows: Rows, wanted: dict[str, Any]) -> Table:
-    """Super-resolution: how real its images look, and how near they are to the originals."""
+    """Create Table 2: sample quality of super-resolution, and similarity to the originals."""
     runs = [run for runs in rows.values() for run in runs]
     frechet = runs_.frechet_settings(runs, wanted)
     if frechet is None:
@@ -136,10 +136,10 @@ def table_2(rows: Rows, wanted: dict[str, Any]) -> Table:
 
 
 def common_k(rows: Rows, wanted: dict[str, Any]) -> int | None:
-    """The largest K that all runs were evaluated with; None for points.
+    """Return the largest K that all runs were evaluated with; None for points.
 
     Raises:
-        UserError: there is none.
+        UserError: the runs have no K in common.
     """
     if wanted["data.levels"] is None:
         return None
@@ -153,7 +153,7 @@ def common_k(rows: Rows, wanted: dict[str, Any]) -> int | None:
 
 
 def _figures(runs: list[Run]) -> Path | None:
-    """The folder of the first run's figures that has readable ones."""
+    """Return the first folder of readable figures among the runs, or None."""
     for folder in (run.workdir / "figures" for run in runs):
         try:
             read_settings(folder)
@@ -166,7 +166,7 @@ def _figures(runs: list[Run]) -> Path | None:
 
 
 def _labelled(groups: list[list[Run]]) -> Rows:
-    """Groups by their method's name, and by their folder's where two share a method."""
+    """Label groups of runs by their method, and by their folder if two groups share a method."""
     methods = [runs[0].method for runs in groups]
     return {
         method if methods.count(method) == 1 else f"{method} ({runs[0].workdir.name})": runs
@@ -187,7 +187,7 @@ def _bits(k: int) -> tuple[str, str]:
 
 
 def _score(found: list[dict[str, Any]], name: str) -> Cell:
-    """Of one run, with the standard error over images; of several, over seeds."""
+    """Return a score with its standard error: over images for one run, over seeds for several."""
     sign = -1 if name == "log_likelihood" else 1
     cell = _over_seeds(found, name)
     if cell.value is None:
@@ -234,7 +234,7 @@ def _divergence(wanted: dict[str, Any]) -> str:
     if wanted["likelihood.divergence"] == "exact":
         return "exact divergence"
     probes = wanted["likelihood.probes"]
-    if probes == 1:  # evaluations from before bounds took two
+    if probes == 1:  # evaluations by versions that allowed K > 1 with one probe
         return "hutchinson divergence by one probe, with which K > 1 over-states the likelihood"
     return f"hutchinson divergence by {probes} probes"
 
@@ -243,7 +243,7 @@ def _solver(wanted: dict[str, Any]) -> str:
     solver = wanted["solver.method"]
     if wanted["solver.steps"] is None:
         return solver + f" at rtol {wanted['solver.rtol']:g}, atol {wanted['solver.atol']:g}"
-    grid = wanted.get("solver.grid", "uniform")  # a field that older records lack
+    grid = wanted.get("solver.grid", "uniform")  # older records lack this field
     return solver + f" of {wanted['solver.steps']} {grid} steps"
 
 

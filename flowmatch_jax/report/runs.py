@@ -1,4 +1,4 @@
-"""Finished runs, read back from their folders to stand side by side."""
+"""Loading and comparison of finished runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.files import Unreadable, read_json
 from flowmatch_jax.runtime.workdir import read_metrics
 
-# (objective, path) -> the paper's name of a method
+# (objective, path) -> the paper's name for the method
 METHODS = {
     ("ddpm", "vp"): "DDPM",
     ("score_matching", "vp"): "Score Matching",
@@ -26,19 +26,19 @@ METHODS = {
     ("sr3", "vp"): "SR3",
 }
 WITHOUT_PATH = {"maximum_likelihood": "CNF, maximum likelihood", "regression": "Regression"}
-# How the scores that a solve for the likelihood makes are named.
+# Prefixes of the scores that a likelihood solve computes.
 LIKELIHOODS = ("bits_per_dim", "log_likelihood", "likelihood_nfe")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's newest evaluations.
+    """A run with its newest evaluations.
 
     Attributes:
-        workdir: its folder.
-        config: config.json.
-        step: of the evaluations.
-        records: those of evaluation/<step>.json, oldest first.
+        workdir: folder of the run.
+        config: content of config.json.
+        step: step of the evaluations.
+        records: evaluations in evaluation/<step>.json, oldest first.
     """
 
     workdir: Path
@@ -48,20 +48,20 @@ class Run:
 
     @property
     def method(self) -> str:
-        """See `method_name`."""
+        """The method's name, see `method_name`."""
         return method_name(self.config)
 
     def milliseconds_a_step(self) -> float | None:
-        """Median over the measurements of training; None where there are none."""
+        """Return the median duration of a training step; None without measurements."""
         lines = read_metrics(self.workdir / "metrics.jsonl")
         rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
-        # The first interval compiles.
+        # The first interval includes compilation.
         rates = rates[1:] or rates
         return 1000 * self.config["train"]["batch_size"] / median(rates) if rates else None
 
 
 def method_name(config: Mapping[str, Any]) -> str:
-    """What the field `method` says; unset: the paper's name of it, or objective and path."""
+    """Return the field `method` or, if it is unset, the paper's name or objective and path."""
     if config.get("method") is not None:
         return config["method"]
     objective, path = config["objective"]["name"], config["path"]["name"]
@@ -74,8 +74,8 @@ def load_run(workdir: Path) -> Run:
     """Read a run's folder.
 
     Raises:
-        UserError: it is no run, or has no evaluation yet.
-        Unreadable: its config or its evaluation is cut.
+        UserError: the folder is not a run, or has no evaluation yet.
+        Unreadable: the config or the evaluation is damaged.
     """
     if not (workdir / "config.json").exists():
         allowed = "there is no run (no config.json); give the folders of runs"
@@ -99,9 +99,9 @@ def load_run(workdir: Path) -> Run:
 
 
 def conditions(record: dict[str, Any]) -> dict[str, Any]:
-    """What two evaluations must share for their scores to stand side by side, by full path.
+    """Return the settings that evaluations must share for their scores to be compared, by path.
 
-    K and the Fréchet distance have columns of their own, see `common_k` and `frechet_settings`.
+    K and the Fréchet distance are handled separately, see `common_k` and `frechet_settings`.
     """
     likelihood = {k: v for k, v in record["likelihood"].items() if k != "dequantisations"}
     parts = {
@@ -117,10 +117,10 @@ def conditions(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def alike(runs: Sequence[Run]) -> dict[str, Any]:
-    """The newest conditions that all runs were evaluated under.
+    """Return the newest conditions under which all runs were evaluated.
 
     Raises:
-        UserError: there are none; the first field in which two runs differ.
+        UserError: there are none; the error names the first field in which two runs differ.
     """
     first = runs[0]
     for record in reversed(first.records):
@@ -130,13 +130,13 @@ def alike(runs: Sequence[Run]) -> dict[str, Any]:
     wanted = conditions(first.records[-1])
     other = next(run for run in runs if all(conditions(r) != wanted for r in run.records))
     got = conditions(other.records[-1])
-    # Either may have been made before a field existed.
+    # Either record may be older than a field.
     field = next(name for name in wanted | got if wanted.get(name) != got.get(name))
     raise _not_alike(other.workdir, field, got.get(field), first.workdir, wanted.get(field))
 
 
 def results(run: Run, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """All that was measured under these conditions: weights -> {name: value}."""
+    """Collect the results under these conditions: weights -> {name: value}."""
     found: dict[str, dict[str, Any]] = {}
     for record in run.records:
         if conditions(record) == wanted:
@@ -146,10 +146,10 @@ def results(run: Run, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def trusted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of what an evaluation measured, all that is a result.
+    """Return the valid results of an evaluation.
 
-    A likelihood whose solve gave up is none, nor is the number of calls of such samples; a number
-    that is not finite is none.
+    Likelihoods whose solve failed, the NFE of samples whose solve failed, and numbers that are not
+    finite are dropped.
     """
     names = set(values)
     if not values.get("converged", True):
@@ -161,7 +161,7 @@ def trusted(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def baselines(run: Run, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What was measured without a model under these conditions: label -> {name: value}."""
+    """Collect the baselines' results under these conditions: label -> {name: value}."""
     found: dict[str, dict[str, Any]] = {}
     for record in run.records:
         if conditions(record) == wanted:
@@ -170,10 +170,10 @@ def baselines(run: Run, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def frechet_settings(runs: Iterable[Run], wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """How the Fréchet distances were measured; None where no run has one.
+    """Return the settings of the Fréchet distances; None if no run has one.
 
     Raises:
-        UserError: two runs measured it differently.
+        UserError: two runs have different settings.
     """
     known: dict[Path, dict[str, Any]] = {}
     for run in runs:
@@ -189,14 +189,14 @@ def frechet_settings(runs: Iterable[Run], wanted: dict[str, Any]) -> dict[str, A
 
 
 def ks(values: dict[str, Any]) -> list[int]:
-    """The K of the bits/dim among measured values, in order."""
+    """Return the values of K of the bits/dim among the results, in order."""
     prefix = "bits_per_dim_k"
     names = [name for name in values if name.startswith(prefix)]
     return sorted(int(n.removeprefix(prefix)) for n in names if n.removeprefix(prefix).isdigit())
 
 
 def group_by_seed(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that differ in nothing but their seed, together, in the order given."""
+    """Group runs that differ only in their seed, in the given order."""
     groups: list[tuple[Any, list[Run]]] = []
     for run in runs:
         key = (select(FIELDS, run.config, Of.ROW), run.step)
@@ -211,7 +211,7 @@ def group_by_seed(runs: Sequence[Run]) -> list[list[Run]]:
 
 def _not_alike(a: Path, field: str, got: Any, b: Path, wanted: Any) -> UserError:
     if field == "data.name":
-        allowed = f"it is of the data set {got}, {b} of {wanted}: a report takes one data set"
+        allowed = f"it is a run on {got}, {b} is one on {wanted}; a report takes one dataset"
     else:
         allowed = (
             f"it was evaluated with {field} = {got!r}, {b} with {wanted!r}; evaluate both alike "

@@ -1,4 +1,4 @@
-"""Tables of measured values as Markdown, CSV and LaTeX, the best of each column in bold."""
+"""Tables of results as Markdown, CSV and LaTeX, with the best of each column in bold."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ MISSING = "not evaluated"
 
 @dataclass(frozen=True)
 class Cell:
-    """A measured value; None where it was not measured.
+    """A value in a table.
 
     Attributes:
-        value: the mean.
-        error: its standard error, where there is one.
+        value: the mean; None if it was not measured.
+        error: the standard error, if there is one.
     """
 
     value: float | None
@@ -23,7 +23,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """Attributes: title; digits after the point; best: which value is bold, min, max or none."""
+    """A column of a table.
+
+    Attributes:
+        title: title of the column.
+        digits: number of decimals.
+        best: function that selects the value in bold, min or max; None: no value.
+    """
 
     title: str
     digits: int
@@ -32,13 +38,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under columns.
+    """A table of cells.
 
     Attributes:
-        caption: what the numbers depend on, a sentence or more.
-        columns: of the cells; the labels of the rows have a column of their own.
+        caption: one or more sentences on the conditions of the results.
+        columns: columns of the cells, without the column of row labels.
         rows: label -> a cell for each column.
-        for_scale: labels of the rows that are there for scale, and never the best.
+        for_scale: labels of reference rows, which are never the best.
     """
 
     caption: str
@@ -47,14 +53,14 @@ class Table:
     for_scale: Collection[str] = ()
 
     def markdown(self) -> str:
-        """A pipe table under its caption."""
+        """Format as a Markdown pipe table below the caption."""
         header = ["", *(column.title for column in self.columns)]
         lines = [header, ["---"] * len(header)]
         lines += [[label, *self._texts(label, "**{}**", " +- ")] for label in self.rows]
         return self.caption + "\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
     def latex(self) -> str:
-        """A booktabs table."""
+        """Format as a LaTeX table with booktabs."""
         head = " & ".join(["", *(_escaped(column.title) for column in self.columns)])
         lines = [
             " & ".join([_escaped(label), *self._texts(label, r"\textbf{{{}}}", r" $\pm$ ")])
@@ -69,7 +75,7 @@ class Table:
         )
 
     def records(self) -> list[dict[str, float | str | None]]:
-        """A dict a row, for CSV: each value and its standard error, unrounded."""
+        """Return a dict per row for CSV, with unrounded values and standard errors."""
         rows = []
         for label, cells in self.rows.items():
             row: dict[str, float | str | None] = {"method": label}

@@ -68,7 +68,7 @@ class RunsTest(parameterized.TestCase):
         self.assertEqual(runs.load_run(workdir).step, 100)
 
     @parameterized.parameters(
-        ("data__name", "emoji", "a report takes one data set"),
+        ("data__name", "emoji", "a report takes one dataset"),
         ("data__split", "train", "data.split = 'train'"),
         ("solver__rtol", 1e-5, "solver.rtol = 1e-05, .*0.001"),
         ("likelihood__images", 10, "likelihood.images = 10"),
