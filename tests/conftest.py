@@ -36,6 +36,11 @@ LONGEST = (
     "end_to_end/scale_test.py",
     "end_to_end/data_test.py",
     "end_to_end/conditional_test.py",
+    "solvers_test.py",
+    "runtime/mesh_test.py",
+    "likelihood_test.py",
+    "networks/unet_test.py",
+    "objectives_test.py",
 )
 # What the mathematics is held against, without a process, a training or a large program: -m fast.
 FAST = (
@@ -75,6 +80,7 @@ def pytest_unconfigure():
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
     """Mark what is fast; the longest files first, the order within each as it is."""
+    assert all((TESTS / name).is_file() for name in (*FAST, *LONGEST))
     for item in items:
         if item.path.relative_to(TESTS).as_posix() in FAST:
             item.add_marker(pytest.mark.fast)
