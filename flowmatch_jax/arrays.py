@@ -1,8 +1,8 @@
-"""The few shapes and signatures that everything shares.
+"""Types and array helpers that all modules share.
 
-A *vector field* is a function ``v(t, x)`` of a time ``t`` ([] or [B]) and points ``x`` ([B, ...])
-that returns velocities of x's shape, each sample on its own. A trained network, a closed-form
-marginal and ``lambda t, x: x @ A.T`` are all vector fields.
+A *vector field* is a function ``v(t, x)`` of times ``t`` ([] or [B]) and points ``x`` ([B, ...])
+that returns velocities of x's shape, independently for each sample. A trained network, a
+closed-form marginal field and ``lambda t, x: x @ A.T`` are all vector fields.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from flowmatch_jax.runtime.errors import UserError
 Array = jax.Array
 Params = Any
 Field = Callable[[Array, Array], Array]
-# apply(params, t, x, label=None, condition=None, key=None) -> output of x's shape; a key means
-# training mode (dropout on).
+# apply(params, t, x, label=None, condition=None, key=None) -> output of x's shape; passing a key
+# turns on training mode (dropout).
 Apply = Callable[..., Array]
 # Items of the data by name: "x" [B, ...], and "label" int32 [B] where there are labels.
 Batch = dict[str, Array]
-NO_LABEL = -1  # in the place of a label: the network is told none
-# What a network is given besides t and x, by name: "label" int32 [B], "condition" [B, H, W, C'].
+NO_LABEL = -1  # label of a sample without a label
+# Conditioning inputs of a network by name: "label" int32 [B], "condition" [B, H, W, C'].
 Inputs = dict[str, Array]
 
 
@@ -32,7 +32,7 @@ def expand_time(t: Array | float, x: Array) -> Array:
     """Reshape t ([] or [B]) so that it broadcasts against x [B, ...], in x's dtype.
 
     Raises:
-        UserError: t of another shape, which would broadcast to something else.
+        UserError: t has another shape, which could broadcast incorrectly.
     """
     t = jnp.asarray(t, x.dtype)
     if t.shape not in ((), x.shape[:1]):
@@ -41,5 +41,5 @@ def expand_time(t: Array | float, x: Array) -> Array:
 
 
 def sum_dims(x: Array) -> Array:
-    """Sum over everything but the batch: [B, ...] -> [B]."""
+    """Sum over all axes but the batch axis: [B, ...] -> [B]."""
     return x.reshape(x.shape[0], -1).sum(axis=-1)

@@ -1,14 +1,13 @@
-"""Marginal path and vector field of a finite data set, in closed form (Eqs. 1-2, 6-8).
+"""Marginal path and vector field of a finite dataset in closed form (Eqs. 1-2, 6-8).
 
-The oracle: what a network that minimises the flow-matching loss perfectly would predict. For data
-points x_i with weights w_i,
+This vector field is the minimiser of the flow-matching loss. For data points x_i with weights w_i,
 
     p_t(x) = sum_i w_i p_t(x | x_i),    u_t(x) = sum_i r_i u_t(x | x_i),
     r_i = w_i p_t(x | x_i) / p_t(x).
 
-The responsibilities r_i are a softmax, so nothing overflows as sigma_t -> 0. A mixture of
-Gaussians of standard deviation s is the same with a path whose std is sqrt(sigma_t^2 + alpha_t^2
-s^2): see `smoothed`.
+The responsibilities r_i are computed by a softmax, which does not overflow as sigma_t -> 0. For a
+mixture of Gaussians with standard deviation s, the std of the path becomes
+sqrt(sigma_t^2 + alpha_t^2 s^2), see `smoothed`.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from flowmatch_jax.paths import GaussianPath
 
 
 def smoothed(path: GaussianPath, data_std: float) -> GaussianPath:
-    """The path of data points that are Gaussians N(x_i, data_std^2 I) themselves.
+    """Create the path for which data points x_i stand for Gaussians N(x_i, data_std^2 I).
 
-    For paths whose mean is alpha_t x_1 and whose std does not depend on x_1. With it,
-    `log_density` and `velocity` are those of a Gaussian mixture.
+    With it, `log_density` and `velocity` are those of a Gaussian mixture. The path must have a mean
+    alpha_t x_1 and a std that does not depend on x_1.
     """
 
     def std(t: Array, x1: Array) -> Array:
@@ -40,13 +39,14 @@ def smoothed(path: GaussianPath, data_std: float) -> GaussianPath:
 def log_density(
     path: GaussianPath, t: Array | float, x: Array, data: Array, weights: Array | None = None
 ) -> Array:
-    """log p_t(x) in nats, [B].
+    """Compute log p_t(x) in nats, [B].
 
     Args:
+        path: the conditional path.
         t: [] or [B].
         x: [B, ...].
         data: [N, ...], the points x_i.
-        weights: [N], w_i, summing to 1; None: equal.
+        weights: [N], the weights w_i, which sum to 1; None: equal weights.
     """
     return jax.nn.logsumexp(_log_joint(path, _per_sample(t, x), x, data, weights), axis=1)
 
@@ -54,10 +54,7 @@ def log_density(
 def velocity(
     path: GaussianPath, t: Array | float, x: Array, data: Array, weights: Array | None = None
 ) -> Array:
-    """u_t(x), [B, ...]: the marginal vector field, to be sampled and scored like a network's.
-
-    Arguments as for `log_density`.
-    """
+    """Compute the marginal vector field u_t(x), [B, ...]; arguments as in `log_density`."""
     t = _per_sample(t, x)
     responsibilities = jax.nn.softmax(_log_joint(path, t, x, data, weights), axis=1)
 
@@ -73,7 +70,7 @@ def _per_sample(t: Array | float, x: Array) -> Array:
 
 
 def _log_joint(path: GaussianPath, t: Array, x: Array, data: Array, weights: Array | None) -> Array:
-    """log w_i + log p_t(x | x_i), [B, N]."""
+    """Compute log w_i + log p_t(x | x_i), [B, N]."""
     dims = math.prod(data.shape[1:])
     log_weights = -math.log(len(data)) if weights is None else jnp.log(weights)
 

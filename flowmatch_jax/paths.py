@@ -1,11 +1,11 @@
-"""Gaussian conditional probability paths: section 4 of the paper.
+"""Gaussian conditional probability paths (section 4 of the paper).
 
-A path is two functions, the mean and the standard deviation of
+A path consists of two functions, the mean and the standard deviation of
 
     p_t(x | x_1) = N(x | mean(t, x_1), std(t, x_1)^2 I)          (Eq. 10)
 
-with t = 0 noise and t = 1 data. The flow, its velocity and the score follow from these two by
-differentiation. A path of one's own is a ``GaussianPath`` with two functions.
+with noise at t = 0 and data at t = 1. The flow, its velocity and the score are derived from these
+two functions by differentiation. A custom path is a `GaussianPath` with two functions.
 
 Shapes throughout: t is [] or [B]; x, x_0, x_1 are [B, ...]; results have x_1's shape and dtype.
 """
@@ -30,10 +30,10 @@ class GaussianPath:
 
     Attributes:
         mean: mu_t(x_1); (t, x_1) -> x_1's shape.
-        std: sigma_t(x_1) > 0 on [0, t_end]; (t, x_1) -> anything that broadcasts against x_1.
-        source_std: standard deviation of the source p_0, where sampling starts and likelihood ends.
-        t_end: the last time at which velocity and score are finite; training, sampling and
-            likelihood all live on [0, t_end].
+        std: sigma_t(x_1) > 0 on [0, t_end]; (t, x_1) -> a shape that broadcasts against x_1.
+        source_std: standard deviation of the source p_0.
+        t_end: last time at which velocity and score are finite; training, sampling and likelihood
+            use times in [0, t_end].
     """
 
     mean: Callable[[Array, Array], Array]
@@ -43,23 +43,23 @@ class GaussianPath:
 
 
 def flow(path: GaussianPath, t: Array | float, x0: Array, x1: Array) -> Array:
-    """psi_t(x_0) = sigma_t(x_1) x_0 + mu_t(x_1), for x_0 ~ N(0, I) (Eq. 11)."""
+    """Compute psi_t(x_0) = sigma_t(x_1) x_0 + mu_t(x_1) for x_0 ~ N(0, I) (Eq. 11)."""
     return path.std(t, x1) * x0 + path.mean(t, x1)
 
 
 def flow_and_velocity(
     path: GaussianPath, t: Array | float, x0: Array, x1: Array
 ) -> tuple[Array, Array]:
-    """x_t = psi_t(x_0) and u_t = d/dt psi_t(x_0), the regression target (Eq. 14).
+    """Compute x_t = psi_t(x_0) and u_t = d/dt psi_t(x_0), the regression target (Eq. 14).
 
-    Differentiating the flow never divides by sigma_t, so nothing cancels as sigma_t -> 0.
+    Differentiating the flow avoids a division by sigma_t, and with it cancellation as sigma_t -> 0.
     """
     t = jnp.asarray(t, x1.dtype)
     return jax.jvp(lambda t: flow(path, t, x0, x1), (t,), (jnp.ones_like(t),))
 
 
 def velocity(path: GaussianPath, t: Array | float, x: Array, x1: Array) -> Array:
-    """u_t(x | x_1) = sigma'_t / sigma_t (x - mu_t) + mu'_t (Eq. 15)."""
+    """Compute u_t(x | x_1) = sigma'_t / sigma_t (x - mu_t) + mu'_t (Eq. 15)."""
     t = jnp.asarray(t, x1.dtype)
     dt = jnp.ones_like(t)
     mu, mu_dot = jax.jvp(lambda t: path.mean(t, x1), (t,), (dt,))
@@ -68,15 +68,15 @@ def velocity(path: GaussianPath, t: Array | float, x: Array, x1: Array) -> Array
 
 
 def score(path: GaussianPath, t: Array | float, x: Array, x1: Array) -> Array:
-    """grad_x log p_t(x | x_1) = -(x - mu_t) / sigma_t^2, with its true sign.
+    """Compute the score grad_x log p_t(x | x_1) = -(x - mu_t) / sigma_t^2.
 
-    The paper's appendix writes s_t for minus this.
+    The paper's appendix denotes the negative score by s_t.
     """
     return -(x - path.mean(t, x1)) / path.std(t, x1) ** 2
 
 
 class Coefficients(NamedTuple):
-    """alpha_t and sigma_t of mu_t = alpha_t x_1, and their time derivatives; of x's shape."""
+    """alpha_t and sigma_t of a path with mu_t = alpha_t x_1, and their time derivatives."""
 
     alpha: Array
     sigma: Array
@@ -85,9 +85,10 @@ class Coefficients(NamedTuple):
 
 
 def coefficients(path: GaussianPath, t: Array | float, x: Array) -> Coefficients:
-    """The path's coefficients at t ([] or [B]), each broadcast to x [B, ...].
+    """Compute the path's coefficients at t ([] or [B]), each broadcast to x [B, ...].
 
-    For paths whose mean is alpha_t x_1 and whose std does not depend on x_1, as all here.
+    The path must have a mean alpha_t x_1 and a std that does not depend on x_1, as all paths in
+    this module do.
     """
     one = jnp.ones_like(x)
     t = jnp.asarray(t, x.dtype)
@@ -97,24 +98,24 @@ def coefficients(path: GaussianPath, t: Array | float, x: Array) -> Coefficients
 
 
 def log_snr(path: GaussianPath, t: Array | float) -> Array:
-    """lambda_t = log(alpha_t / sigma_t), half the log signal-to-noise ratio; of t's shape.
+    """Compute lambda_t = log(alpha_t / sigma_t), half the log signal-to-noise ratio; t's shape.
 
-    -inf where a path starts without data. For paths whose mean is alpha_t x_1 and whose std does
-    not depend on x_1.
+    It is -inf where alpha_t = 0. The path must have a mean alpha_t x_1 and a std that does not
+    depend on x_1.
     """
     t = jnp.asarray(t)
     one = jnp.ones_like(t)
     ratio = path.mean(t, one) / path.std(t, one)
-    # The derivative of log at 0 is infinite, and would make every derivative through here NaN.
+    # The derivative of log at 0 is infinite and would turn gradients through this value into NaN.
     some = jnp.where(ratio > 0, ratio, 1)
     return jnp.where(ratio > 0, jnp.log(some), -jnp.inf)
 
 
 def time_at_log_snr(path: GaussianPath, value: Array | float) -> Array:
-    """The time t in [0, t_end] at which `log_snr` is ``value``, by bisection; of its shape.
+    """Find the time t in [0, t_end] at which `log_snr` is ``value`` by bisection; value's shape.
 
-    The end of the path that is nearer where the path does not get so far. lambda_t must grow with
-    t, as it does on every path from noise to data.
+    Values beyond the path's range give the nearer end of the path. lambda_t must increase with t,
+    as it does on every path from noise to data.
     """
     value = jnp.asarray(value)
 
@@ -126,27 +127,29 @@ def time_at_log_snr(path: GaussianPath, value: Array | float) -> Array:
 
     ends = (jnp.zeros_like(value), jnp.full_like(value, path.t_end))
     early, _ = jax.lax.fori_loop(0, jnp.finfo(value.dtype).nmant + 8, halve, ends)
-    # Bisection never returns an end of the path itself, which is the answer beyond it.
+    # Bisection never returns the ends of the path, which are the results for values beyond them.
     early = jnp.where(log_snr(path, path.t_end) <= value, path.t_end, early)
     return jnp.where(log_snr(path, 0.0) >= value, 0.0, early)
 
 
 def starts_without_data(path: GaussianPath) -> bool:
-    """Whether mu_0 = 0, as OT's: at t = 0 a point of the path says nothing of x_1."""
+    """Test whether mu_0 = 0, as on the OT path: x_t is independent of x_1 at t = 0."""
     return not path.mean(jnp.zeros(()), jnp.ones((1, 1))).any()
 
 
 def optimal_transport(sigma_min: float = 1e-5) -> GaussianPath:
-    """mu_t = t x_1, sigma_t = 1 - (1 - sigma_min) t (Eq. 20): straight lines at constant speed.
+    """Create the OT path, mu_t = t x_1, sigma_t = 1 - (1 - sigma_min) t (Eq. 20).
+
+    Its flow moves along straight lines at constant speed.
 
     Args:
         sigma_min: standard deviation around each data point at t = 1 (not stated in the paper).
-            With 0 the path ends at t_end = 1 - 1e-5, where Eq. 15 is still finite.
+            With 0 the path ends at t_end = 1 - 1e-5, so that Eq. 15 is finite.
     """
     fraction("sigma_min", sigma_min)
     return GaussianPath(
         mean=lambda t, x1: expand_time(t, x1) * x1,
-        # 1 - (1 - sigma_min) t, in the form that keeps sigma_min's digits at t = 1.
+        # 1 - (1 - sigma_min) t, written without cancellation at t = 1.
         std=lambda t, x1: (1 - expand_time(t, x1)) + sigma_min * expand_time(t, x1),
         t_end=1.0 if sigma_min > 0 else 1.0 - 1e-5,
     )
@@ -155,13 +158,14 @@ def optimal_transport(sigma_min: float = 1e-5) -> GaussianPath:
 def variance_preserving(
     beta_min: float = 0.1, beta_max: float = 20.0, eps: float = 1e-5
 ) -> GaussianPath:
-    """mu_t = alpha_{1-t} x_1, sigma_t = sqrt(1 - alpha_{1-t}^2) (Eq. 18); the tables' "Diffusion".
+    """Create the VP path, mu_t = alpha_{1-t} x_1, sigma_t = sqrt(1 - alpha_{1-t}^2) (Eq. 18).
 
-    alpha_s = exp(-T(s)/2), T(s) = s beta_min + s^2 (beta_max - beta_min) / 2.
+    alpha_s = exp(-T(s)/2), T(s) = s beta_min + s^2 (beta_max - beta_min) / 2. It is "Diffusion" in
+    the paper's tables.
 
     Args:
-        beta_min, beta_max: the noise rate at the data and at the noise end.
-        eps: the path ends at t_end = 1 - eps, since sigma'_t is infinite at t = 1.
+        beta_min, beta_max: noise rates at the data end and at the noise end.
+        eps: the path ends at t_end = 1 - eps, because sigma'_t is infinite at t = 1.
     """
     at_least("beta_min", beta_min, 0.0)
     at_least("beta_max", beta_max, beta_min)
@@ -174,17 +178,17 @@ def variance_preserving(
 
     return GaussianPath(
         mean=lambda t, x1: jnp.exp(-accumulated_beta(t, x1) / 2) * x1,
-        # expm1 keeps the digits that 1 - alpha^2 loses near the data.
+        # expm1 avoids the cancellation of 1 - alpha^2 near the data.
         std=lambda t, x1: jnp.sqrt(-jnp.expm1(-accumulated_beta(t, x1))),
         t_end=1.0 - eps,
     )
 
 
 def variance_exploding(sigma_min: float = 0.01, sigma_max: float = 50.0) -> GaussianPath:
-    """mu_t = x_1, sigma_t = s_{1-t}, s_r = sigma_min (sigma_max / sigma_min)^r (Eq. 16).
+    """Create the VE path, mu_t = x_1, sigma_t = sigma_min (sigma_max / sigma_min)^(1-t) (Eq. 16).
 
-    The source is N(0, sigma_max^2 I), wide enough to hide the data's own spread. The paper gives
-    no range; the default is score_sde's.
+    The source is N(0, sigma_max^2 I), which is much wider than the data. The paper does not state
+    sigma_min and sigma_max; the defaults are score_sde's.
     """
     if not 0 < sigma_min < sigma_max:
         raise UserError("sigma_min", sigma_min, f"it must be in (0, sigma_max = {sigma_max})")

@@ -1,18 +1,18 @@
-"""What a network predicts, and the vector field that follows.
+"""Predictions of a network, and their conversion to the vector field.
 
 For a path with mu_t = alpha_t x_1 and a std that does not depend on x_1, a point
 
     x = alpha_t x_1 + sigma_t x_0
 
-and any one of these determine the others:
+and any one of these predictions determine the others:
 
     velocity   u = alpha'_t x_1 + sigma'_t x_0
     noise      x_0
-    score      S = -x_0 / sigma_t            (the true sign; the paper's s_t is -S)
+    score      S = -x_0 / sigma_t            (the paper's s_t is -S)
     data       x_1
 
-Everything after training asks for the velocity alone, so that all methods are sampled and scored
-by the same code.
+Sampling and likelihoods use the velocity only, so that they share one implementation for all
+methods.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _from_velocity(c: Coefficients, x: Array, u: Array) -> tuple[Array, Array]:
 
 
 def _from_noise(c: Coefficients, x: Array, x0: Array) -> tuple[Array, Array]:
-    # Where alpha_t = 0, x says nothing of x_1.
+    # Where alpha_t = 0, x does not depend on x_1.
     no_data = c.alpha == 0
     x1 = jnp.where(no_data, 0, (x - c.sigma * x0) / jnp.where(no_data, 1, c.alpha))
     return x1, x0
@@ -68,12 +68,14 @@ FROM_DATA_AND_NOISE: dict[str, Callable[[Coefficients, Array, Array], Array]] = 
 def convert(
     path: GaussianPath, t: Array | float, x: Array, output: Array, source: str, target: str
 ) -> Array:
-    """One prediction as another, both of "velocity", "noise", "score", "data".
+    """Convert one prediction to another; both are "velocity", "noise", "score" or "data".
 
     Args:
-        path: with mu_t = alpha_t x_1.
+        path: a path with mu_t = alpha_t x_1.
         t: [] or [B].
         x, output: [B, ...].
+        source: prediction of ``output``.
+        target: prediction of the result.
     """
     if source == target:
         return output
@@ -82,10 +84,10 @@ def convert(
 
 
 def network_input(path: GaussianPath, t: Array | float, x: Array) -> Array:
-    """x as networks see it: of unit size, [B, ...].
+    """Scale x [B, ...] to unit variance for the network.
 
-    A path whose source is not N(0, I), as VE's, is divided by the marginal standard deviation that
-    data of variance 1 have on it, sqrt(alpha_t^2 + sigma_t^2).
+    On paths whose source is not N(0, I), such as VE, x is divided by sqrt(alpha_t^2 + sigma_t^2),
+    the marginal standard deviation for data of variance 1.
     """
     if path.source_std == 1:
         return x
@@ -94,21 +96,21 @@ def network_input(path: GaussianPath, t: Array | float, x: Array) -> Array:
 
 
 def log_snr_clock(log_snr: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """The log signal-to-noise ratio in the place of t, for networks; from 0 to 1, as t.
+    """Create a time input in [0, 1] for networks that is linear in the log signal-to-noise ratio.
 
-    It maps t to (lambda_t + 12) / 24, lambda_t within [-12, 12]. Each halving of the noise moves
-    it by the same. t itself moves by 0.01 on the VP path while sigma_t falls from 0.045 to 0.001.
+    It maps t to (lambda_t + 12) / 24 with lambda_t clipped to [-12, 12]. On the VP path, in
+    contrast, t changes by only 0.01 while sigma_t falls from 0.045 to 0.001.
 
     Args:
-        log_snr: t -> lambda_t = log(alpha_t / sigma_t), as `paths.log_snr` of a path.
+        log_snr: t -> lambda_t = log(alpha_t / sigma_t), such as `paths.log_snr` of a path.
     """
     return lambda t: (jnp.clip(log_snr(t), -12, 12) + 12) / 24
 
 
 def validate(predicts: str, path: GaussianPath) -> None:
-    """Raise UserError unless this prediction gives a velocity on all of [0, t_end].
+    """Raise UserError unless this prediction determines the velocity on all of [0, t_end].
 
-    On a path that starts without data, noise and score say nothing of x_1 at t = 0.
+    On a path with mu_0 = 0, noise and score do not determine x_1 at t = 0.
     """
     one_of("predicts", predicts, DATA_AND_NOISE_FROM)
     if predicts in ("noise", "score") and starts_without_data(path):
@@ -126,11 +128,13 @@ def vector_field(
     label: Array | None = None,
     condition: Array | None = None,
 ) -> Field:
-    """The vector field v(t, x) of a trained network, dropout off.
+    """Create the vector field v(t, x) of a trained network, without dropout.
 
     Args:
         apply: the network, apply(params, t, x, label=None, condition=None).
-        predicts: what its output means: "velocity", "noise", "score" or "data".
+        params: the parameters.
+        path: the conditional path.
+        predicts: the network's output: "velocity", "noise", "score" or "data".
         label: int32 [B], for a class-conditional network.
         condition: [B, H, W, C'], for a network conditioned on images.
     """
@@ -146,13 +150,15 @@ def vector_field(
 def point_estimate(
     apply: Apply, params: Params, shape: tuple[int, ...], key: Array | None = None, **inputs: Array
 ) -> Array:
-    """What a network that was trained as a regression makes of its inputs alone: [B, ...].
+    """Compute the output [B, ...] of a network that was trained as a regression on its inputs.
 
-    It is the network of the other methods, at t = 0 and with an x that is zero.
+    It is the same network as for the other methods, applied at t = 0 and x = 0.
 
     Args:
-        shape: of the result.
-        key: of dropout, in training.
-        **inputs: label and condition, as `vector_field` takes them.
+        apply: the network.
+        params: the parameters.
+        shape: shape of the result.
+        key: key of dropout, in training.
+        **inputs: label and condition, as in `vector_field`.
     """
     return apply(params, jnp.zeros(shape[0]), jnp.zeros(shape), **inputs, key=key)

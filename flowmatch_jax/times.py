@@ -1,10 +1,10 @@
-"""Times: how t is drawn in training, and where the steps of a fixed method lie in a solve.
+"""Distributions of t in training, and time grids of fixed-step solvers.
 
 A time distribution is a function (key, n, path) -> t [n], float32, in [0, path.t_end]; a grid is a
 function (steps, path) -> times [steps + 1], float64, from 0 to path.t_end.
 
-What is defined by a noise level is defined by sigma_t / alpha_t, noise over signal, so that it is
-the same on every path.
+Definitions by noise level use sigma_t / alpha_t, the noise-to-signal ratio, so that they apply to
+every path.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from flowmatch_jax.paths import GaussianPath, log_snr, time_at_log_snr
 
 
 def uniform(key: Array, n: int, path: GaussianPath) -> Array:
-    """t ~ U[0, t_end], independent for each sample: the paper's."""
+    """Draw t ~ U[0, t_end] independently for each sample, as in the paper."""
     return jax.random.uniform(key, (n,), maxval=path.t_end)
 
 
 def skewed(key: Array, n: int, path: GaussianPath) -> Array:
-    """sigma_t / alpha_t = exp(-1.2 + 1.2 z), z ~ N(0, 1): more often near the data.
+    """Draw t with sigma_t / alpha_t = exp(-1.2 + 1.2 z), z ~ N(0, 1), which favours the data end.
 
-    EDM's distribution of noise levels (Karras et al. 2022). On the OT path it is
-    t = 1 / (1 + exp(-1.2 + 1.2 z)), that of facebookresearch/flow_matching.
+    This is EDM's distribution of noise levels (Karras et al. 2022). On the OT path it equals
+    t = 1 / (1 + exp(-1.2 + 1.2 z)), the distribution in facebookresearch/flow_matching.
     """
     z = jax.random.normal(key, (n,))
     return time_at_log_snr(path, 1.2 - 1.2 * z)
 
 
 def uniform_log_snr(key: Array, n: int, path: GaussianPath) -> Array:
-    """lambda_t = log(alpha_t / sigma_t) uniform between its values at both ends of the path.
+    """Draw t with lambda_t = log(alpha_t / sigma_t) uniform between its values at the path's ends.
 
-    t has the density lambda'_t / (lambda_t_end - lambda_0). The path must start with some data in
-    its points, or lambda_0 is -inf.
+    The density of t is lambda'_t / (lambda_t_end - lambda_0). The path must have alpha_0 > 0, since
+    lambda_0 is -inf otherwise.
     """
     low, high = log_snr(path, 0.0), log_snr(path, path.t_end)
     return time_at_log_snr(path, jax.random.uniform(key, (n,), minval=low, maxval=high))
@@ -45,19 +45,19 @@ TIMES = {"uniform": uniform, "skewed": skewed}
 
 
 def uniform_grid(steps: int, path: GaussianPath) -> np.ndarray:
-    """Equal steps."""
+    """Create a grid of equal steps."""
     return np.linspace(0, path.t_end, steps + 1)
 
 
 def edm_grid(steps: int, path: GaussianPath) -> np.ndarray:
-    """Short steps at both ends: EDM's noise levels (Karras et al. 2022, Eq. 5).
+    """Create EDM's grid of noise levels (Karras et al. 2022, Eq. 5), with short steps at both ends.
 
-    sigma_i = (80^(1/7) + i/(steps - 1) (0.002^(1/7) - 80^(1/7)))^7 is noise over signal at the
-    start of step i, and the last step goes from 0.002 to the end of the path. The first one starts
-    at t = 0, the source. A path that is never as noisy as 80 begins with its own noisiest level,
-    and one that ends above 0.002 with its own last level.
+    sigma_i = (80^(1/7) + i/(steps - 1) (0.002^(1/7) - 80^(1/7)))^7 is the noise-to-signal ratio at
+    the start of step i; the last step goes from 0.002 to the end of the path, and the first starts
+    at t = 0. If the path's largest ratio is below 80, the levels begin there; if its smallest is
+    above 0.002, they end there.
     """
-    with jax.ensure_compile_time_eval():  # the same inside of jit, where a solve needs its grid
+    with jax.ensure_compile_time_eval():  # a solve inside jit needs a concrete grid
         first, last = (float(np.exp(-log_snr(path, t))) for t in (0.0, path.t_end))
         ends_above = last >= 0.002
         high, low = min(80.0, first) ** (1 / 7), max(0.002, last) ** (1 / 7)

@@ -1,7 +1,7 @@
-"""The stream of training batches, by Grain.
+"""The input pipeline for training batches, built on Grain.
 
-Grain orders indices; a batch is read for its indices at once. A batch's place in the stream says
-what is in it, whatever number of threads or processes reads ahead.
+Grain shuffles indices, and each batch is read by its indices at once. The content of batch n
+depends on the seed and n only, not on the number of threads or processes that read ahead.
 """
 
 from __future__ import annotations
@@ -31,28 +31,30 @@ def train_batches(
     indices_only: bool = False,
     start: int = 0,
 ) -> Iterator[Batch]:
-    """Endless batches for this process: {"x": [b, ...], "label": [b]}, b = batch_size / processes.
+    """Iterate endlessly over this process's part of the training batches.
 
-    All processes go through the source in the same order, a new one each epoch, and each reads its
-    own part of each batch: what a batch holds does not depend on their number.
+    Batches are {"x": [b, ...], "label": [b]} with b = batch_size / processes. All processes use the
+    same order of the data, which is reshuffled in each epoch, and each reads its own part of each
+    batch; the content of a batch does not depend on their number.
 
     Args:
-        batch_size: over all processes, which divide it.
-        seed: of the order.
-        start: the first batch's number: a run that goes on after n steps starts at n.
-        threads: that read ahead, in each worker.
-        workers: processes that read ahead; 0: none but this one. Absl's flags must be parsed.
-        max_corrupt: images that may be unreadable; the next one stands in for each.
-        indices_only: {"index": [b], "label": [b]} in place of x, for images on the device.
+        source: the training set.
+        batch_size: batch size over all processes; their number must divide it.
+        seed: seed of the order.
+        threads: threads that read ahead, in each worker.
+        workers: processes that read ahead; 0: only this one. Absl's flags must be parsed.
+        max_corrupt: maximum number of unreadable images; each is replaced by the next image.
+        indices_only: return {"index": [b], "label": [b]} without x, for images on the device.
+        start: number of the first batch; a run that resumes after n steps starts at n.
 
     Raises:
-        UserError: there are more unreadable images than allowed.
+        UserError: there are more unreadable images than ``max_corrupt``.
     """
     size = batch_size // jax.process_count()
     part = slice(size * jax.process_index(), size * (jax.process_index() + 1))
     order = (
         grain.MapDataset.range(len(source))
-        .seed(seed)[:]  # [:] is nothing but a link in Grain's chain of seeds: old runs go on by it
+        .seed(seed)[:]  # [:] only advances Grain's chain of seeds; old runs need it to resume
         .shuffle()
         .repeat(None)
         .batch(batch_size, drop_remainder=True)
@@ -69,12 +71,19 @@ def train_batches(
 def ordered_batches(
     source: Dataset, batch_size: int, limit: int | None = None, max_corrupt: int = 0
 ) -> Iterator[Batch]:
-    """A split in order, {"x": [batch_size, ...], "label"}; the last batch is shorter, or all.
+    """Iterate over a split once in order, in batches {"x": [batch_size, ...], "label"}.
 
-    Unreadable images are left out, and counted as in `train_batches`.
+    The last batch may be shorter. Unreadable images are left out, which makes a batch shorter, and
+    counted as in `train_batches`.
+
+    Args:
+        source: the split.
+        batch_size: batch size.
+        limit: use only the first ``limit`` items; None: all.
+        max_corrupt: maximum number of unreadable images.
 
     Raises:
-        UserError: there are more unreadable images than allowed, or no others.
+        UserError: there are more unreadable images than ``max_corrupt``, or none is readable.
     """
     count, end = CorruptCount(max_corrupt), min(len(source), limit or len(source))
     found = 0
@@ -89,7 +98,7 @@ def ordered_batches(
 
 
 def read_items(source: Dataset, indices: np.ndarray, count: CorruptCount) -> Batch:
-    """The items of these indices, without images that cannot be read, which are counted."""
+    """Read the items with these indices; unreadable images are left out and counted."""
     if isinstance(source.x, np.ndarray):
         return _with_labels({"x": source.x[indices]}, source.label, indices)
     images = [_read_or_error(source.x, i) for i in indices]
@@ -101,13 +110,13 @@ def read_items(source: Dataset, indices: np.ndarray, count: CorruptCount) -> Bat
 
 
 def items_at(source: Dataset, indices: np.ndarray, max_corrupt: int = 0) -> Batch:
-    """One item for each index, as in `train_batches`: a readable one for each that is not."""
+    """Read one item per index; as in `train_batches`, unreadable images are replaced."""
     return _CountCorrupt(max_corrupt).map(_Read(source.x, source.label).map(indices))
 
 
 @dataclass(frozen=True)
 class _Read(grain.transforms.Map):
-    """Indices [b] -> the batch, with names and reasons of unreadable images under "corrupt"."""
+    """Read the batch of indices [b]; "corrupt" has the names and reasons of unreadable images."""
 
     x: np.ndarray | Images | None
     label: np.ndarray | None
@@ -133,7 +142,7 @@ class _Read(grain.transforms.Map):
 
 
 class _CountCorrupt(grain.transforms.Map):
-    """Runs in the main process, over the batches of all workers."""
+    """Count unreadable images in the main process, over the batches of all workers."""
 
     def __init__(self, limit: int) -> None:
         self._count = CorruptCount(limit)

@@ -1,4 +1,4 @@
-"""Data sets by name."""
+"""The datasets by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flowmatch_jax.data.prepare.layouts import LAYOUTS
 from flowmatch_jax.data.toy2d import DENSITIES
 from flowmatch_jax.runtime.errors import UserError, fraction, one_of, section
 
-# Made on the spot: name -> function (split: "train" | "test") -> Dataset
+# Datasets generated in memory: name -> function (split: "train" | "test") -> Dataset
 MADE = {"digits": digits, **DENSITIES}
 PREPARED = sorted({name.partition("/")[0] for name in LAYOUTS})
 NAMES = (*MADE, *PREPARED, "folder")
@@ -29,7 +29,7 @@ STORAGES = ("memory", "records", "device")
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """How a folder of images is read; see `folder.open_folder` and `images.decode`."""
+    """Options of datasets from folders; see `folder.open_folder` and `images.decode`."""
 
     path: str | None = None
     channels: int = 3
@@ -40,17 +40,17 @@ class FolderOptions:
 
 @dataclass(frozen=True)
 class Options:
-    """Which set, and how it is kept.
+    """The choice of a dataset and its storage.
 
     Attributes:
         name: one of NAMES.
-        version: of a set of which there are several.
-        data_dir: where prepared sets and decoded images are; None: `default_data_dir`.
-        size: pictures become squares of this side; None: they stay as they are.
-        storage: "memory" (decoded once, mapped), "device" (the same; the step indexes it there) or
-            "records" (decoded when read).
-        max_corrupt: pictures that may be unreadable.
-        folder: for the set "folder".
+        version: version, for datasets with several.
+        data_dir: folder of prepared datasets and decoded images; None: `default_data_dir`.
+        size: images are cropped and resized to squares with this side; None: unchanged.
+        storage: "memory" (decoded once into a memory-mapped file), "device" (in addition copied to
+            each device and indexed in the step) or "records" (decoded on access).
+        max_corrupt: maximum number of unreadable images.
+        folder: options of the dataset "folder".
     """
 
     name: str
@@ -62,7 +62,7 @@ class Options:
     folder: FolderOptions = FolderOptions()
 
     def validate(self) -> None:
-        """Raise UserError for what can be judged without opening anything."""
+        """Raise UserError for invalid options, as far as they can be checked without files."""
         one_of("name", self.name, NAMES)
         one_of("storage", self.storage, STORAGES)
         versions = [n.partition("/")[2] for n in LAYOUTS if n.startswith(f"{self.name}/")]
@@ -84,11 +84,11 @@ class Options:
 
 
 def open_dataset(options: Options, split: str) -> Dataset:
-    """One split ("train" or "test") of a data set.
+    """Open one split ("train" or "test") of a dataset.
 
     Raises:
-        UserError: the set is not prepared, is damaged, has no images, or has too many that cannot
-            be read.
+        UserError: the dataset is not prepared, is damaged, has no images, or has too many
+            unreadable images.
     """
     if options.name in MADE:
         return MADE[options.name](split)
@@ -159,7 +159,7 @@ def _stored(
 
 
 def _check_two_are_readable(pictures: Pictures, max_corrupt: int, split: str) -> None:
-    """Raise UserError before any work where an evaluation would find nothing to judge."""
+    """Raise UserError early if the split has fewer than two readable images."""
     readable, tried = 0, min(len(pictures), max_corrupt + 2)
     for i in range(tried):
         with suppress(CorruptImage):
@@ -172,7 +172,7 @@ def _check_two_are_readable(pictures: Pictures, max_corrupt: int, split: str) ->
 
 
 def _missing(kept: np.ndarray | slice, count: int) -> list[int]:
-    """The images that could not be read."""
+    """Return the indices of the images that could not be read."""
     everything = np.arange(count)
     return np.setdiff1d(everything, everything[kept]).tolist()
 
