@@ -1,1 +1,56 @@
-"""Flow Matching for Generative Modeling (Lipman et al., ICLR 2023) in JAX and Flax."""
+"""Flow Matching for Generative Modeling (Lipman et al., ICLR 2023) in JAX and Flax.
+
+The paper, as functions:
+
+    paths         conditional paths p_t(x | x_1): `optimal_transport`, `variance_preserving`, ...
+    couplings     the source p_0, and how x_0 and x_1 are paired
+    times         how t is drawn in training, and the grids of fixed solvers
+    objectives    flow matching and what it is compared with
+    predictions   from a network's output to the vector field v_t(x)
+    marginals     p_t and u_t of finite datasets and Gaussian mixtures in closed form
+    solvers       `Solver` and `integrate`: dx/dt = v(t, x)
+    likelihood    log p_1(x_1), bits/dim
+    networks      `UNet` and `MLP`
+
+and what is built from them:
+
+    config, experiment    a configuration, checked, and the parts made from it
+    data, metrics         datasets, distances between images
+    sampling              guidance, ancestral sampling, tiling
+    training, evaluation, report, modes    what the command line does
+    runtime               devices, processes, files, errors
+
+The names below can be imported from here; each is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# name -> the module that it is defined in
+_PUBLIC = {
+    "GaussianPath": "paths",
+    "optimal_transport": "paths",
+    "variance_preserving": "paths",
+    "variance_exploding": "paths",
+    "matching": "objectives",
+    "vector_field": "predictions",
+    "Solver": "solvers",
+    "integrate": "solvers",
+    "log_prob": "likelihood",
+    "UNet": "networks.unet",
+    "MLP": "networks.mlp",
+    "build": "experiment",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

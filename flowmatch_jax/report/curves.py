@@ -1,6 +1,6 @@
-"""What samples cost and what they are worth: over function evaluations, and over training.
+"""Cost and quality of samples over the number of function evaluations (NFE) and over training.
 
-Numbers are rows, dicts of one shape, for a CSV file.
+Results are rows for CSV files: dicts with equal keys.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from flowmatch_jax.arrays import Params
-from flowmatch_jax.evaluation.quality import judge_samples, make_reference
+from flowmatch_jax.evaluation.quality import judge_samples
+from flowmatch_jax.evaluation.reference import Reference, make_reference
 from flowmatch_jax.evaluation.samples import Sampler, make_sampler
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.metrics.features.extractors import score_name
@@ -24,13 +25,13 @@ METHODS = ("euler", "midpoint", "rk4")
 
 
 def steps_for(method: str, nfe: int) -> int | None:
-    """Steps of a fixed method that make ``nfe`` calls; None where no whole number does."""
+    """Return the number of steps with which a fixed method makes ``nfe`` calls, or None."""
     steps, rest = divmod(nfe, count_calls(method, 1))
     return None if rest else steps
 
 
 def batch_size(experiment: Experiment) -> int:
-    """Samples drawn together."""
+    """Return the number of samples per batch."""
     config = experiment.config
     return min(config.evaluate.samples, config.figures.seeds)
 
@@ -38,7 +39,7 @@ def batch_size(experiment: Experiment) -> int:
 def solve_batches(
     experiment: Experiment, sampler: Sampler, params: Params
 ) -> tuple[np.ndarray, int]:
-    """config.figures.seeds samples from the same noise for any sampler, [N, ...], and their NFE."""
+    """Draw config.figures.seeds samples [N, ...], always from the same noise; returns x and NFE."""
     seeds = experiment.config.figures.seeds
     batches = range(-(-seeds // batch_size(experiment)))
     solutions = [sampler(params, batch) for batch in batches]
@@ -46,14 +47,14 @@ def solve_batches(
 
 
 def over_nfe(experiment: Experiment, params: Params) -> Rows:
-    """Figure 7: of each fixed method at each NFE, the squared error and the Fréchet distance.
+    """Compute Figure 7: squared error and Fréchet distance of each fixed method at each NFE.
 
-    config.figures counts calls of the field; rows have calls of the network, of which a guided
-    field takes more.
+    config.figures.nfe counts calls of the field; rows count calls of the network, of which a field
+    with classifier-free guidance needs more.
 
     Returns:
-        Rows of "method", "nfe", "mean_squared_error" (a dimension, model space, against the
-        solution at config.figures.reference_nfe by midpoint from the same noise) and, with an
+        Rows of "method", "nfe", "mean_squared_error" (per dimension, in model space, against the
+        midpoint solution with config.figures.reference_nfe from the same noise) and, with an
         extractor, "fd_...".
     """
     config, size = experiment.config, batch_size(experiment)
@@ -63,50 +64,57 @@ def over_nfe(experiment: Experiment, params: Params) -> Rows:
     reference = make_reference(experiment) if experiment.extractor else None
     rows = []
     cells = [(method, nfe) for method in METHODS for nfe in config.figures.nfe]
-    for method, calls in progress_bar(cells, desc="over NFE"):
-        steps = steps_for(method, calls)
-        if steps is None:
-            continue
-        sampler = make_sampler(experiment, size, Solver(method, steps=steps))
-        x, nfe = solve_batches(experiment, sampler, params)
-        error = float(np.mean((x - exact) ** 2))
-        row = {"method": method, "nfe": nfe, "mean_squared_error": error}
-        if reference is not None:
-            count, distance = config.figures.generated, score_name("fd", experiment.extractor.name)
-            judged = judge_samples(experiment, sampler, params, count, reference, silent=True)
-            row[distance] = judged[distance]
-        rows.append(row)
+    with progress_bar(cells, desc="over NFE") as bar:
+        for method, calls in bar:
+            steps = steps_for(method, calls)
+            if steps is None:
+                continue
+            sampler = make_sampler(experiment, size, Solver(method, steps=steps))
+            x, nfe = solve_batches(experiment, sampler, params)
+            error = float(np.mean((x - exact) ** 2))
+            row = {"method": method, "nfe": nfe, "mean_squared_error": error}
+            if reference is not None:
+                row |= _judged(experiment, sampler, params, reference)[1]
+            rows.append(row)
     return rows
 
 
 def over_training(experiment: Experiment, weights: Iterable[tuple[int, Params]]) -> Rows:
-    """Figures 5 and 10: NFE of the config's solver, and the distance, for each checkpoint.
+    """Compute Figures 5 and 10: NFE of the config's solver and Fréchet distance per checkpoint.
 
     Args:
-        weights: (step, parameters), in order.
+        experiment: the experiment.
+        weights: (step, parameters) of each checkpoint, in order.
 
     Returns:
         Rows of "step", "nfe" (mean over batches) and, with an extractor, "fd_...".
     """
-    config = experiment.config
     sampler = make_sampler(experiment, batch_size(experiment))
     reference = make_reference(experiment) if experiment.extractor else None
     rows = []
-    for step, params in progress_bar(weights, desc="over training"):
-        if reference is None:
-            nfe = float(sampler(params).nfe)
-            rows.append({"step": step, "nfe": nfe})
-            continue
-        count, distance = config.figures.generated, score_name("fd", experiment.extractor.name)
-        judged = judge_samples(experiment, sampler, params, count, reference, silent=True)
-        rows.append({"step": step, "nfe": judged["sample_nfe"], distance: judged[distance]})
+    with progress_bar(weights, desc="over training") as bar:
+        for step, params in bar:
+            if reference is None:
+                rows.append({"step": step, "nfe": float(sampler(params).nfe)})
+                continue
+            nfe, distance = _judged(experiment, sampler, params, reference)
+            rows.append({"step": step, "nfe": nfe} | distance)
     return rows
+
+
+def _judged(
+    experiment: Experiment, sampler: Sampler, params: Params, reference: Reference
+) -> tuple[float, dict[str, float | None]]:
+    """Return NFE and {"fd_...": Fréchet distance} of config.figures.generated samples."""
+    count, name = experiment.config.figures.generated, score_name("fd", experiment.extractor.name)
+    judged = judge_samples(experiment, sampler, params, count, reference, silent=True)
+    return judged["sample_nfe"], {name: judged[name]}
 
 
 def paths_of_samples(
     experiment: Experiment, params: Params, size: int, times: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Figure 6: (t [T], states [T, size, ...]) of samples on their way, by the config's solver."""
+    """Compute Figure 6: t [T] and trajectories [T, size, ...] by the config's solver."""
     t = np.linspace(0, experiment.path.t_end, times)
     sampler = make_sampler(experiment, size, save_at=t)
     return t, np.asarray(sampler(params).trajectory)
@@ -115,10 +123,13 @@ def paths_of_samples(
 def samples_at(
     experiment: Experiment, params: Params, size: int, calls: Sequence[int]
 ) -> tuple[list[int], np.ndarray]:
-    """Figures 4 and 16: samples [K, size, ...] by midpoint, from the same noise, and their NFE.
+    """Compute Figures 4 and 16: NFE and midpoint samples [K, size, ...] from the same noise.
 
     Args:
-        calls: of the field; NFE are of the network, as in `over_nfe`.
+        experiment: the experiment.
+        params: the parameters.
+        size: number of samples.
+        calls: numbers of calls of the field; the NFE count the network, as in `over_nfe`.
     """
     solvers = [Solver("midpoint", steps=steps_for("midpoint", n)) for n in calls]
     solutions = [make_sampler(experiment, size, solver)(params) for solver in solvers]
