@@ -19,6 +19,7 @@ FLOORS = [
     {"launch", "training", "evaluation"},
     {"report"},
     {"modes"},
+    {"command"},
 ]
 # Tests of the whole, or of what is outside the package.
 OF_NO_MODULE = (
@@ -28,6 +29,7 @@ OF_NO_MODULE = (
     "configs",
     "docs_test.py",
     "main_test.py",
+    "notebooks_test.py",
 )
 
 

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from absl import flags as absl_flags
 from absl.testing import flagsaver
 
-import main
+from flowmatch_jax import command as entry
 from flowmatch_jax.training.checkpoints import PARTS, Checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def run(*flags):
     program, code = command(*flags)[1:], 0
     with _as_it_was(), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         try:
-            main.main(main.parse_flags(program))
+            entry.main(entry.parse_flags(program))
         except SystemExit as end:
             code = end.code or 0
     return subprocess.CompletedProcess(program, code, stdout.getvalue(), stderr.getvalue())
