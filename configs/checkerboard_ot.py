@@ -1,4 +1,4 @@
-"""Flow matching with the OT path on the 2-D checkerboard, by the paper's 5 x 512 network."""
+"""Flow matching with the OT path on the 2-D checkerboard, with the paper's 5 x 512 network."""
 
 from ml_collections import ConfigDict
 
@@ -30,9 +30,9 @@ def get_config() -> ConfigDict:
 
 
 def cnf(config: ConfigDict) -> ConfigDict:
-    """A continuous normalizing flow trained by maximum likelihood, through the solve.
+    """A continuous normalizing flow trained by maximum likelihood through the solve.
 
-    A step costs a hundred times as much as one of flow matching, so there are fewer.
+    A step costs a hundred times as much as a step of flow matching, so there are fewer steps.
     """
     config.objective.name = "maximum_likelihood"
     config.maximum_likelihood.rtol = config.maximum_likelihood.atol = 1e-3

@@ -1,7 +1,7 @@
 """Flow matching with the OT path on CIFAR-10: the paper's Table 3, 171.3M parameters.
 
-Its 391k iterations at batch 256 are 2,000 epochs, where the table says 1,000. EMA is not stated
-there; both kinds of weights are evaluated.
+The paper's 391k iterations with batch size 256 are 2,000 epochs, but the table states 1,000. The
+paper does not mention EMA; both kinds of weights are evaluated.
 """
 
 from ml_collections import ConfigDict

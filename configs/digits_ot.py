@@ -1,4 +1,4 @@
-"""Flow matching with the OT path on 8 x 8 digits: minutes on two CPU cores."""
+"""Flow matching with the OT path on 8 x 8 digits; training takes minutes on two CPU cores."""
 
 from ml_collections import ConfigDict
 
@@ -40,16 +40,16 @@ def get_config() -> ConfigDict:
 
 
 def class_conditional(config: ConfigDict) -> ConfigDict:
-    """Class-conditional flow matching: ten samples of each class in the picture."""
+    """Class-conditional flow matching with ten samples per class in sample grids."""
     config.evaluate.samples = 100
     return methods.class_conditional(config)
 
 
 def cnf(config: ConfigDict) -> ConfigDict:
-    """A continuous normalizing flow trained by maximum likelihood, through the solve.
+    """A continuous normalizing flow trained by maximum likelihood through the solve.
 
-    A step costs a hundred times as much as one of flow matching, so there are fewer. On CPUs it is
-    worse: XLA computes the gradient of a convolution's kernel slowly inside a loop.
+    A step costs a hundred times as much as a step of flow matching, so there are fewer steps. On
+    CPUs the ratio is larger: XLA is slow at gradients of convolution kernels inside a loop.
     """
     config.objective.name = "maximum_likelihood"
     config.maximum_likelihood.rtol = config.maximum_likelihood.atol = 1e-3

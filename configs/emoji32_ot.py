@@ -2,8 +2,8 @@
 
     python main.py --config=configs/emoji32_ot.py --config.data.folder.path=package/img/google/64
 
-The folder is that of `npm pack emoji-datasource-google@16.0.0`. Skin tones of one emoji would stand
-in both splits, so only one is taken. The network is of DDPM's size for CIFAR-10.
+The folder is from `npm pack emoji-datasource-google@16.0.0`. Only one skin tone of each emoji is
+used, because its variants would be in both splits. The network has DDPM's size for CIFAR-10.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""Super-resolution of Google's emoji, 16 x 16 to 64 x 64, by flow matching with the OT path.
+"""Super-resolution of Google's emoji from 16 x 16 to 64 x 64 by flow matching with the OT path.
 
     python main.py --config=configs/emoji_sr16_64.py --config.data.folder.path=package/img/google/64
 
-The folder is that of `npm pack emoji-datasource-google@16.0.0`. Skin tones of one emoji would stand
-in both splits, so only one is taken. Any folder of pictures will do.
+The folder is from `npm pack emoji-datasource-google@16.0.0`. Only one skin tone of each emoji is
+used, because its variants would be in both splits. Any other folder of images can be used.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""Super-resolution of 3-D emoji, 64 x 64 to 256 x 256, by flow matching with the OT path.
+"""Super-resolution of 3-D emoji from 64 x 64 to 256 x 256 by flow matching with the OT path.
 
     python main.py --config=configs/emoji_sr64_256.py --config.data.folder.path=package/assets
 
-The folder is that of `npm pack @lobehub/fluent-emoji-3d@1.1.0`. The network is a third as wide as
-ImageNet's.
+The folder is from `npm pack @lobehub/fluent-emoji-3d@1.1.0`. The network has a third of the width
+of ImageNet's.
 """
 
 from ml_collections import ConfigDict

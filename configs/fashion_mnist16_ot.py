@@ -1,7 +1,7 @@
-"""Flow matching with the OT path on Fashion-MNIST in 16 x 16 pixels: 671,665 parameters.
+"""Flow matching with the OT path on Fashion-MNIST at 16 x 16 pixels: 671,665 parameters.
 
-The full-size experiment's network, narrower, and the paper's recipe: no clipping. For comparing
-methods where there is no accelerator.
+It uses a narrower version of the full-size experiment's network and, as in the paper, no gradient
+clipping. It is meant for comparing methods without an accelerator.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""Flow matching with the OT path on a folder of images, squares of 64 pixels: 23.0M parameters.
+"""Flow matching with the OT path on a folder of images at 64 x 64 pixels: 23.0M parameters.
 
     python main.py --config=configs/folder_ot.py --config.data.folder.path=...
 
-For a few thousand images to a million. The learning rate stays where it is, so that training may
-end when the samples please; flips and dropout keep small sets from being learnt by heart.
+It is meant for a few thousand to a million images. The learning rate is constant after the warm-up,
+so that training can stop at any time; flips and dropout reduce memorisation of small datasets.
 """
 
 from ml_collections import ConfigDict
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.train.checkpoint_every = 2_500
     config.train.keep_every = 20_000
 
-    config.evaluate.images = 1_000  # of the test part, where there are as many
+    config.evaluate.images = 1_000  # or all images of a smaller test split
     config.evaluate.batch_size = 64
     config.evaluate.extractor = "efficientnet_lite0"
     config.evaluate.generated = 10_000

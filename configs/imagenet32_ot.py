@@ -1,6 +1,6 @@
 """Flow matching with the OT path on ImageNet-32: the paper's Table 3, 228.1M parameters.
 
-EMA is not stated there; both kinds of weights are evaluated.
+The paper does not mention EMA; both kinds of weights are evaluated.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.network.unet.attention_sides = (16, 8)
     config.network.unet.head_channels = 64
     config.network.unet.residual_resampling = True
-    # Up to 71 GiB of activations on each of the paper's 4 devices otherwise.
+    # Without it, up to 71 GiB of activations on each of the paper's 4 devices.
     config.network.unet.remat = True
 
     config.optimizer.learning_rate = 1e-4

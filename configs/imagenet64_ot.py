@@ -1,7 +1,7 @@
 """Flow matching with the OT path on ImageNet-64: the paper's Table 3, 295.1M parameters.
 
-EMA is not stated there; both kinds of weights are evaluated. Of the 16 bits it is not stated
-which.
+The paper does not mention EMA; both kinds of weights are evaluated. It states 16-bit training, but
+not the dtype.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.network.unet.attention_sides = (32, 16, 8)
     config.network.unet.head_channels = 64
     config.network.unet.residual_resampling = True
-    # Some 12 GiB of activations on each of the paper's 16 devices, 52 without (docs/scaling.md).
+    # About 12 GiB of activations on each of the paper's 16 devices, 52 without (docs/scaling.md).
     config.network.unet.remat = True
 
     config.optimizer.learning_rate = 1e-4

@@ -1,8 +1,9 @@
-"""Super-resolution of ImageNet, 64 x 64 to 256 x 256, by flow matching with the OT path.
+"""Super-resolution of ImageNet from 64 x 64 to 256 x 256 by flow matching with the OT path.
 
-The paper follows SR3's evaluation, and says nothing of network, training or conditioning. Here the
-network is ADM's upsampler (312M parameters, without its classes), and the rest SR3's: a million
-steps of 256 images, Adam, 1e-4 after a warm-up of 10,000 steps, the condition concatenated to x_t.
+The paper follows SR3's evaluation and does not state network, training or conditioning. Here the
+network is ADM's upsampler without classes (312M parameters), and the rest follows SR3: a million
+steps of 256 images, Adam with learning rate 1e-4 after a warm-up of 10,000 steps, and the condition
+concatenated to x_t.
 """
 
 from ml_collections import ConfigDict
@@ -45,7 +46,7 @@ def get_config() -> ConfigDict:
 
 
 def regression(config: ConfigDict) -> ConfigDict:
-    """The network's mean prediction, with SR3's learning rate for it."""
+    """Regression with SR3's learning rate for it."""
     config.optimizer.learning_rate = 1e-5
     return methods.regression(config)
 

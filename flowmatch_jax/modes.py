@@ -1,4 +1,4 @@
-"""What the command line can do with a config and a workdir: a function for each mode."""
+"""The modes of the command line, as functions of a config and a workdir."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from flowmatch_jax.training.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
-# What is compared where no methods are named, in the order of the paper's tables.
+# Default methods of a comparison, in the order of the paper's tables.
 METHODS = ("ot", "vp", "ddpm", "score", "scoreflow")
 SUPER_RESOLUTION_METHODS = ("regression", "sr3", "ot")
 
 
 def open_run(config: FrozenConfigDict, workdir: Path) -> Experiment:
-    """The experiment of a workdir, which is this config's; the same in all processes."""
+    """Build the experiment, and check that the workdir belongs to it in all processes."""
     processes.same_everywhere("--workdir", str(workdir))
     processes.same_everywhere("--config", config.to_json())
     experiment = build(config)
@@ -43,7 +43,7 @@ def open_run(config: FrozenConfigDict, workdir: Path) -> Experiment:
 
 
 def run(mode: str, config: FrozenConfigDict, workdir: Path) -> None:
-    """Train, evaluate, sample or draw the figures of one run."""
+    """Train, evaluate or sample one run, or draw its figures."""
     experiment = open_run(config, workdir)
     if mode == "figures":
         draw_run(experiment, workdir)
@@ -60,7 +60,7 @@ def run(mode: str, config: FrozenConfigDict, workdir: Path) -> None:
 
 
 def draw_run(experiment: Experiment, workdir: Path) -> None:
-    """Draw the figures of a run, by the first of config.evaluate.weights."""
+    """Draw the figures of a run with the first kind in config.evaluate.weights."""
     kind = experiment.config.evaluate.weights[0]
     kept = load_weights(experiment, workdir, (kind,), every_step=True)
     by_step = {step: weights[kind] for step, weights in kept.items()}
@@ -69,7 +69,7 @@ def draw_run(experiment: Experiment, workdir: Path) -> None:
 
 
 def profile(config: FrozenConfigDict, workdir: Path) -> None:
-    """Trace a few training steps; print where their time goes."""
+    """Trace a few training steps, and print their slowest operations."""
     operations = profile_steps(open_run(config, workdir), workdir / "profile")
     if jax.process_index() == 0:
         print(table(operations))
@@ -77,7 +77,7 @@ def profile(config: FrozenConfigDict, workdir: Path) -> None:
 
 
 def upsample(config: FrozenConfigDict, workdir: Path, pictures: Path, output: Path) -> None:
-    """Enlarge a user's own pictures by the first of config.evaluate.weights."""
+    """Upsample the user's images with the first kind in config.evaluate.weights."""
     experiment = open_run(config, workdir)
     kind = config.evaluate.weights[0]
     ((_, weights),) = load_weights(experiment, workdir, (kind,)).items()
@@ -85,7 +85,7 @@ def upsample(config: FrozenConfigDict, workdir: Path, pictures: Path, output: Pa
 
 
 def compared(data: str, methods: Sequence[str] | None) -> dict[str, str]:
-    """Method -> config file, of the methods that are compared on a dataset.
+    """Map the methods that are compared on a dataset to their config files.
 
     A file configs/<data>.py is super-resolution by flow matching with the OT path.
     """
@@ -103,10 +103,10 @@ def compare(
     overrides: list[str],
     folder: Path,
 ) -> None:
-    """Train, evaluate and draw each method on each dataset, and report; what is done is skipped.
+    """Train, evaluate and draw each method on each dataset, and write a report per dataset.
 
-    Runs are in folder/<data>_<method>_seed<seed>, reports in folder/report_<data>. Figures are
-    drawn of the first seed's runs.
+    Runs are in folder/<data>_<method>_seed<seed>, reports in folder/report_<data>. Completed parts
+    are skipped. Figures are drawn for the first seed only.
     """
     configs = {
         name: {
@@ -117,20 +117,20 @@ def compare(
         for name in data
     }
     for of_data in configs.values():
-        for config in of_data.values():  # a mistake shows before any training
+        for config in of_data.values():  # reports errors before any training
             build(config)
     for name, of_data in configs.items():
         workdirs = []
         for (method, seed), config in of_data.items():
             workdirs.append(folder / f"{name}_{method}_seed{seed}")
             complete(config, workdirs[-1], with_figures=seed == seeds[0])
-            jax.clear_caches()  # one method's programs are of no use to the next
+            jax.clear_caches()  # the next method does not use these programs
         if jax.process_index() == 0:
             write_report(workdirs, folder / f"report_{name}")
 
 
 def complete(config: FrozenConfigDict, workdir: Path, with_figures: bool) -> None:
-    """Train and evaluate a run, and draw its figures, as far as that is not done yet."""
+    """Train and evaluate a run, and draw its figures, unless that is already done."""
     experiment = build(config)
     if processes.everywhere(is_evaluated(experiment, workdir)):
         logger.info("%s is done already.", workdir)

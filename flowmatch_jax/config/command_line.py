@@ -1,4 +1,4 @@
-"""Configs from the command line: an experiment's file, and the fields that are given otherwise.
+"""Configs from the command line: an experiment's file and overrides of its fields.
 
 --config=configs/digits_ot.py --config.train.steps=100
 """
@@ -13,7 +13,7 @@ from flowmatch_jax.runtime.errors import UserError
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """(overrides, the other arguments); an override is --config.field=value or takes two words."""
+    """Split arguments into overrides and others; "--config.field value" is an override too."""
     overrides, others, rest = [], [], iter(arguments)
     for argument in rest:
         is_override = argument.lstrip("-").startswith("config.") and argument.startswith("-")
@@ -24,17 +24,17 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def load_config(path: str, overrides: list[str]) -> FrozenConfigDict:
-    """The config of an experiment, with fields overridden.
+    """Load the config of an experiment and override fields.
 
     Args:
-        path: as `experiment_config` takes it.
-        overrides: --config.field=value, as `split_overrides` leaves them.
+        path: path of the experiment's file, as in `experiment_config`.
+        overrides: --config.field=value, as `split_overrides` returns them.
 
     Raises:
-        UserError: no such file, no such field, a value of another type.
+        UserError: the file or a field does not exist, or a value has the wrong type.
     """
     config = experiment_config(path)
-    # Of a field that is given twice the last value counts; tuples would be added up.
+    # The last value of a field wins; config_flags would concatenate tuples instead.
     overrides = list({o.partition("=")[0].lstrip("-"): o for o in overrides}.values())
     arguments = ["", *overrides]
     values = flags.FlagValues()
@@ -48,7 +48,7 @@ def load_config(path: str, overrides: list[str]) -> FrozenConfigDict:
 
 
 def _explain(error: Exception, defaults: ConfigDict, overrides: list[str]) -> None:
-    """Raise the mistake behind an error of the flag parser's, if it is one of the overrides."""
+    """Raise UserError for the override that caused an error of the flag parser, if one did."""
     for override in overrides:
         name, _, value = override.lstrip("-").partition("=")
         node = defaults

@@ -1,4 +1,4 @@
-"""Experiments by the path of their file: configs/<data>_<method>.py."""
+"""Loading of experiments by the path of their file, configs/<data>_<method>.py."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from flowmatch_jax.config.methods import METHODS
 from flowmatch_jax.runtime.errors import UserError
 
 PACKAGE = Path(__file__).parents[1]
-# The experiments of this project: in the package where it is installed, else beside it.
+# Folders of this project's experiments: in an installed package, or beside it in a checkout.
 FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")
 
 
 def experiment_config(path: str) -> ConfigDict:
     """Load the config of an experiment.
 
-    A file has a function `get_config`. Where <data>_<method>.py does not exist, the config is that
-    of <data>_ot.py, or of <data>.py, changed by a method: a function in the dict METHODS of that
-    file or of `methods`. This project's own files are found from every folder.
+    The file defines a function `get_config`. If <data>_<method>.py does not exist, the config of
+    <data>_ot.py, or of <data>.py, is changed by a method: a function in the dict METHODS of that
+    file or of `methods`. This project's own files are found from every working directory.
 
     Args:
-        path: of the file, such as configs/digits_ot.py.
+        path: path of the file, such as configs/digits_ot.py.
 
     Raises:
         UserError: there is no such file or method, or the file is not a config file.
@@ -45,13 +45,13 @@ def experiment_config(path: str) -> ConfigDict:
 
 
 def base_of(path: str, data: str) -> Path | None:
-    """The file beside ``path`` that the methods of a dataset are derived from, if there is one."""
+    """Find the file beside ``path`` from which a dataset's methods are derived, if there is one."""
     folder = Path(path).parent
     return find(folder / f"{data}_ot.py") or find(folder / f"{data}.py")
 
 
 def find(path: Path) -> Path | None:
-    """The file at a path; of a path in configs/, otherwise this project's file of that name."""
+    """Find the file at a path; for a path in configs/, else this project's file of that name."""
     places = [path]
     if path.parent == Path("configs"):
         places += [folder / path.name for folder in FOLDERS]

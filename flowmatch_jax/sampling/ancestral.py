@@ -1,8 +1,8 @@
-"""Diffusion that is told its noise level instead of the time: SR3's (Saharia et al. 2021).
+"""Ancestral sampling of diffusion models conditioned on the noise level: SR3 (Saharia et al. 2021).
 
-A point x_a = a x_1 + sqrt(1 - a^2) x_0 has the level a, the papers' square root of gamma: 0 is
-noise, 1 is data. A network eps(a, x_a) that was trained on all levels in between may be sampled by
-fewer steps than the schedule it was trained with.
+A point x_a = a x_1 + sqrt(1 - a^2) x_0 has the level a, the square root of the papers' gamma: 0 is
+noise, 1 is data. A network eps(a, x_a) that was trained on a continuum of levels can be sampled
+with fewer steps than its training schedule has.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from flowmatch_jax.paths import GaussianPath
 
 
 def noise_levels(path: GaussianPath, steps: int) -> Array:
-    """A schedule [steps + 1], from the noise up: alpha_t at equal steps of t on a VP path."""
+    """Create a schedule [steps + 1] from noise to data: alpha_t at equal steps of t (VP path)."""
     times = jnp.linspace(0, path.t_end, steps + 1)
     return path.mean(times, jnp.ones(steps + 1))
 
 
 def draw_levels(key: Array, n: int, levels: Array) -> Array:
-    """a [n], whose square gamma is uniform between two neighbours of a schedule, drawn first.
+    """Draw levels a [n] for training as SR3 does.
 
-    SR3's distribution. WaveGrad's (Chen et al. 2020), otherwise the same, has a itself uniform.
+    An interval between two neighbours of the schedule is drawn first, then gamma = a^2 uniformly in
+    it. WaveGrad (Chen et al. 2020) draws a instead of gamma uniformly.
     """
     place_key, between_key = jax.random.split(key)
     i = jax.random.randint(place_key, (n,), 0, len(levels) - 1)
@@ -35,25 +36,26 @@ def draw_levels(key: Array, n: int, levels: Array) -> Array:
 
 
 def log_snr(a: Array) -> Array:
-    """log(a / sqrt(1 - a^2)), half the log signal-to-noise ratio of a level; of its shape."""
+    """Compute log(a / sqrt(1 - a^2)), half the log signal-to-noise ratio of a level; a's shape."""
     return jnp.log(a) - jnp.log1p(-(a**2)) / 2
 
 
 def sample(
     predict: Callable[[Array, Array], Array], key: Array, x: Array, levels: Array
 ) -> solvers.Solution:
-    """From noise x [B, ...] along a schedule to data, by as many calls as it has steps.
+    """Sample from noise x [B, ...] along a schedule, with one network call per step.
 
-    One from level a to b takes the share alpha = (a / b)^2 of the signal for what it was:
+    The step from level a to level b is, with alpha = (a / b)^2,
 
         x_b = (x_a - (1 - alpha) / sqrt(1 - a^2) eps) / sqrt(alpha) + sqrt(1 - alpha) z,
 
-    z ~ N(0, I), but z = 0 in the last step (SR3's Algorithm 2).
+    where z ~ N(0, I), but z = 0 in the last step (SR3's Algorithm 2).
 
     Args:
-        predict: (a [], x) -> the noise in x, of x's shape.
-        key: draws the noise z.
-        levels: of `noise_levels`.
+        predict: (a [], x) -> the noise in x, x's shape.
+        key: key of the noise z.
+        x: the initial noise.
+        levels: schedule, such as the result of `noise_levels`.
     """
     steps = len(levels) - 1
 

@@ -1,11 +1,11 @@
 """Classifier-free guidance (Ho & Salimans 2022) of vector fields.
 
-A network that was trained with some of its labels left out has two fields, given the label and
-without it, and samples follow
+A network that was trained with label dropout has a conditional and an unconditional field. Samples
+follow
 
     v(t, x) = v(t, x | none) + scale (v(t, x | label) - v(t, x | none))
 
-in an interval of t, v(t, x | label) outside of it (Kynkäänniemi et al. 2024).
+in an interval of t, and v(t, x | label) outside of it (Kynkäänniemi et al. 2024).
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from flowmatch_jax.sampling.piecewise import Stretch
 
 @dataclass(frozen=True)
 class Guidance:
-    """How far samples are drawn towards their label; by default no further than the model does.
+    """Classifier-free guidance settings; the default applies none.
 
     Attributes:
-        scale: 1 is the field given the label, at one call of the network; 0 that without it.
-        interval: the times from and to which it is applied, within [0, 1].
+        scale: guidance scale; 1 is the conditional field, with one network call; 0 is the
+            unconditional field.
+        interval: interval of t in which guidance is applied, within [0, 1].
     """
 
     scale: float = 1.0
@@ -38,15 +39,15 @@ class Guidance:
         return self.scale != 1
 
     def settings(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the settings as JSON represents them."""
         return {"scale": self.scale, "interval": list(self.interval)}
 
     def validate(self, labels: bool, label_dropout: float) -> None:
-        """Raise UserError unless models that are trained like that can be guided like this.
+        """Raise UserError unless a model trained with these settings supports this guidance.
 
         Args:
-            labels: whether the network is given labels.
-            label_dropout: the probability that it was trained without one.
+            labels: whether the network is conditioned on labels.
+            label_dropout: probability with which labels were dropped in training.
         """
         at_least("scale", self.scale, 0)
         times = self.interval
@@ -65,13 +66,14 @@ class Guidance:
 
 
 def guided(field_given: Callable[..., Field], inputs: Inputs, scale: float) -> Field:
-    """v(none) + scale (v(label) - v(none)); a call of it is one of twice the batch.
+    """Create v(none) + scale (v(label) - v(none)); it calls the network with twice the batch.
 
     Args:
-        field_given: (**inputs) -> the vector field given them.
-        inputs: of the samples, {"label": int32 [B]} among them.
+        field_given: (**inputs) -> vector field with these conditioning inputs.
+        inputs: conditioning inputs of the samples, which include "label" int32 [B].
+        scale: guidance scale.
     """
-    # Each sample beside itself, so that a batch that is split over devices stays where it is.
+    # The copies of a sample are adjacent, so that a sharded batch is not moved between devices.
     pairs = jax.tree.map(_twice, inputs)
     both = field_given(**pairs | {"label": pairs["label"].at[1::2].set(NO_LABEL)})
 
@@ -86,10 +88,11 @@ def guided(field_given: Callable[..., Field], inputs: Inputs, scale: float) -> F
 def stretches(
     field_given: Callable[..., Field], inputs: Inputs, guidance: Guidance
 ) -> list[Stretch]:
-    """The field from noise to data, for `piecewise.follow`.
+    """Return the guided field from noise to data, for `piecewise.follow`.
 
     Args:
-        field_given, inputs: as of `guided`.
+        field_given, inputs: as in `guided`.
+        guidance: guidance settings.
     """
     begin, end = guidance.interval
     plain = field_given(**inputs)

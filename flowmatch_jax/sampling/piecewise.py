@@ -1,7 +1,7 @@
 """Solves along vector fields that change at known times.
 
-Each is followed from one such time to the next, so that an adaptive method spends no steps on
-finding the jump, and it is known which field was called how often.
+Each interval between these times is solved separately, so that an adaptive method spends no steps
+on the discontinuity, and network calls are counted per field.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Stretch(NamedTuple):
     Attributes:
         until: this time.
         field: v(t, x).
-        calls: of the network, that a call of the field stands for.
+        calls: network calls per call of the field.
     """
 
     until: float
@@ -40,16 +40,18 @@ def follow(
     solver: Solver = Solver(),
     save_at: Sequence[float] | Array | None = None,
 ) -> Solution:
-    """Follow one vector field after the other, from t0 up to t1.
+    """Follow the vector fields one after the other from t0 to t1 > t0.
 
-    A fixed method keeps its times, each step by the field in whose stretch it begins.
+    A fixed-step method keeps its time grid; each step uses the field of the stretch in which it
+    begins.
 
     Args:
-        stretches: in order of time, the last until t1 or later; empty ones cost nothing.
-        x, solver, save_at: as for `solvers.integrate`.
+        stretches: the fields in order of time, the last until t1 or later; empty ones are skipped.
+        x, solver, save_at: as in `solvers.integrate`.
+        t0, t1: start and end time.
 
     Returns:
-        As `solvers.integrate`, nfe being calls of the network.
+        The solution as in `solvers.integrate`; its nfe counts network calls.
     """
     solver.validate()
     grid = solver.grid if solver.steps is None else np.linspace(t0, t1, solver.steps + 1)
@@ -61,7 +63,7 @@ def follow(
         if end <= t0:
             continue
         part_of_it = replace(solver, steps=None, grid=_within(grid, t0, end))
-        # What is kept at the border is the stretch before's.
+        # A state at a border is saved by the stretch that ends there.
         kept = _within(save_at, np.nextafter(t0, t1) if parts else t0, end)
         part = integrate(stretch.field, x, t0, end, part_of_it, kept)
         parts.append(part._replace(nfe=stretch.calls * part.nfe))
@@ -78,7 +80,7 @@ def follow(
 
 
 def _within(times: Any, begin: float, end: float) -> np.ndarray | None:
-    """Those of the times in [begin, end]; None where there are none."""
+    """Return the times in [begin, end], or None if there are none."""
     times = np.asarray(() if times is None else times)
     times = times[(begin <= times) & (times <= end)]
     return times if len(times) else None

@@ -1,9 +1,8 @@
-"""A network on canvases larger than the images it was trained on.
+"""Application of a network to canvases larger than its training images.
 
-Each call of it cuts the canvas into tiles that overlap, of the training images' side, and takes the
-mean of what the network says of them, weighted towards the middle of tiles (as in MultiDiffusion,
-Bar-Tal et al. 2023). So the canvas has one vector field, one noise and one solve, and where tiles
-agree there is nothing to be seen of them.
+Each call cuts the canvas into overlapping tiles of the training images' side and averages the
+outputs, weighted towards the centres of the tiles (as in MultiDiffusion, Bar-Tal et al. 2023). The
+canvas thus has one vector field, one noise sample and one solve, without seams between tiles.
 """
 
 from __future__ import annotations
@@ -19,15 +18,16 @@ from flowmatch_jax.arrays import Apply, Array, Params
 
 
 def fitting(length: int, side: int, overlap: int) -> int:
-    """The least length that tiles of a side, one overlap shared by neighbours, cover exactly."""
+    """Return the smallest length >= ``length`` that tiles with this side and overlap cover."""
     stride = side - overlap
     return side + stride * max(0, math.ceil((length - side) / stride))
 
 
 def windows(side: int, overlap: int) -> np.ndarray:
-    """How much each pixel of a tile counts, float32 [side, side, 1].
+    """Return the weight of each pixel of a tile, float32 [side, side, 1].
 
-    It rises from the edges over the overlap, so that where two tiles meet they sum to one.
+    Weights rise linearly from the edges over the overlap, and those of two adjacent tiles sum to
+    one.
     """
     to_edge = np.minimum(np.arange(side), np.arange(side)[::-1]) + 0.5
     rise = np.minimum(1, to_edge / max(overlap, 0.5)).astype(np.float32)
@@ -35,7 +35,7 @@ def windows(side: int, overlap: int) -> np.ndarray:
 
 
 def places(sides: tuple[int, int], side: int, overlap: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows [N, side, 1] and columns [N, 1, side] of the N tiles of a canvas of fitting sides."""
+    """Return rows [N, side, 1] and columns [N, 1, side] of a canvas's N tiles; sides `fitting`."""
     starts = [np.arange(0, length - side + 1, side - overlap) for length in sides]
     corners = np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).reshape(-1, 2)
     pixels = np.arange(side)
@@ -43,18 +43,20 @@ def places(sides: tuple[int, int], side: int, overlap: int) -> tuple[np.ndarray,
 
 
 def tiled(apply: Apply, side: int, overlap: int, batch: int) -> Apply:
-    """The network as one on canvases: apply(params, t, x, label=None, condition=None).
+    """Turn a network for tiles into one for canvases.
 
-    The mean is of its outputs. At a pixel a velocity is an affine function of the output, the same
-    for all tiles: it is the mean of their velocities, whatever the network predicts.
+    Outputs are averaged. At a pixel the velocity is the same affine function of the output for all
+    tiles, so the result is also the mean of their velocities for every kind of prediction.
 
     Args:
-        apply: the network, on images [B, side, side, C].
-        overlap: pixels that neighbouring tiles share, at most half a side.
-        batch: tiles that go through the network together, at most.
+        apply: the network for images [B, side, side, C].
+        side: side of a tile.
+        overlap: pixels shared by neighbouring tiles, at most half a side.
+        batch: maximum number of tiles per network call.
 
     Returns:
-        The same for x [B, H, W, C] and condition [B, H, W, C'], H and W `fitting`.
+        apply(params, t, x, label=None, condition=None) for x [B, H, W, C] and condition
+        [B, H, W, C'] with `fitting` H and W.
     """
 
     def apply_to_canvas(
@@ -93,7 +95,7 @@ def tiled(apply: Apply, side: int, overlap: int, batch: int) -> Apply:
 def in_batches(
     function: Callable[[dict[str, Array]], Array], inputs: dict[str, Array], batch: int
 ) -> Array:
-    """A function of items [N, ...], of at most ``batch`` of them at a time, one after another."""
+    """Apply a function to items [N, ...] sequentially in batches of at most ``batch`` items."""
     count = len(inputs["x"])
     rounds = math.ceil(count / batch)
     size = math.ceil(count / rounds)

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         tell(error)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; run the same command to continue", file=sys.stderr)
         return 1
     print(f"Prepared: {folder}")
     return 0

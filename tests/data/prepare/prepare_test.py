@@ -192,7 +192,7 @@ class PrepareTest(parameterized.TestCase):
                 layout=layout,
             )
         self.assertEqual(code, 1)
-        self.assertEndsWith(err, "stopped; the same command goes on from here\n")
+        self.assertEndsWith(err, "stopped; run the same command to continue\n")
 
     def test_a_truncated_archive(self):
         for name in ("cifar10", "fashion_mnist"):
