@@ -1,9 +1,9 @@
-"""Every benchmark of BENCHMARKS.md, one after another, and the page.
+"""Run all benchmarks of BENCHMARKS.md one after another, and rewrite the page.
 
     pip install -r requirements-bench.txt  # and the command in it
     python -m benchmarks.all [--rounds=7]
 
-Each is a process of its own; one that fails does not keep the others from running.
+Each benchmark runs in its own process; if one fails, the others still run.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How far bits/dim by K dequantisations are a bound with Hutchinson's estimate: of a trained model.
+"""Bias of bits/dim with K dequantisations under Hutchinson's estimate, for a trained model.
 
     python -m benchmarks.bound_checks --config=configs/digits_ot.py --workdir=runs/digits_ot
 
-Scores the same images by the exact trace and by many probes. Prints how much log p_1 varies with
-the dequantisation and with the probe, and by how much the likelihood is over-stated: by one probe
-for all K, taken for exact, and by `likelihood.importance_bound` of two probes and more.
+Scores the same images with the exact trace and with many probes. Prints how much log p_1 varies
+with the dequantisation and with the probe, and by how much the likelihood is overestimated: with
+one probe treated as exact, and by `likelihood.importance_bound` with two or more probes.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from flowmatch_jax.pixels import dequantise
 from flowmatch_jax.training.weights import load_weights
 
 PROBES = 16
-BOUNDS = (2, 4, 8)  # probes of a bound
+BOUNDS = (2, 4, 8)  # numbers of probes per bound
 
 
 def score(
     experiment: Experiment, params: Any, images: int, draws: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """log p_1 in nats of the first test images: exact [K, 1, B], and by each probe [K, P, B]."""
+    """Compute log p_1 of the first test images in nats: exact [K, 1, B], per probe [K, P, B]."""
     image = jnp.stack([experiment.test_data[i]["x"] for i in range(images)])
     levels, path = experiment.test_data.levels, experiment.path
     how = {"solver": experiment.solver(), "source_std": path.source_std, "t1": path.t_end}
@@ -55,7 +55,7 @@ def score(
 
 
 def deviations(exact: np.ndarray, estimates: np.ndarray) -> dict[str, float]:
-    """Standard deviations in nats, the root of the mean variance over images and the other axis."""
+    """Compute standard deviations in nats: the root of the variance averaged over images."""
     rms = lambda x, axis: float(np.sqrt(np.var(x, axis=axis, ddof=1).mean()))  # noqa: E731
     return {
         "dequantisation_exact": rms(exact, 0),
@@ -68,10 +68,11 @@ def deviations(exact: np.ndarray, estimates: np.ndarray) -> dict[str, float]:
 def over_stated(
     exact: np.ndarray, estimates: np.ndarray, k: int, probes: int, dims: int
 ) -> dict[str, Any]:
-    """Bits/dim by which the likelihood of K = k is over-stated, with its error over images.
+    """Compute by how many bits/dim the likelihood with K = k is overestimated, with its error.
 
-    The mean over disjoint groups of probes, less the mean noise of all estimates, which is 0 in
-    expectation and most of the variance. One probe is taken for the exact log-density.
+    The result is averaged over disjoint groups of probes. The mean noise of all estimates is
+    subtracted as a control variate: it is 0 in expectation and most of the variance. A single
+    probe is treated as the exact log-density.
     """
     groups = np.split(estimates[:k], estimates.shape[1] // probes, axis=1)
     truth, noise = importance_bound(exact[:k]), (estimates - exact).mean(axis=(0, 1))

@@ -1,7 +1,7 @@
-"""How often a classifier of real digits sees in a sample the digit that it was asked to be.
+"""Class accuracy of class-conditional samples of digits.
 
-The classifier is a support vector machine of the pixels, trained on the training split. Trains
-configs/digits_class.py first, unless a workdir has it trained.
+The classifier is a support vector machine on pixels, trained on the training split. The benchmark
+trains configs/digits_class.py first, unless the workdir has a finished run.
 
 python -m benchmarks.class_accuracy --workdir=runs/digits_class
 """
@@ -37,7 +37,7 @@ GUIDANCES += [Guidance(3.0, (0.0, 0.5)), Guidance(3.0, (0.5, 1.0))]
 
 
 def classifier(experiment: Experiment) -> SVC:
-    """Of integer images [N, 64], fitted to the training split."""
+    """Fit a classifier for integer images [N, 64] on the training split."""
     source = experiment.train_data
     return SVC(gamma=0.001, C=10).fit(source.x.reshape(len(source), -1), source.label)
 
@@ -45,7 +45,7 @@ def classifier(experiment: Experiment) -> SVC:
 def measure(
     experiment: Experiment, params: Params, judge: SVC, each: int, reference: Moments
 ) -> dict[str, Any]:
-    """Samples of every class, ``each`` of them, by the experiment's guidance."""
+    """Draw ``each`` samples per class with the experiment's guidance, and score them."""
     size, classes = experiment.config.evaluate.samples, experiment.train_data.num_classes
     labels = np.resize(np.arange(classes, dtype=np.int32), each * classes).reshape(-1, size)
     sampler = make_sampler(experiment, size)
@@ -67,7 +67,7 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/digits_class"))
-    parser.add_argument("--each", type=int, default=200, help="samples of a class")
+    parser.add_argument("--each", type=int, default=200, help="samples per class")
     flags = parser.parse_args()
     config = FrozenConfigDict(experiment_config("configs/digits_class.py"))
     if not (flags.workdir / "evaluation" / f"{config.train.steps}.json").exists():

@@ -1,7 +1,7 @@
-"""Maximum likelihood through the solve against flow matching, on the checkerboard.
+"""Comparison of maximum likelihood through the solve with flow matching, on the checkerboard.
 
-The same network is trained both ways for the same wall time, the two taking turns, and each is
-scored on held-out points.
+The same network is trained by both methods for the same wall time, alternating between them, and
+each is scored on held-out points.
 
 python -m benchmarks.cnf_cost --seconds=300
 """
@@ -29,7 +29,7 @@ from flowmatch_jax.training.step import make_gradient, make_train_step
 
 
 class Trainer:
-    """One method in training; ``seconds`` are those spent in its steps."""
+    """The training of one method; ``seconds`` is the time spent in its steps."""
 
     def __init__(self, config: Any) -> None:
         config.evaluate.images = 2000
@@ -83,7 +83,7 @@ class Trainer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=300, help="of training, each")
+    parser.add_argument("--seconds", type=float, default=300, help="training time per method")
     seconds = parser.parse_args().seconds
     trainers = {
         "flow_matching": Trainer(checkerboard_ot.get_config()),
@@ -99,7 +99,7 @@ def main() -> None:
     print(f"cost of a training point, maximum likelihood / flow matching: {cost[0] / cost[1]:.0f}")
     for name, result in results.items():
         print(
-            f"{name}: {result['milliseconds_a_step']:.0f} ms a step of {result['batch_size']}, "
+            f"{name}: {result['milliseconds_a_step']:.0f} ms per step of {result['batch_size']}, "
             f"{result['steps']} steps in {result['seconds']:.0f} s, NLL {result['nll']:.3f} +- "
             f"{result['nll_standard_error']:.3f} nats (entropy {entropy:.3f})"
         )

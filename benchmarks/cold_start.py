@@ -2,9 +2,9 @@
 
     python -m benchmarks.cold_start
 
-Each start has a fresh workdir; the first of a round finds no compiled programs, the second those of
-the first. The run is ended when it has written its first measurement, which config.train.log_every
-= 1 makes that of the first step.
+Each start has a new workdir. The first start of a round has an empty compilation cache; the second
+uses the cache of the first. The run is killed after its first measurement, which is that of the
+first step because config.train.log_every is 1.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ COMMAND = ("main.py", "--config=configs/digits_ot.py")
 
 
 def first_step(cache: Path) -> float:
-    """Seconds of one start.
+    """Measure the seconds of one start.
 
     Raises:
-        RuntimeError: it ended before its first step; what it said is the message.
+        RuntimeError: the run ended before its first step; the message is its output.
     """
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
         measured = Path(folder) / "metrics.jsonl"

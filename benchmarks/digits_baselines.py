@@ -1,4 +1,4 @@
-"""Bits/dim of simple densities on the digits: what a flow has to beat.
+"""Bits/dim of simple densities on the digits, as baselines for flows.
 
 python -m benchmarks.digits_baselines
 """
@@ -16,14 +16,14 @@ from flowmatch_jax.pixels import dequantise
 
 
 def histogram_bits(train: np.ndarray, test: np.ndarray, levels: int) -> float:
-    """A histogram for each pixel, one count added to each level."""
+    """Score a histogram per pixel, with one count added to each level."""
     counts = np.stack([np.bincount(pixel, minlength=levels) + 1 for pixel in train.T])
     probabilities = counts / counts.sum(axis=1, keepdims=True)
     return float(-np.log2(probabilities[np.arange(train.shape[1]), test]).mean())
 
 
 def mixture_bits(train: np.ndarray, test: np.ndarray, levels: int, components: int) -> float:
-    """A mixture of full-covariance Gaussians, fitted to five dequantisations (K = 1)."""
+    """Score a mixture of full-covariance Gaussians fitted to five dequantisations (K = 1)."""
     keys = jax.random.split(jax.random.key(0), 6)
     x = np.concatenate([dequantise(key, train, levels) for key in keys[1:]])
     mixture = GaussianMixture(components, reg_covar=1e-4, random_state=0).fit(x)

@@ -1,8 +1,9 @@
-"""Whole training steps, data included, by how many are dispatched at once and where images lie.
+"""Training steps including data loading, by steps per dispatch and by storage of the images.
 
     python -m benchmarks.dispatch
 
-The checkerboard's network is small, so that the dispatch of a step counts; digits are images.
+The checkerboard's network is so small that the overhead of dispatching a step matters; the digits
+show the effect on images.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ CASES = {
 
 
 def steps(config: ConfigDict) -> Call:
-    """So many steps of an experiment, as its training loop takes them."""
+    """Create a call of `AT_ONCE` steps of an experiment, as its training loop runs them."""
     run, at_once = Run.of(build(config)), config.train.steps_per_dispatch
     state, batches = run.init(), run.batches(0, 0)
 
@@ -44,7 +45,7 @@ def steps(config: ConfigDict) -> Call:
 
 
 def measure(name: str, rounds: int) -> Row:
-    """Items a second with the change and without."""
+    """Measure items per second with and without the change."""
     module, field = CASES[name]
     changed, plain = module.get_config(), module.get_config()
     if field == "storage":

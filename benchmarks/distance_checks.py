@@ -1,10 +1,10 @@
-"""How distances react: the test split as the floor, then noise, blur and dropped classes.
+"""Response of distances to noise, blur and dropped classes, with the test split as the floor.
 
     python -m benchmarks.distance_checks --data_dir=data
 
-Fashion-MNIST, prepared. Each row is 10,000 images made of the test split, held against the moments
-of the 60,000 training images and, for the kernel distance, precision and recall, against 10,000 of
-them; by EfficientNet-Lite0 and by the pixels themselves.
+It needs the prepared Fashion-MNIST. Each row compares 10,000 images derived from the test split
+with the moments of the 60,000 training images and, for kernel distance, precision and recall, with
+10,000 of them. Features are those of EfficientNet-Lite0 and pixels.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ COUNT, BATCH = 10_000, 500
 
 
 def noise(std: float) -> Callable[[np.ndarray], np.ndarray]:
-    """Gaussian noise of so many levels."""
+    """Create a function that adds Gaussian noise with a standard deviation of ``std`` levels."""
     rng = np.random.RandomState(0)
     return lambda x: np.clip(np.rint(x + std * rng.randn(*x.shape)), 0, 255).astype(np.uint8)
 
 
 def blur(std: float) -> Callable[[np.ndarray], np.ndarray]:
-    """A Gaussian blur of so many pixels."""
+    """Create a function that applies a Gaussian blur of ``std`` pixels."""
     return lambda x: np.rint(gaussian_filter(x.astype(float), (0, std, std, 0))).astype(np.uint8)
 
 
 def dropped(source: Dataset, classes: int) -> np.ndarray:
-    """COUNT images without those of the first classes; the others fill their places."""
+    """Return COUNT images without the first classes, filled up with images of the others."""
     rest = np.flatnonzero(source.label >= classes)
     return source.x[np.resize(rest, COUNT)]
 
 
 def features(net: Extractor, images: np.ndarray) -> np.ndarray:
-    """[N, D], batch by batch."""
+    """Compute features [N, D] in batches."""
     parts = [features_of(net, images[i : i + BATCH])[0] for i in range(0, len(images), BATCH)]
     return np.concatenate(parts)
 

@@ -1,9 +1,10 @@
-"""What evaluation does besides solving well: samples, features and the Fréchet distance.
+"""Speed of the parts of an evaluation: samples, features and the Fréchet distance.
 
 python -m benchmarks.evaluate
 
-Samples are the digits experiment's, random parameters; features EfficientNet-Lite0's, whose speed
-does not depend on its weights. The distance is held against SciPy's matrix root, pytorch-fid's way.
+Samples are drawn with the digits experiment and random parameters. Features are those of
+EfficientNet-Lite0, whose speed does not depend on its weights. The distance is compared with
+SciPy's matrix square root, which pytorch-fid uses.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from flowmatch_jax.metrics.frechet import Moments, frechet_distance
 
 
 def sampling(batch: int, rounds: int) -> Row:
-    """Images a second of an evaluation's sampler."""
+    """Measure images per second of an evaluation's sampler."""
     experiment = build(digits_ot.get_config())
     params = jax.jit(NETS["digits"].init)(jax.random.key(0))
     sampler = make_sampler(experiment, batch)
@@ -37,7 +38,7 @@ def sampling(batch: int, rounds: int) -> Row:
 
 
 def features(batch: int, rounds: int) -> list[Row]:
-    """Images a second into features, by the side of the images."""
+    """Measure images per second of the feature extractor, by the side of the images."""
     net = load_efficientnet_lite0()
     images = {
         s: np.random.RandomState(0).randint(0, 256, (batch, s, s, 3), np.uint8) for s in (32, 64)

@@ -1,9 +1,9 @@
-"""How the cost of a training step grows with batch, resolution and channels.
+"""Growth of the cost of a training step with batch size, resolution and channels.
 
     python -m benchmarks.growth
 
-A U-Net of two levels. The ratio is seconds a FLOP, over those of the sweep's last entry: 1 all
-along where cost grows linearly with the work.
+The network is a U-Net with two levels. The ratio is seconds per FLOP relative to the sweep's last
+entry; it is 1 throughout if the cost grows linearly with the work.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ SWEEPS = {"batch": (1, 4, 16, 64), "side": (16, 32, 64), "channels": (16, 32, 64
 
 
 def small_net(side: int = SIDE, channels: int = CHANNELS) -> Net:
-    """Attention is in the middle alone, at half the side, as the U-Net always has it."""
+    """Create a small network with attention only in the middle block, at half the side."""
     unet = {"channels": channels, "multipliers": (1, 2), "depth": 1, "attention_sides": ()}
     return Net("small net", (side, side, 3), unet, {}, 0, BATCH, BATCH)
 
 
 def sweep(name: str, values: Iterable[int], rounds: int) -> list[Row]:
-    """Rows of one quantity, the others as they are."""
+    """Measure the rows of one quantity with the others fixed."""
     cases = {}
     for value in values:
         sizes = {"batch": BATCH, "side": SIDE, "channels": CHANNELS, name: value}

@@ -1,12 +1,12 @@
-"""How far Inception's features and class scores lie from torch-fidelity's, with the same weights.
+"""Agreement of Inception's features and logits with torch-fidelity's, for the same weights.
 
     pip install -r requirements-bench.txt  # and the command in it
     python -m benchmarks.inception_agreement
 
-The weights are random (the published ones are in no package), saved by torch.save in both formats
-and read back; the images are scikit-learn's two photographs in several sizes.
-Figures are the largest difference over the largest absolute value; that between the features of the
-two photographs tells what they are to be held against.
+The weights are random (no package has the published ones), saved by torch.save in both formats and
+read back; the images are scikit-learn's two photographs in several sizes. Results are the largest
+difference divided by the largest absolute value. The difference between the features of the two
+photographs is given for scale.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.timing import write
 from flowmatch_jax.metrics.features.inception import load_inception
 
 if importlib.util.find_spec("torchvision") is None:
-    # torch-fidelity imports it for its other nets and its data sets.
+    # torch-fidelity imports it for its other networks and its datasets.
     for name in ("", ".datasets", ".transforms", ".transforms.functional"):
         sys.modules[f"torchvision{name}"] = mock.MagicMock()
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3

@@ -1,10 +1,10 @@
-"""Images a second that the input pipeline gives, by how the set is kept.
+"""Images per second of the input pipeline, by storage of the dataset.
 
     python -m benchmarks.input [--data_dir=data]
 
-Fashion-MNIST in batches of 128, prepared before; without it, random images of its shape, prepared
-into a temporary folder. "plain Grain" reads the same mapped array item by item and batches the
-items, the way Grain's own documentation does.
+Batches are 128 images of the prepared Fashion-MNIST or, without --data_dir, random images of its
+shape that are prepared in a temporary folder. "plain Grain" reads the same memory-mapped array item
+by item and batches the items, as in Grain's own documentation.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ NAME, BATCH, BATCHES = "fashion_mnist", 128, 60
 
 
 def plain_grain(source: Dataset) -> Iterator[Any]:
-    """Endless batches, item by item."""
+    """Iterate endlessly over batches that are read item by item."""
     dataset = grain.MapDataset.source(source).seed(0).shuffle().repeat(None)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     return iter(dataset.batch(BATCH, drop_remainder=True).to_iter_dataset(options))
 
 
 def prepare_random(data_dir: Path, count: int = 2 * records.SHARD) -> None:
-    """A set of random images in the place of Fashion-MNIST, by the package's own writer."""
+    """Write a dataset of random images in place of Fashion-MNIST with the package's writer."""
     layout = LAYOUTS[NAME]
     final = records.set_folder(data_dir, NAME, layout.version)
     partial = final.with_name(f"{final.name}.partial")
@@ -63,7 +63,7 @@ def prepare_random(data_dir: Path, count: int = 2 * records.SHARD) -> None:
 
 
 def measure(data_dir: str, rounds: int) -> list[Row]:
-    """Images a second of each way, held against plain Grain's."""
+    """Measure images per second of each storage, compared with plain Grain."""
     memory = open_dataset(Options(NAME, data_dir=data_dir), "train")
     encoded = open_dataset(Options(NAME, data_dir=data_dir, storage="records"), "train")
     streams = {
@@ -93,7 +93,7 @@ def measure(data_dir: str, rounds: int) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data_dir", help="where Fashion-MNIST is prepared")
+    parser.add_argument("--data_dir", help="folder with the prepared Fashion-MNIST")
     parser.add_argument("--rounds", type=int, default=9)
     given = parser.parse_args()
     flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for them

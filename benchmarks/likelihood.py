@@ -1,10 +1,10 @@
-"""One evaluation of the field's divergence, over one network call and against PyTorch's.
+"""Speed of one evaluation of the field's divergence, relative to a network call and to PyTorch.
 
     pip install -r requirements-bench.txt  # and the command in it
     python -m benchmarks.likelihood
 
-Ours is timed in a loop, as a solve makes it. PyTorch's is the same estimate through torchcfm's
-module by autograd.grad: torch.func.jvp fails in its group norm (torch 2.13).
+Our evaluation is timed in a loop, as in a solve. PyTorch computes the same estimate for torchcfm's
+module by autograd.grad, because torch.func.jvp fails in its group norm (torch 2.13).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TIME = 0.3
 
 @dataclass(frozen=True)
 class Case:
-    """A divergence: of which net, by how many probes (None: exact), of how many images."""
+    """A divergence: its network, number of probes (None: exact), and batch size."""
 
     net: str
     probes: int | None
@@ -50,7 +50,7 @@ CASES = (
 
 
 def points(case: Case) -> tuple[np.ndarray, np.ndarray | None]:
-    """x [B, H, W, C] and probes [P, B, H, W, C], float32."""
+    """Draw x [B, H, W, C] and probes [P, B, H, W, C], float32."""
     rng, shape = np.random.RandomState(0), (case.batch, *NETS[case.net].shape)
     x = rng.standard_normal(shape).astype(np.float32)
     if case.probes is None:
@@ -59,13 +59,13 @@ def points(case: Case) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def looped(step: Callable[[Array, Array], Array], count: int) -> jax.stages.Wrapped:
-    """jitted x -> x after so many steps (t, x) -> x."""
+    """Create a jitted function that applies ``count`` steps (t, x) -> x."""
     times = jnp.linspace(0.0, 1.0, count)
     return jax.jit(lambda x: jax.lax.scan(lambda x, t: (step(t, x), None), x, times)[0])
 
 
 def over_a_call(case: Case, rounds: int) -> Row:
-    """Seconds of a divergence over those of a network call."""
+    """Measure the seconds of a divergence relative to a network call."""
     net, (x, probes) = NETS[case.net], jax.tree.map(jnp.asarray, points(case))
     params, apply = jax.jit(net.init)(jax.random.key(0)), net.apply()
     count = 1 if case.probes is None else 4
@@ -84,7 +84,7 @@ def over_a_call(case: Case, rounds: int) -> Row:
 
 
 def ours(case: Case, params: Params) -> Call:
-    """One evaluation; tells the mean, which is the same by all ways."""
+    """Create a call of one evaluation; it returns the mean, which all alternatives share."""
     (x, probes), apply = jax.tree.map(jnp.asarray, points(case)), NETS[case.net].apply()
     params = jax.device_put(params)
 
@@ -96,7 +96,7 @@ def ours(case: Case, params: Params) -> Call:
 
 
 def torch_divergence(case: Case, params: Params) -> Call:
-    """Hutchinson's estimate through torchcfm's module, one probe after another."""
+    """Create a call of Hutchinson's estimate for torchcfm's module, one probe at a time."""
     import torch
 
     net, device, (x, probes) = NETS[case.net], torch_device(), points(case)
@@ -120,7 +120,7 @@ def torch_divergence(case: Case, params: Params) -> Call:
 
 
 def against_torch(case: Case, rounds: int) -> Row:
-    """Images a second of both."""
+    """Measure images per second of both."""
     params = jax.tree.map(np.asarray, jax.jit(NETS[case.net].init)(jax.random.key(0)))
     alternatives = {
         "ours": partial(ours, case, params),

@@ -1,9 +1,10 @@
-"""How far likelihoods are to be trusted, by tolerance.
+"""Accuracy of likelihoods by solver tolerance.
 
     python -m benchmarks.likelihood_checks
 
-Narrow Gaussians, whose marginal field is known: errors in nats/dim of solves that keep the
-log-density to the tolerance too, as the package's do, and of solves that judge x alone.
+The data are narrow Gaussians, whose marginal field is known. Errors are in nats/dim, for solves
+whose error control includes the log-density, as in this package, and for solves that control the
+error of x only.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MEAN, DIMS, POINTS = 0.2, 4, 64
 
 
 def judged_by_x(field: Field, x1: Array, t1: float, tolerance: float) -> tuple[Array, Array]:
-    """(log p_1 [B], NFE) by a solve whose steps the error of x alone decides."""
+    """Compute log p_1 [B] and NFE by a solve that controls the error of x only."""
 
     def augmented(t: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         return likelihood.divergence(field, t, state[0])
@@ -40,7 +41,7 @@ def judged_by_x(field: Field, x1: Array, t1: float, tolerance: float) -> tuple[A
 
 
 def narrow(name: str, std: float, tolerance: float) -> dict[str, Any]:
-    """Root mean square errors in nats/dim of both, and their NFE, of data N(MEAN, std^2 I)."""
+    """Compute both RMS errors in nats/dim, and the NFE, for data N(MEAN, std^2 I)."""
     path = PATHS[name]
     x = jnp.asarray(MEAN + std * np.random.RandomState(0).randn(POINTS, DIMS))
     data = jnp.full((1, DIMS), MEAN)

@@ -1,4 +1,4 @@
-"""The networks that are measured: ours, and the same ones in torchcfm."""
+"""The networks of the benchmarks, in this package and in torchcfm."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from flowmatch_jax.experiment import COMPUTING_DTYPES
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.unet import UNet
 
-STD = 0.02  # of what is added to the initialisation, whose zeros would time no real network
+STD = 0.02  # standard deviation of noise on the parameters, so that zero layers are not special
 
 
 @dataclass(frozen=True)
 class Net:
-    """A network as it is measured.
+    """A network in the benchmarks.
 
     Attributes:
-        name: as tables say it.
-        shape: of an image, (H, W, C).
+        name: name in tables.
+        shape: shape of an image, (H, W, C).
         unet: fields of our UNet.
-        torchcfm: arguments of torchcfm's UNetModel besides ``dim``; the same network.
-        parameters: how many both have.
-        batch: images in a batch on a CPU.
-        gpu_batch: on a GPU.
+        torchcfm: arguments of torchcfm's UNetModel besides ``dim``, for the same network.
+        parameters: number of parameters in both.
+        batch: batch size on CPUs.
+        gpu_batch: batch size on GPUs.
     """
 
     name: str
@@ -47,11 +47,11 @@ class Net:
         return UNet(out_channels=self.shape[-1], **self.unet)
 
     def apply(self, dtype: str = "float32") -> Apply:
-        """The network as a function that computes in a dtype; parameters are float32."""
+        """Return the network as a function that computes in a dtype; parameters are float32."""
         return pure_apply(self.module.clone(dtype=COMPUTING_DTYPES[dtype]))
 
     def init(self, key: jax.Array) -> Params:
-        """Parameters off the initial zero field, float32."""
+        """Initialise float32 parameters with added noise, so that the field is not zero."""
         init_key, key = jax.random.split(key)
         params = self.module.init(init_key, jnp.zeros(1), jnp.zeros((1, *self.shape)))["params"]
         leaves, tree = jax.tree.flatten(params)
@@ -61,12 +61,12 @@ class Net:
         )
 
     def images(self, count: int) -> np.ndarray:
-        """Random ones, uint8 [count, H, W, C]."""
+        """Draw random images, uint8 [count, H, W, C]."""
         return np.random.RandomState(0).randint(0, 256, (count, *self.shape), np.uint8)
 
 
 def _of_config(config: Any) -> dict[str, Any]:
-    """Without rematerialisation, which these batches do not need."""
+    """Return the config's network without rematerialisation, which these batches do not need."""
     return dict(config.network.unet) | {"remat": False}
 
 
@@ -105,7 +105,7 @@ NETS = {
             "heads": 1,
             "scale_shift_norm": False,
         },
-        # Its attention_resolutions of "16" are 28 // 16 = 1: the first level.
+        # Its default attention_resolutions "16" means 28 // 16 = 1: the first level.
         {"num_channels": 32, "num_res_blocks": 1},
         parameters=1_075_361,
         batch=64,
@@ -148,7 +148,7 @@ NETS = {
 
 
 def parameter_shapes(net: Net) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Path -> shape of our parameters, in the order in which the network uses its layers."""
+    """Map paths to shapes of our parameters, in the order in which the network uses its layers."""
     shapes = {}
 
     def init(key: jax.Array) -> None:
@@ -168,22 +168,23 @@ def _in_order(params: Params, path: tuple[str, ...] = ()) -> Iterator[tuple[tupl
 
 
 def has_torch() -> bool:
-    """Whether the peers of requirements-bench.txt are installed."""
+    """Test whether the packages of requirements-bench.txt are installed."""
     return all(map(importlib.util.find_spec, ("torch", "torchcfm", "torchdiffeq")))
 
 
 def torch_device() -> str:
-    """Where the peers run."""
+    """Return the device on which PyTorch runs."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def torch_net(net: Net, params: Params | None = None) -> Any:
-    """torchcfm's module on its device.
+    """Create torchcfm's module on its device.
 
     Args:
-        params: ours, NumPy arrays, to be its own; otherwise its initialisation with noise of STD.
+        net: the network.
+        params: our parameters as NumPy arrays, to copy; None: its initialisation with noise.
 
     Raises:
         ValueError: it has another number of parameters.
@@ -202,7 +203,7 @@ def torch_net(net: Net, params: Params | None = None) -> Any:
             for p in module.parameters():
                 p.add_(STD * torch.randn_like(p))
         else:
-            # Both name their layers in the order of use, so that no table of names is needed.
+            # Both list their layers in the order of use, so that no table of names is needed.
             for path, p in zip(parameter_shapes(net), module.parameters(), strict=True):
                 p.copy_(torch.from_numpy(_torch_layout(_at(params, path), p.ndim)))
     return module.to(torch_device())
@@ -215,7 +216,7 @@ def _at(params: Params, path: tuple[str, ...]) -> np.ndarray:
 
 
 def _torch_layout(array: np.ndarray, ndim: int) -> np.ndarray:
-    """A kernel [(H, W,) in, out] as [out, in (, H, W)]; axes of length 1 fill it up to ndim."""
+    """Transpose a kernel [(H, W,) in, out] to [out, in (, H, W)], padded to ndim with axes of 1."""
     if array.ndim > 1:
         array = np.moveaxis(array, (-1, -2), (0, 1))
     return np.array(array.reshape(*array.shape, *(1,) * (ndim - array.ndim)))

@@ -1,16 +1,15 @@
-"""Flow matching with OT by torchcfm: its network, its loss, its recipe, on the same budget.
+"""Flow matching with OT by torchcfm, with its network, loss and recipe on the same budget.
 
     pip install -r requirements-bench.txt
     python -m benchmarks.outside_row --config.data.data_dir=data
 
-Data, their order, batch, number of steps, learning rate over the steps, averaging of the weights,
-solver's tolerances and number of samples are those of configs/fashion_mnist16_ot.py (or --config;
-any field may be overridden): torchcfm's own are meant for 400,000 steps. Network, loss, clipping,
-dropout and the scale of pixels are those of torchcfm's CIFAR-10 example. Its group normalisation
-takes widths of 32, so its network is the one of its own that is nearest in size. Samples are judged
-as the package judges its own.
-The record is --output; beside it is a picture of the first samples.
-A killed run goes on from its last checkpoint, and does not draw samples again that are there.
+The data and their order, the batch size, number of steps, learning-rate schedule, weight averaging,
+solver tolerances and number of samples are those of configs/fashion_mnist16_ot.py (or --config; any
+field can be overridden), because torchcfm's own are meant for 400,000 steps. Network, loss,
+clipping, dropout and pixel scaling are those of torchcfm's CIFAR-10 example. Its group
+normalisation needs multiples of 32 channels, so the network is the closest in size that it allows.
+Samples are scored as in this package. The record is written to --output, with a picture of the
+first samples beside it. A killed run resumes from its last checkpoint and keeps existing samples.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ SAVE_EVERY = 250  # steps
 
 
 def make_network(shape: tuple[int, int, int]) -> torch.nn.Module:
-    """For images [H, W, C]: v(t [B] or [], x [B, C, H, W])."""
+    """Create a network v(t [B] or [], x [B, C, H, W]) for images [H, W, C]."""
     height, width, channels = shape
     return UNetModelWrapper(
         dim=(channels, height, width),
@@ -67,7 +66,7 @@ def make_network(shape: tuple[int, int, int]) -> torch.nn.Module:
 
 
 class Training:
-    """What is trained, and what a checkpoint holds of it."""
+    """The training state, which checkpoints save."""
 
     def __init__(self, config: FrozenConfigDict, shape: tuple[int, int, int]) -> None:
         torch.manual_seed(config.seed)
@@ -83,7 +82,7 @@ class Training:
         self.step, self.seconds = 0, 0.0
 
     def update(self, x1: torch.Tensor) -> None:
-        """One step of Adam on the flow matching loss, and of the average."""
+        """Take one Adam step on the flow-matching loss, and update the average."""
         matcher = TargetConditionalFlowMatcher(sigma=SIGMA_MIN)
         t, x_t, u_t = matcher.sample_location_and_conditional_flow(torch.randn_like(x1), x1)
         loss = torch.mean((self.network(t, x_t) - u_t) ** 2)
@@ -100,7 +99,7 @@ class Training:
         self.step += 1
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint, whole or not at all."""
+        """Write a checkpoint atomically."""
         parts = {name: getattr(self, name).state_dict() for name in self._parts}
         counts = {"step": self.step, "seconds": self.seconds}
         buffer = io.BytesIO()
@@ -108,7 +107,7 @@ class Training:
         write_atomically(path, buffer.getvalue())
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint."""
+        """Restore a checkpoint."""
         saved = torch.load(path)
         for name in self._parts:
             getattr(self, name).load_state_dict(saved[name])
@@ -119,7 +118,7 @@ class Training:
 
 
 def train(config: FrozenConfigDict, source: Dataset, workdir: Path) -> Training:
-    """Train to the last step, from the workdir's checkpoint where there is one."""
+    """Train to the last step, resuming from the workdir's checkpoint if there is one."""
     training, path = Training(config, source.shape), workdir / "checkpoint.pt"
     if path.exists():
         training.restore(path)
@@ -135,12 +134,12 @@ def train(config: FrozenConfigDict, source: Dataset, workdir: Path) -> Training:
 
 
 def to_model_space(images: np.ndarray) -> torch.Tensor:
-    """uint8 [B, H, W, C] -> float32 [B, C, H, W] in [-1, 1], levels 0 and 255 at the ends."""
+    """Convert uint8 [B, H, W, C] to float32 [B, C, H, W], levels 0 and 255 to -1 and 1."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_images(x: torch.Tensor) -> np.ndarray:
-    """The inverse, to the nearest level."""
+    """Invert `to_model_space`, rounding to the nearest level."""
     return (x * 127.5 + 128).clip(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
@@ -148,7 +147,7 @@ def to_images(x: torch.Tensor) -> np.ndarray:
 def sample(
     network: torch.nn.Module, config: FrozenConfigDict, shape: tuple[int, int, int]
 ) -> dict[str, np.ndarray]:
-    """{"images": uint8 [N, H, W, C], "nfe": of each batch}, by torchdiffeq's dopri5."""
+    """Draw {"images": uint8 [N, H, W, C], "nfe": per batch} by torchdiffeq's dopri5."""
     network.eval()
     calls = 0
 
@@ -171,7 +170,7 @@ def sample(
 
 
 def judge(net: Extractor, reference: Reference, samples: dict[str, np.ndarray]) -> dict[str, float]:
-    """Fréchet distance to the reference, and mean NFE over batches."""
+    """Compute the Fréchet distance to the reference, and the mean NFE over batches."""
     moments, images = Moments.empty(net.dims), samples["images"]
     for start in range(0, len(images), 512):
         moments = moments.add(features_of(net, images[start : start + 512])[0])
@@ -182,7 +181,7 @@ def judge(net: Extractor, reference: Reference, samples: dict[str, np.ndarray]) 
 def results_of(
     training: Training, config: FrozenConfigDict, workdir: Path
 ) -> dict[str, dict[str, Any]]:
-    """{"ema", "raw": what `judge` gives}; samples are kept in the workdir, by kind."""
+    """Return {"ema", "raw": result of `judge`}; samples are stored in the workdir by kind."""
     experiment, results = build(config), {}
     reference = make_reference(experiment)
     for kind, network in {"ema": training.average, "raw": training.network}.items():
@@ -229,7 +228,7 @@ def main() -> None:
     save_images(flags.output.with_suffix(".png"), x, levels=256)
     for kind, values in record["results"].items():
         print(f"{kind}: {values}")
-    print(f"{1000 * training.seconds / training.step:.0f} ms a step on {jax.default_backend()}")
+    print(f"{1000 * training.seconds / training.step:.0f} ms per step on {jax.default_backend()}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Parts of training and scoring beside another way to compute them: docs/performance.md.
+"""Parts of training and scoring compared with alternative implementations (docs/performance.md).
 
     python -m benchmarks.parts
 
-Taking turns in one process; a ratio is other / ours, round by round, so that more is better.
-Shapes are of the 1.1M network for 28-pixel images (batch 64) and of the 35.7M network for
-CIFAR-10 (batch 16). Seconds of compilation are told too, and of whole training steps operations
-and bytes.
+Alternatives take turns in one process; the ratio, per round, is other / ours, so that higher is
+better. Shapes are those of the 1.1M network for 28-pixel images (batch size 64) and of the 35.7M
+network for CIFAR-10 (batch size 16). The record also has compilation times, and the operations and
+bytes of whole training steps.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def normal(seed: int, *shape: int) -> Array:
 
 
 def gradient(function: Callable[..., Array]) -> Callable[..., Any]:
-    """Of the function's arguments but the last, which is the gradient of its result."""
+    """Create the gradient of a function; its last argument is the gradient of the result."""
 
     def pull(*arguments: Array) -> Any:
         *inputs, g = arguments
@@ -53,7 +53,7 @@ def gradient(function: Callable[..., Array]) -> Callable[..., Any]:
     return pull
 
 
-# A case: name, ours, the other way, their arguments.
+# A case: name, our implementation, the alternative, and their arguments.
 Case = tuple[str, Callable[..., Any], Callable[..., Any], tuple[Any, ...]]
 
 
@@ -121,7 +121,7 @@ def normalisation_cases() -> Iterator[Case]:
 
 
 def update_cases() -> Iterator[Case]:
-    """Adam and the average: leaf by leaf as in training, against all parameters in one vector."""
+    """Compare Adam and EMA leaf by leaf, as in training, with all parameters in one vector."""
     params = SMALL.init(jax.random.key(0))
     optimizer = optax.adam(1e-3)
 
@@ -168,7 +168,7 @@ def divergence_cases() -> Iterator[Case]:
 
 
 def concatenation_cases() -> Iterator[Case]:
-    """What a skip connection brings: beside the features, or by a kernel of its own."""
+    """Compare skip connections by concatenation with separate kernels whose results are added."""
     for b, side, ours, skip, outputs in ((16, 32, 128, 128, 128), (64, 28, 64, 32, 32)):
         h, skips = normal(0, b, side, side, ours), normal(1, b, side, side, skip)
         kernel = normal(2, 3, 3, ours + skip, outputs)
@@ -188,7 +188,7 @@ def concatenation_cases() -> Iterator[Case]:
 
 
 def equal_blocks_cases() -> Iterator[Case]:
-    """Residual blocks of one shape: one after another, as in the U-Net, or by a scan."""
+    """Compare residual blocks of one shape in sequence, as in the U-Net, with a scan."""
     block, x, embedding = ResidualBlock(128), normal(0, 16, 16, 16, 128), normal(1, 16, 512)
     keys = jax.random.split(jax.random.key(0), BLOCKS)
     params = [block.init(key, x, embedding)["params"] for key in keys]
@@ -211,7 +211,7 @@ def equal_blocks_cases() -> Iterator[Case]:
 
 
 def whole_steps() -> dict[str, dict[str, float]]:
-    """Of the gradient of a batch: operations; bytes moved, without and with fusion; temporaries."""
+    """Count operations, bytes moved (without and with fusion) and temporaries of the gradient."""
     programs = {}
     for net in (NETS["small"], NETS["cifar10"]):
         params = jax.eval_shape(net.init, jax.random.key(0))
@@ -229,14 +229,14 @@ def whole_steps() -> dict[str, dict[str, float]]:
 
 
 def compiled(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, float]:
-    """The program and the seconds that it took to compile."""
+    """Return the compiled program and the seconds of its compilation."""
     lowered = jax.jit(function).lower(*arguments)
     begin = time.perf_counter()
     return lowered.compile(), time.perf_counter() - begin
 
 
 def measure(ours: Callable[..., Any], other: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """A case's record."""
+    """Measure a case and return its record."""
     made = {"ours": compiled(ours, arguments), "other": compiled(other, arguments)}
     seconds = interleaved({n: partial(program, *arguments) for n, (program, _) in made.items()})
     return {
@@ -261,7 +261,7 @@ CASES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--only", default=",".join(CASES), help="kinds of cases, to be printed alone"
+        "--only", default=",".join(CASES), help="kinds of cases, which are printed but not saved"
     )
     only = parser.parse_args().only.split(",")
     record = {name: measure(*case) for kind in only for name, *case in CASES[kind]()}

@@ -1,4 +1,4 @@
-"""Random weights for Inception-v3 in PyTorch's names and shapes."""
+"""Random weights for Inception-v3 with PyTorch's names and shapes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flowmatch_jax.metrics.features.inception import InceptionV3, torch_names
 
 
 def random_inception(seed: int = 0) -> dict[str, np.ndarray]:
-    """A state dict of PyTorch's module, under which activations keep their size; float32."""
+    """Draw a float32 state dict of PyTorch's module that preserves the scale of activations."""
     rng = np.random.RandomState(seed)
     shapes = jax.eval_shape(InceptionV3().init, jax.random.key(0), jnp.zeros((1, 299, 299, 3)))
     state = {}

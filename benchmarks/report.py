@@ -1,4 +1,4 @@
-"""BENCHMARKS.md, from the records in benchmarks/results; nothing is measured.
+"""Write BENCHMARKS.md from the records in benchmarks/results, without measuring anything.
 
 python -m benchmarks.report
 """
@@ -14,7 +14,7 @@ from benchmarks.nets import NETS
 from benchmarks.timing import RESULTS
 
 PAGE = Path(__file__).parents[1] / "BENCHMARKS.md"
-DEVICES = {"CPU": "", "GPU": ".gpu"}  # and what their records' names end in
+DEVICES = {"CPU": "", "GPU": ".gpu"}  # device -> suffix of its records' names
 NOT_MEASURED = "not measured yet"
 
 INTRODUCTION = """# Benchmarks
@@ -40,12 +40,12 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Demand:
-    """What a figure has to reach.
+    """A target for a median.
 
     Attributes:
-        bound: of its median.
-        at_least: otherwise at most.
-        of: "ratio" or "ours".
+        bound: the target.
+        at_least: the median must be at least the bound; False: at most.
+        of: the quantity, "ratio" or "ours".
     """
 
     bound: float
@@ -86,12 +86,12 @@ DEMANDS = {
 
 
 def number(value: float) -> str:
-    """Three digits, in full."""
+    """Format a number with three digits and without an exponent."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def figure(spread: dict[str, float] | None) -> str:
-    """Median (smallest - largest)."""
+    """Format a spread as median (minimum - maximum)."""
     if spread is None:
         return ""
     median, low, high = (number(spread[key]) for key in ("median", "min", "max"))
@@ -99,17 +99,18 @@ def figure(spread: dict[str, float] | None) -> str:
 
 
 def demanded(demand: Demand | None, row: dict[str, Any] | None) -> str:
-    """The demand and whether it is met, where it was measured."""
+    """Format a demand and, if the row was measured, whether it is met."""
     if demand is None:
         return ""
     return f"{demand}" if row is None else f"{demand}: {'met' if demand.met(row) else 'missed'}"
 
 
 def table(name: str, records: dict[str, dict[str, Any]]) -> str:
-    """A benchmark's rows, ratio first; those that are demanded are there even if not measured.
+    """Format a benchmark's rows, ratio first; rows with a demand are included if not measured.
 
     Args:
-        records: device -> record, of the devices that were at hand.
+        name: name of the benchmark.
+        records: device -> record of the measured devices.
     """
     measured = {
         device: {row["name"]: row for row in record["rows"]} for device, record in records.items()
@@ -130,7 +131,7 @@ def table(name: str, records: dict[str, dict[str, Any]]) -> str:
 
 
 def figures(row: dict[str, Any]) -> str:
-    """Both quantities with their unit, and the note."""
+    """Format both quantities with their unit and the note."""
     text = figure(row["ours"])
     if row["against"]:
         text += f" : {figure(row['against'])}"
@@ -138,7 +139,7 @@ def figures(row: dict[str, Any]) -> str:
 
 
 def machine_text(machine: dict[str, Any]) -> str:
-    """A machine in a line."""
+    """Describe a machine in one line."""
     device = "" if machine["device"] == "cpu" else f"{machine['devices']} x {machine['device']}, "
     packages = ("python", "jax", "torch", "torchcfm", "torchdiffeq")
     versions = ", ".join(f"{name} {machine[name]}" for name in packages if machine[name])
@@ -146,7 +147,7 @@ def machine_text(machine: dict[str, Any]) -> str:
 
 
 def section(name: str, records: dict[str, dict[str, Any]]) -> str:
-    """A benchmark: what made it, where, and its table."""
+    """Format a benchmark: its commands, machines and table."""
     made = [
         f"{device}: `{records[device]['command']}`, {records[device]['rounds']} rounds, "
         f"{machine_text(records[device]['machine'])}."
@@ -159,7 +160,7 @@ def section(name: str, records: dict[str, dict[str, Any]]) -> str:
 
 
 def page(results: Path) -> str:
-    """BENCHMARKS.md's text, from a folder of records."""
+    """Compose the text of BENCHMARKS.md from a folder of records."""
     sections = [INTRODUCTION]
     for name in TITLES:
         paths = {device: results / f"{name}{end}.json" for device, end in DEVICES.items()}

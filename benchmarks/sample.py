@@ -1,10 +1,10 @@
-"""Solves: what they cost over the network calls they make, and against torchdiffeq's.
+"""Cost of solves relative to their network calls and to torchdiffeq.
 
     pip install -r requirements-bench.txt  # and the command in it
     python -m benchmarks.sample
 
-The field is the 1.1M 28-px net's, the same weights in JAX and, through torchcfm, in PyTorch. One
-call is timed inside a loop of as many calls, so that neither side pays for dispatch from Python.
+The field is that of the 1.1M 28-px net, with equal weights in JAX and, through torchcfm, in
+PyTorch. Network calls are timed in a jitted loop of NFE calls, which excludes dispatch overhead.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ METHODS = {
 
 
 def noise(net: Net, batch: int) -> np.ndarray:
-    """x_0, [B, H, W, C] float32."""
+    """Draw x_0, [B, H, W, C] float32."""
     return np.random.RandomState(2).standard_normal((batch, *net.shape)).astype(np.float32)
 
 
 def solve_by(net: Net, solver: Solver) -> jax.stages.Wrapped:
-    """jitted (params, x) -> Solution."""
+    """Create a jitted function (params, x) -> Solution."""
     apply = net.apply()
 
     @jax.jit
@@ -57,7 +57,7 @@ def solve_by(net: Net, solver: Solver) -> jax.stages.Wrapped:
 
 
 def overhead(net: Net, params: Params, batch: int, method: str, rounds: int) -> Row:
-    """Seconds of a solve over those of NFE network calls."""
+    """Measure the seconds of a solve relative to those of NFE network calls."""
     solve, apply, x = solve_by(net, METHODS[method]), net.apply(), jnp.asarray(noise(net, batch))
     nfe = int(solve(params, x).nfe)
 
@@ -75,14 +75,14 @@ def overhead(net: Net, params: Params, batch: int, method: str, rounds: int) -> 
 
 
 def ours(net: Net, params: Params, batch: int) -> Call:
-    """A solve by dopri5; tells its NFE."""
+    """Create a call of a solve by dopri5; it returns the NFE."""
     solve, x = solve_by(net, METHODS["dopri5"]), jnp.asarray(noise(net, batch))
     params = jax.device_put(params)
     return lambda: int(jax.block_until_ready(solve(params, x)).nfe)
 
 
 def torchdiffeq_solve(net: Net, params: Params, batch: int, compiled: bool) -> Call:
-    """The same by torchdiffeq of the same field."""
+    """Create a call of torchdiffeq's dopri5 on the same field; it returns the NFE."""
     import torch
     from torchdiffeq import odeint
 
@@ -109,7 +109,7 @@ def torchdiffeq_solve(net: Net, params: Params, batch: int, compiled: bool) -> C
 
 
 def against_torchdiffeq(net: Net, params: Params, batch: int, rounds: int) -> list[Row]:
-    """NFE and samples a second of both."""
+    """Measure NFE and samples per second of both."""
     alternatives = {"ours": partial(ours, net, params, batch)}
     if has_torch():
         for peer, compiled in (("torch eager", False), ("torch.compile", True)):

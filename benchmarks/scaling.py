@@ -1,14 +1,13 @@
-"""What training costs on accelerators, before there is one: the tables of docs/scaling.md.
+"""Estimates of the cost of training on accelerators: the tables of docs/scaling.md.
 
     python -m benchmarks.scaling
 
-Training steps are compiled for four chips of TPU v5p, and the compiler says what memory they
-take, how many operations they make and bytes they move, and how long that should take. Nothing is
-run. All else follows from these, the shapes of the state and the datasheets of
-flowmatch_jax.training.cost.hardware.
+Training steps are compiled for four TPU v5p chips, and the compiler reports their memory,
+operations, bytes moved and estimated time. Nothing is executed. All other numbers follow from
+these, the shapes of the state and the datasheets in flowmatch_jax.training.cost.hardware.
 
-What benchmarks/results/scaling.json has is not compiled again. What it lacks takes minutes a
-program, and the compiler, which needs no TPU: pip install "jax[tpu]".
+Programs in benchmarks/results/scaling.json are not compiled again. Others take minutes each and
+need the compiler, but no TPU: pip install "jax[tpu]".
 """
 
 from __future__ import annotations
@@ -34,18 +33,22 @@ from flowmatch_jax.training.cost.hardware import Hardware
 GIB = 2**30
 DEVICES = tuple(2**i for i in range(9))
 KINDS = (hardware.TPU_V5E, hardware.TPU_V5P, hardware.H100, hardware.H200)
-FSDP = 8  # at most: a node of GPUs
-FEW = 8  # images on a device; no program of fewer bears the estimates out
-USABLE = 0.9  # of a device's memory
-UTILISATION = 0.4  # of the peak, assumed where no compiler was asked
+FSDP = 8  # largest fsdp axis: a node of GPUs
+FEW = 8  # images per device below which no compiled program confirms the estimates
+USABLE = 0.9  # usable fraction of a device's memory
+UTILISATION = 0.4  # assumed FLOP utilisation, where there is no compiler's estimate
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A way of training a network on n devices of a kind.
+    """A configuration for training a network on a number of devices.
 
     Attributes:
+        net: the network.
         known: the network's record.
+        devices: number of devices.
+        fsdp: size of the mesh axis "fsdp".
+        remat: whether activations are rematerialised.
     """
 
     net: Net
@@ -60,22 +63,22 @@ class Plan:
 
     @property
     def images(self) -> float:
-        """On a device."""
+        """Images per device."""
         return self.net.batch_size / self.devices
 
     def an_image(self, name: str) -> float:
-        """A figure of the compiled program for each of its images."""
+        """Return a number of the compiled program divided by its images."""
         return self.program[name] / self.program["batch"]
 
     @property
     def memory(self) -> float:
-        """Bytes on a device: the state by its shardings, and activations."""
+        """Bytes per device: the sharded state and the activations."""
         shape = (self.devices // self.fsdp, self.fsdp)
         mesh = AbstractMesh(shape, BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
         return bytes_a_device(with_shardings(self.net.state, mesh)) + self.activations(self.images)
 
     def activations(self, images: float) -> float:
-        """Bytes besides the state: once the gradients, whole, and the rest by the image."""
+        """Estimate the bytes besides the state: replicated gradients, and the rest per image."""
         gradients = 4 * self.net.parameters
         return (
             gradients + images * (self.program["activations"] - gradients) / self.program["batch"]
@@ -85,7 +88,7 @@ class Plan:
         return self.memory <= USABLE * device.memory_bytes
 
     def seconds(self, device: Hardware) -> float:
-        """Of a step without its communication: the longer of computing and moving bytes."""
+        """Estimate a step without communication: the maximum of compute and memory time."""
         peak = device.peak_flops[self.net.dtype]
         computing = self.an_image("flops") / (UTILISATION * peak)
         moving = self.an_image("bytes_accessed") / device.memory_bandwidth
@@ -93,9 +96,9 @@ class Plan:
 
 
 def all_reduce_seconds(device: Hardware, size: float, devices: int) -> float:
-    """A sum of `size` bytes over devices by rings: within the links' reach, then of parts beyond.
+    """Estimate a ring all-reduce of ``size`` bytes, over the links first and then the network.
 
-    A ring of n sends 2 (n - 1) / n of them from each device.
+    In a ring of n, each device sends 2 (n - 1) / n of the bytes.
     """
     near = min(devices, device.linked)
     far = devices // near
@@ -110,7 +113,7 @@ def plan(record: dict[str, Any], net: Net, devices: int, fsdp: int, remat: bool)
 
 
 def smallest(record: dict[str, Any], net: Net, fsdp: int, remat: bool, device: Hardware) -> str:
-    """How many devices, doubled until it fits; a dash where it must not be estimated."""
+    """Return the smallest power of two of devices that fits; "-" outside the estimates' range."""
     for devices in DEVICES:
         way = plan(record, net, devices, fsdp, remat)
         if way.images >= FEW and way.fits(device):
@@ -119,7 +122,7 @@ def smallest(record: dict[str, Any], net: Net, fsdp: int, remat: bool, device: H
 
 
 def table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
-    """Markdown."""
+    """Format a Markdown table."""
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in (header, *rows)]
     return "\n".join([lines[0], "|" + "---|" * (lines[0].count("|") - 1), *lines[1:]])
 

@@ -1,4 +1,4 @@
-"""The training steps whose cost is known from the compiler, and what it says of them."""
+"""The training steps that are compiled for their cost, and the compiler's reports."""
 
 from __future__ import annotations
 
@@ -40,15 +40,17 @@ OBJECTIVE = objectives.matching("flow_matching", paths.optimal_transport())
 
 @dataclass(frozen=True)
 class Net:
-    """A network as it is trained.
+    """A network with its training recipe.
 
     Attributes:
-        side: of its images.
-        batch_size: over all devices.
-        dtype: that it computes in.
-        remat: whether its config rematerialises.
-        steps: of the whole training.
-        compiled: images on each device in the programs that are compiled.
+        name: name in tables.
+        unet: the network.
+        side: side of its images.
+        batch_size: batch size over all devices.
+        dtype: computing dtype.
+        remat: whether its config rematerialises activations.
+        steps: total number of training steps.
+        compiled: images per device in the compiled programs.
     """
 
     name: str
@@ -69,7 +71,7 @@ class Net:
         return self.unet.init(key, jnp.zeros(1), x, condition=self.condition(x))["params"]
 
     def condition(self, x: jax.Array) -> jax.Array | None:
-        """An image of x's size where the network takes one; its values do not matter here."""
+        """Return a condition of x's size if the network needs one; its values do not matter."""
         return x if self.unet.condition_channels else None
 
     def apply(self, remat: bool) -> Apply:
@@ -85,7 +87,7 @@ class Net:
 
     @cached_property
     def state(self) -> TrainState:
-        """Its shapes."""
+        """The shapes of the training state."""
         return jax.eval_shape(lambda: init_state(self.init, adam(1e-4), 0))
 
     @cached_property
@@ -125,7 +127,7 @@ NETS = (
 )
 
 
-# What is asked of the compilers
+# The compiled programs
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,13 @@ class Program:
     """A training step to compile.
 
     Attributes:
-        batch: images on each of the chips.
-        fsdp: devices over which the state is split.
-        effort: of the compiler, -1 to 1: at 0, its default, it takes four times as long.
+        net: the network.
+        remat: whether activations are rematerialised.
+        batch: images per chip.
+        fsdp: number of devices over which the state is sharded.
+        topology: the TPU topology.
+        effort: optimisation effort of the compiler, -1 to 1; the default 0 takes four times as long
+            as -1.
     """
 
     net: Net
@@ -147,7 +153,7 @@ class Program:
 
 
 def programs() -> Iterator[tuple[str, Program]]:
-    """By name: each network without and with rematerialisation, and what checks the estimates."""
+    """Iterate over (name, program): each network without and with remat, and further checks."""
     for net in NETS:
         yield "plain", Program(net, False, net.compiled)
         yield "remat", Program(net, True, net.compiled)
@@ -164,7 +170,7 @@ def programs() -> Iterator[tuple[str, Program]]:
 
 
 def compile_step(program: Program) -> dict[str, Any]:
-    """The training step on TPUs, by their compiler; figures of one device."""
+    """Compile the training step for TPUs, and return the compiler's report per device."""
     net, fsdp = program.net, program.fsdp
     devices = np.array(topologies.get_topology_desc(program.topology, "tpu").devices)
     mesh = Mesh(devices.reshape(-1, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
@@ -195,7 +201,7 @@ def compile_step(program: Program) -> dict[str, Any]:
 
 
 def count(net: Net) -> dict[str, Any]:
-    """What needs no compiling: operations of an image, and bytes that reverse mode asks to keep."""
+    """Count operations per image, and bytes that reverse mode stores; nothing is compiled."""
     batch = {"x": jax.ShapeDtypeStruct((net.batch_size, *net.shape), np.uint8)}
     flops = traced_flops(net.gradient(remat=False), net.state.params, batch, net.state.key)
     return {
@@ -211,7 +217,7 @@ def count(net: Net) -> dict[str, Any]:
 
 
 def residual_bytes(net: Net, remat: bool, batch: int) -> int:
-    """Bytes of what jax.vjp keeps for the backward pass, if the compiler left all as it is."""
+    """Count the bytes that jax.vjp stores for the backward pass, before compiler optimisations."""
 
     def residuals(params: Params, x: jax.Array, key: jax.Array) -> Callable:
         return jax.vjp(lambda params: OBJECTIVE(net.apply(remat), params, {"x": x}, key)[0], params)
@@ -222,7 +228,7 @@ def residual_bytes(net: Net, remat: bool, batch: int) -> int:
 
 
 def measure(record: dict[str, Any]) -> None:
-    """Complete the record, written after each program."""
+    """Complete the record; it is written after each program."""
     for net in NETS:
         if net.name not in record["nets"]:
             record["nets"][net.name] = count(net) | {"programs": {}}

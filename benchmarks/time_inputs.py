@@ -1,10 +1,10 @@
-"""What a network is best told of the time, for each method on digits, by three seeds.
+"""Comparison of time inputs of the network, for each method on digits with three seeds.
 
     python -m benchmarks.time_inputs --workdir=runs/time_inputs
 
-Trains and evaluates each method by each input with its own recipe; runs that are done are skipped,
-and a run that was killed goes on. ScoreFlow is trained by uniform times too. The runs may be made
-by several such commands at once, each with other --methods.
+Trains and evaluates each method with each time input and the method's own recipe. Finished runs are
+skipped, and killed runs resume. ScoreFlow is also trained with uniform times. Several such commands
+with different --methods can run at the same time.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from benchmarks.timing import write
 from flowmatch_jax.config.command_line import load_config
 from flowmatch_jax.modes import run
 
-# name -> what the network is told, and its scale before the sinusoids, whose frequencies are 1 down
+# name -> time input of the network, and its scale before the sinusoids, whose frequencies are <= 1
 INPUTS = {"t": ("t", 1.0), "1000 t": ("t", 1000.0), "log_snr": ("log_snr", 24.0)}
-# name -> config, how t is drawn in training
+# name -> config, distribution of t in training
 METHODS = {
     "ot": ("digits_ot", "uniform"),
     "vp": ("digits_vp", "uniform"),
@@ -34,7 +34,7 @@ MEASURED = ("bits_per_dim_k1", "fd_pixels", "sample_nfe", "likelihood_nfe")
 
 
 def trained(method: str, told: str, seed: int, folder: Path, train: bool) -> dict[str, Any] | None:
-    """What was measured of a run, which is made where there is none yet; None without ``train``."""
+    """Return the results of a run, training it if necessary; None if ``train`` is False then."""
     file, time = METHODS[method]
     time_input, scale = INPUTS[told]
     overrides = {

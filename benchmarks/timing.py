@@ -1,4 +1,4 @@
-"""Timing of alternatives that take turns: a machine whose speed drifts treats them alike."""
+"""Timing of alternatives in turns, so that drifts in a machine's speed affect all of them alike."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-# Several processes share a GPU; JAX would take three quarters of its memory in each.
+# Several processes share a GPU; JAX would preallocate three quarters of its memory in each.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
-import jax.numpy as jnp  # has bfloat16, by name
+import jax.numpy as jnp  # provides bfloat16 by name
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
-UNCOUNTED = 4
+UNCOUNTED = 4  # warm-up rounds
 VERSIONS = ("jax", "jaxlib", "flax", "diffrax", "torch", "torchcfm", "torchdiffeq")
 
-# Made in the process that calls it. It returns when its work is done, with what there is to tell of
-# it besides the time.
+# A call is created in the process that runs it. It returns when its work is done; its return value
+# is recorded beside the time.
 Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Turns:
-    """What rounds of alternatives took.
+    """Timings of alternatives.
 
     Attributes:
-        seconds: of each alternative in each round.
-        told: what each returned in the last round.
+        seconds: seconds of each alternative in each round.
+        told: return value of each alternative in the last round.
     """
 
     seconds: dict[str, list[float]]
@@ -48,18 +48,19 @@ class Turns:
 
 
 def take_turns(alternatives: dict[str, Callable[[], Call]], rounds: int) -> Turns:
-    """Seconds of each alternative in each round, after UNCOUNTED rounds; one runs at a time.
+    """Time each alternative in each round, one at a time, after UNCOUNTED warm-up rounds.
 
-    Each has a process of its own: the threads of two libraries in one process disturb each other.
-    What has just started disturbs other processes too: a step of ours took 4.7 s in place of 3.5 s
-    for three rounds after torch's start. Before all rounds each makes its call once, all of them at
-    the same time: a compiler of theirs waits for none of ours.
+    Each alternative has its own process, because the threads of two libraries in one process
+    disturb each other. A process that has just started also disturbs the others: our step took
+    4.7 s instead of 3.5 s for three rounds after torch's start. Before the rounds all alternatives
+    make one call at the same time, so that they compile concurrently.
 
     Args:
-        alternatives: name -> what makes its call there; it must pickle.
+        alternatives: name -> function that creates the call in its process; it must pickle.
+        rounds: number of timed rounds.
 
     Raises:
-        RuntimeError: one of them failed; its traceback is the message.
+        RuntimeError: an alternative failed; the message is its traceback.
     """
     turns = Turns({name: [] for name in alternatives}, {})
     with ExitStack() as stack:
@@ -79,7 +80,7 @@ def take_turns(alternatives: dict[str, Callable[[], Call]], rounds: int) -> Turn
 
 
 class Worker:
-    """A process that makes a call and waits for its turns; it begins with the first."""
+    """A process that creates a call and runs it on request; it starts with the first request."""
 
     def __init__(self, make: Callable[[], Call]) -> None:
         context = multiprocessing.get_context("spawn")
@@ -87,13 +88,13 @@ class Worker:
         self._process = context.Process(target=_serve, args=(theirs, make), daemon=True)
 
     def start(self) -> None:
-        """Let it make one call."""
+        """Request one call."""
         if self._process.pid is None:
             self._process.start()
         self._pipe.send("go")
 
     def end(self) -> tuple[float, Any]:
-        """Wait for the call: its seconds and what it returned."""
+        """Wait for the call; returns its seconds and its return value."""
         while not self._pipe.poll(1):
             if not self._process.is_alive():
                 raise RuntimeError(f"a worker ended with exit code {self._process.exitcode}")
@@ -120,7 +121,7 @@ def _serve(pipe: Connection, make: Callable[[], Call]) -> None:
 
 
 def interleaved(alternatives: dict[str, Call], rounds: int = 9) -> dict[str, list[float]]:
-    """The same in this process, for alternatives of one library that are short."""
+    """Time short alternatives of one library in turns in this process."""
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for count in range(rounds + 1):
         for name, call in alternatives.items():
@@ -132,13 +133,13 @@ def interleaved(alternatives: dict[str, Call], rounds: int = 9) -> dict[str, lis
 
 
 def products(dtype: str, size: int, count: int) -> Call:
-    """``count`` products of matrices size x size, 2 size^3 operations each."""
+    """Create a call of ``count`` products of size x size matrices, 2 size^3 operations each."""
 
     @jax.jit
     def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
         return jax.lax.fori_loop(0, count, lambda _, a: a @ b, a)
 
-    # Orthogonal, so that products keep their size.
+    # Orthogonal matrices preserve the scale of the products.
     q = np.linalg.qr(np.random.RandomState(0).standard_normal((size, size)))[0]
     a, b = (jnp.asarray(m, dtype) for m in (q, q.T))
 
@@ -150,10 +151,10 @@ def products(dtype: str, size: int, count: int) -> Call:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """The matrix products whose rate stands for what a device can do.
+    """Matrix products whose rate is taken as the peak of a device.
 
     Attributes:
-        size, count: of `products`.
+        size, count: arguments of `products`.
     """
 
     size: int
@@ -168,20 +169,20 @@ class Ceiling:
 
 
 def ceiling() -> Ceiling:
-    """Products large enough for this machine's device."""
+    """Return products that are large enough for this machine's device."""
     return Ceiling(8192, 50) if on_gpu() else Ceiling(2048, 4)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a benchmark's table.
+    """A row of a benchmark's table.
 
     Attributes:
-        name: of the case, the same on every machine.
-        unit: of the two below.
-        ratio: of ours to what it is held against, round by round: median, min, max.
-        ours, against: the same of each.
-        note: what else is worth knowing.
+        name: name of the case, equal on all machines.
+        unit: unit of ``ours`` and ``against``.
+        ours, against: our result and the one it is compared with: median, min, max.
+        ratio: ours / against per round: median, min, max.
+        note: additional information.
     """
 
     name: str
@@ -193,22 +194,22 @@ class Row:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, smallest and largest."""
+    """Return median, minimum and maximum."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def ratios(numerator: list[float], denominator: list[float]) -> dict[str, float]:
-    """The spread of the ratio, round by round."""
+    """Return the spread of the ratio per round."""
     return spread([a / b for a, b in zip(numerator, denominator, strict=True)])
 
 
 def compared(name: str, unit: str, ours: list[float], against: list[float], note: str = "") -> Row:
-    """A row of two quantities, round by round."""
+    """Create a row that compares two quantities per round."""
     return Row(name, unit, spread(ours), ratios(ours, against), spread(against), note)
 
 
 def rates(amount: float, seconds: list[float]) -> list[float]:
-    """Amounts a second."""
+    """Return amounts per second."""
     return [amount / each for each in seconds]
 
 
@@ -217,7 +218,7 @@ def on_gpu() -> bool:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Describe this machine and its packages."""
     return {
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
@@ -245,7 +246,7 @@ def _version(package: str) -> str | None:
 
 
 def write(name: str, record: dict[str, Any]) -> None:
-    """Print a record and keep it as benchmarks/results/<name>.json, of a GPU as <name>.gpu.json."""
+    """Print a record and write it to benchmarks/results/<name>.json, or <name>.gpu.json on GPUs."""
     record = {"machine": machine(), **record}
     path = RESULTS / (f"{name}.gpu.json" if on_gpu() else f"{name}.json")
     path.parent.mkdir(exist_ok=True)
@@ -254,5 +255,5 @@ def write(name: str, record: dict[str, Any]) -> None:
 
 
 def write_rows(name: str, command: str, rounds: int, rows: list[Row]) -> None:
-    """The record of a table that `benchmarks.report` puts into BENCHMARKS.md."""
+    """Write the record of a table that `benchmarks.report` includes in BENCHMARKS.md."""
     write(name, {"command": command, "rounds": rounds, "rows": [asdict(row) for row in rows]})

@@ -1,10 +1,10 @@
-"""Whole training steps: loss, gradient, Adam and EMA, against torchcfm's U-Net in PyTorch.
+"""Speed of training steps (loss, gradient, Adam, EMA) compared with torchcfm's U-Net in PyTorch.
 
     pip install -r requirements-bench.txt  # and the command in it
     python -m benchmarks.train_step [--nets=cifar10,small,imagenet64] [--dtypes=float32,bfloat16]
 
-Both get a batch of uint8 images on the device and draw t and noise themselves. On a CPU
-imagenet64 is left out unless asked for: a step of it takes minutes there.
+Both receive a batch of uint8 images on the device and draw t and noise. On CPUs imagenet64 is
+excluded by default, because a step takes minutes.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from flowmatch_jax.training.state import TrainState, init_state
 from flowmatch_jax.training.step import Gradient, make_gradient, make_train_step
 
 LEARNING_RATE, EMA_DECAY, LEVELS = 2e-4, 0.9999, 256
-PEERS = {"torch eager": False, "torch.compile": True}  # and whether the module is compiled
+PEERS = {"torch eager": False, "torch.compile": True}  # name -> whether the module is compiled
 
 
 def gradient(net: Net, dtype: str) -> Gradient:
-    """Of flow matching on the OT path."""
+    """Create the gradient of flow matching on the OT path."""
     objective = objectives.matching("flow_matching", paths.optimal_transport())
     return make_gradient(objective, net.apply(dtype), LEVELS)
 
 
 def model_flops(net: Net, dtype: str, batch: int) -> float | None:
-    """Operations of the gradient of a batch."""
+    """Count the operations of the gradient of a batch."""
     params = jax.eval_shape(net.init, jax.random.key(0))
     images = {"x": jax.ShapeDtypeStruct((batch, *net.shape), jnp.uint8)}
     return traced_flops(gradient(net, dtype), params, images, jax.random.key(0))
 
 
 def ours(net: Net, dtype: str, batch: int, steps: int) -> Call:
-    """So many of the package's own training steps, the batch split over all devices."""
+    """Create a call of ``steps`` training steps of this package, sharded over all devices."""
     mesh, optimizer = make_mesh(), adam(LEARNING_RATE)
 
     def init() -> TrainState:
@@ -52,7 +52,7 @@ def ours(net: Net, dtype: str, batch: int, steps: int) -> Call:
     layout = jax.eval_shape(init)
     step = make_train_step(layout, mesh, gradient(net, dtype), optimizer, EMA_DECAY)
     images = put_batches([{"x": net.images(batch)}], mesh)
-    # Laid out as the step returns it, or the second call would compile again.
+    # Sharded as the step returns it; otherwise the second call would compile again.
     state = jax.jit(init, out_shardings=state_shardings(layout, mesh))()
 
     def call() -> None:
@@ -65,7 +65,7 @@ def ours(net: Net, dtype: str, batch: int, steps: int) -> Call:
 
 
 def torch_steps(net: Net, dtype: str, batch: int, steps: int, compiled: bool) -> Call:
-    """The same with torchcfm's module and matcher, as its examples train."""
+    """Create a call of ``steps`` steps with torchcfm's module and matcher, as in its examples."""
     import torch
     from torchcfm.conditional_flow_matching import TargetConditionalFlowMatcher
 
@@ -101,7 +101,7 @@ def torch_steps(net: Net, dtype: str, batch: int, steps: int, compiled: bool) ->
 
 
 def measure(net: Net, dtype: str, peers: list[str], rounds: int) -> list[Row]:
-    """Images a second by each way, and the share of what the device does in matrix products."""
+    """Measure images per second of each alternative, and FLOP/s relative to matrix products."""
     batch, steps = (net.gpu_batch, 10) if timing.on_gpu() else (net.batch, 1)
     ceiling = timing.ceiling()
     alternatives = {
