@@ -4,7 +4,7 @@ Along the flow, d/dt log p_t(x_t) = -div v_t(x_t), so
 
     log p_1(x_1) = log p_0(x_0) - int_0^1 div v_t(x_t) dt          (Appendix C)
 
-with x_t the solution that ends in x_1. Log-densities are in nats, float32 or the input's dtype.
+where x_t is the solution that ends at x_1. Log-densities are in nats, float32 or the input's dtype.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ DIVERGENCES = ("exact", "hutchinson")
 
 
 class LogProb(NamedTuple):
-    """What a solve from data to noise tells.
+    """The result of a solve from data to noise.
 
     Attributes:
         log_prob: [B], log p_1(x_1) in nats; the mean of the estimates.
         estimates: [P, B], log p_1(x_1) by each of P Hutchinson probes, independent and unbiased;
-            P = 1 where the divergence is exact.
-        x0: [B, ...], where the flow takes x_1 at the noise end.
-        nfe: int32 [], evaluations of the field together with its divergence.
+            P = 1 if the divergence is exact.
+        x0: [B, ...], the noise to which the flow maps x_1.
+        nfe: int32 [], number of evaluations of the field with its divergence.
         converged: bool [], see `solvers.Solution`.
     """
 
@@ -47,13 +47,14 @@ class LogProb(NamedTuple):
 def divergence(
     field: Field, t: Array | float, x: Array, probes: Array | None = None
 ) -> tuple[Array, Array]:
-    """v_t(x) and its divergence, sum_i dv_i / dx_i, for each sample.
+    """Compute v_t(x) and its divergence, sum_i dv_i / dx_i, for each sample.
 
     Args:
-        field: v(t, x), each sample on its own.
+        field: v(t, x), independent between samples.
+        t: [] or [B].
         x: [B, ...], any shape.
-        probes: [P, B, ...] with mean 0 and covariance I: Hutchinson's estimate, the mean of
-            z . (dv/dx) z over P probes. None: exact, by one derivative for each dimension.
+        probes: [P, B, ...] with mean 0 and covariance I, for Hutchinson's estimate, the mean of
+            z . (dv/dx) z over P probes. None: exact, with one derivative per dimension.
 
     Returns:
         (v [B, ...], div [B]).
@@ -65,14 +66,14 @@ def divergence(
 def divergence_estimates(
     field: Field, t: Array | float, x: Array, probes: Array | None = None
 ) -> tuple[Array, Array]:
-    """The same by each probe: (v [B, ...], [P, B]); [1, B] where it is exact."""
+    """Compute v [B, ...] and the divergence by each probe, [P, B], or [1, B] if it is exact."""
 
     def along(z: Array) -> tuple[Array, Array]:
         v, dv = jax.jvp(lambda x: field(t, x), (x,), (z,))
         return v, sum_dims(z * dv)
 
     if probes is not None:
-        # vmap hands NumPy's arrays on as they are, and custom derivatives do not take them in jit.
+        # vmap passes NumPy arrays through, and custom derivatives do not accept them in jit.
         return jax.vmap(along, out_axes=(None, 0))(jnp.asarray(probes))
 
     v, derivative = jax.linearize(lambda x: field(t, x), x)
@@ -88,7 +89,7 @@ def divergence_estimates(
 
 
 def gaussian_log_prob(x: Array, std: float = 1.0) -> Array:
-    """log N(x | 0, std^2 I) of each sample, [B, ...] -> [B], in nats."""
+    """Compute log N(x | 0, std^2 I) of each sample, [B, ...] -> [B], in nats."""
     dims = math.prod(x.shape[1:])
     return -0.5 * sum_dims((x / std) ** 2) - dims * math.log(std * math.sqrt(2 * math.pi))
 
@@ -105,23 +106,23 @@ def log_prob(
     divergence: str = "hutchinson",
     probes: int = 1,
 ) -> LogProb:
-    """log p_1(x_1) of the flow of a vector field, whose source is N(0, source_std^2 I).
+    """Compute log p_1(x_1) of a vector field's flow with the source N(0, source_std^2 I).
 
     Args:
         field: v(t, x).
         x1: [B, ...], data in model space.
-        key: draws the Rademacher probes, once for the whole solve; not used by "exact".
-        solver: the method and its steps, a grid going from t0 to t1. Adaptive steps keep to the
-            tolerances both x and the log-density in nats/dim: where the density is narrow, the
-            divergence changes fast at points whose x hardly moves.
+        key: key of the Rademacher probes, drawn once per solve; unused by "exact".
+        solver: the method and its steps; a grid goes from t0 to t1. The tolerances of adaptive
+            steps apply to both x and the log-density in nats/dim, because the divergence of a
+            narrow density can change fast where x hardly moves.
         source_std: standard deviation of p_0 (the path's `source_std`).
-        t0, t1: the ends; give the path's `t_end` as t1.
+        t0, t1: the ends of the solve; t1 should be the path's `t_end`.
         divergence: "hutchinson" (unbiased) or "exact" (as many derivatives as dimensions).
         probes: number of Hutchinson probes.
 
     Raises:
-        UserError: an unknown divergence, fewer than one probe, no key where probes need one, or as
-            `solvers.integrate`.
+        UserError: the divergence is unknown, there is less than one probe, the probes need a key,
+            or `solvers.integrate` raises it.
     """
     one_of("divergence", divergence, DIVERGENCES)
     at_least("probes", probes, 1)
@@ -139,39 +140,40 @@ def log_prob(
     back = solver if solver.grid is None else replace(solver, grid=solver.grid[::-1])
     larger = lambda error: jnp.maximum(*map(optimistix.rms_norm, error))  # noqa: E731
     solution = integrate(augmented, start, t1, t0, back, error_norm=larger)
-    x0, minus_integral = solution.x  # the latter in nats/dim
+    x0, minus_integral = solution.x  # the integral is in nats/dim
     estimates = gaussian_log_prob(x0, source_std) + dims * minus_integral
     return LogProb(estimates.mean(axis=0), estimates, x0, solution.nfe, solution.converged)
 
 
 def bits_per_dim(log_prob: Array, dims: int, levels: int = 256) -> Array:
-    """Bits/dim of pixels in [0, levels) whose density, scaled to [-1, 1], is exp(log_prob).
+    """Convert log-densities in model space [-1, 1] to bits/dim of pixels in [0, levels).
 
-    -log p / (d log 2) + log2(levels / 2); for 256 levels the paper's "+ 7".
+    -log p / (d log 2) + log2(levels / 2); for 256 levels the last term is the paper's "+ 7".
 
     Args:
-        log_prob: nats, any shape.
-        dims: numbers in an image, height x width x channels.
-        levels: grey levels of the data set.
+        log_prob: log-densities in nats, any shape.
+        dims: dimensions of an image, height x width x channels.
+        levels: grey levels of the dataset.
     """
     return -log_prob / (dims * math.log(2)) + math.log2(levels / 2)
 
 
 def importance_bound(estimates: Array) -> Array:
-    """log (1/K) sum_k p_1(x + u_k) of K dequantisations, from estimates [K, P, B] to [B].
+    """Bound log (1/K) sum_k p_1(x + u_k) of K dequantisations, from estimates [K, P, B] to [B].
 
-    A lower bound on the log-probability of the integer image in expectation, and tighter with each
-    K (Appendix E). For any weights w_k that sum to 1, Gibbs' inequality is
+    The result is, in expectation, a lower bound on the log-probability of the integer image that
+    tightens with K (Appendix E). For any weights w_k that sum to 1, Gibbs' inequality is
 
         log (1/K) sum_k p_k >= sum_k w_k (log p_k - log w_k) - log K,
 
-    with equality for w_k = p_k / sum_j p_j. Exact log-densities, P = 1, are their own weights. Of
-    Hutchinson's estimates each is weighed by the mean of the others, which does not know its noise,
-    so the bound holds in expectation over the probes too. The plain log (1/K) sum_k exp of
-    estimates is above log (1/K) sum_k p_k, as exp is convex, wherever their noise depends on u_k.
+    with equality for w_k = p_k / sum_j p_j. Exact log-densities (P = 1) determine their own
+    weights. A Hutchinson estimate is weighted by the mean of the other probes' estimates, which is
+    independent of its noise, so the bound also holds in expectation over the probes. In contrast,
+    log (1/K) sum_k exp of the estimates exceeds log (1/K) sum_k p_k in expectation, because exp is
+    convex, if their noise depends on u_k.
 
     Args:
-        estimates: of log p_1(x + u_k) in nats: independent and unbiased along P; with P = 1 exact.
+        estimates: log p_1(x + u_k) in nats, independent and unbiased along P; exact if P = 1.
     """
     samples, probes = estimates.shape[:2]
     others = estimates
@@ -183,10 +185,10 @@ def importance_bound(estimates: Array) -> Array:
 
 
 def validate_probes(samples: int, divergence: str, probes: int) -> None:
-    """Raise UserError where dequantisations would be weighed by the very probe that scores them.
+    """Raise UserError if a bound would weight dequantisations by the probe that scores them.
 
     Args:
-        samples, divergence, probes: as of `image_bits_per_dim`.
+        samples, divergence, probes: as in `image_bits_per_dim`.
     """
     if samples > 1 and divergence == "hutchinson" and probes < 2:
         allowed = f"a bound of K = {samples} dequantisations takes 2 probes or more, or 'exact'"
@@ -194,14 +196,14 @@ def validate_probes(samples: int, divergence: str, probes: int) -> None:
 
 
 class ImageLikelihood(NamedTuple):
-    """What K solves tell of images.
+    """The result of K solves for images.
 
     Attributes:
-        bits_per_dim: [B], by all K dequantisations.
-        estimates: [K, P, B], log-densities in nats, of each dequantisation by each probe: the
-            first k give the bound of k.
-        nfe: float32 [], the mean over the solves.
-        converged: bool [], of all.
+        bits_per_dim: [B], from all K dequantisations.
+        estimates: [K, P, B], log-densities in nats of each dequantisation by each probe; the first
+            k give the bound for K = k.
+        nfe: float32 [], mean NFE over the solves.
+        converged: bool [], whether all solves converged.
     """
 
     bits_per_dim: Array
@@ -223,19 +225,20 @@ def image_bits_per_dim(
     source_std: float = 1.0,
     t1: float = 1.0,
 ) -> ImageLikelihood:
-    """Bits/dim of integer images by K uniform dequantisations; see `importance_bound`.
+    """Compute bits/dim of integer images from K uniform dequantisations; see `importance_bound`.
 
-    Hutchinson's probes are drawn once for all K, so that most of their noise is common to all.
+    Hutchinson's probes are shared by all K solves, so that most of their noise is common to them.
 
     Args:
         field: v(t, x) in model space [-1, 1].
         image: integers in [0, levels), [B, H, W, C].
+        key: key of the dequantisations and the probes.
         samples: K, the number of dequantisations.
-        probes: number of Hutchinson probes; two or more where K > 1.
-        solver, divergence, source_std, t1: as for `log_prob`.
+        probes: number of Hutchinson probes; at least two if K > 1.
+        solver, divergence, source_std, t1: as in `log_prob`.
 
     Raises:
-        UserError: samples below one, one probe for several, or as `log_prob`.
+        UserError: ``samples`` is below one, K > 1 has one probe, or `log_prob` raises it.
     """
     at_least("samples", samples, 1)
     validate_probes(samples, divergence, probes)

@@ -1,4 +1,4 @@
-"""What diffrax lacks of Runge-Kutta methods: the classical one, and a first step that fits."""
+"""Runge-Kutta components missing in diffrax: the classical method, and a first step size."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jax import Array
 
 
 class RK4(diffrax.AbstractERK):
-    """The classical fourth-order Runge-Kutta method: four calls a step."""
+    """The classical fourth-order Runge-Kutta method, with four calls per step."""
 
     tableau: ClassVar[diffrax.ButcherTableau] = diffrax.ButcherTableau(
         a_lower=(np.array([0.5]), np.array([0.0, 0.5]), np.array([0.0, 0.0, 1.0])),
         b_sol=np.array([1 / 6, 1 / 3, 1 / 3, 1 / 6]),
-        # No embedded method: the error estimate is that of Euler's, and is not used.
+        # There is no embedded method: this error estimate is Euler's, and is not used.
         b_error=np.array([-5 / 6, 1 / 3, 1 / 3, 1 / 6]),
         c=np.array([0.5, 0.5, 1.0]),
     )
@@ -40,12 +40,11 @@ def first_step(
     atol: float,
     error_norm: Callable[[Any], Array],
 ) -> tuple[Array, Any]:
-    """(h, v(t0, x)): a signed first step whose error should just pass, from two calls of the field.
+    """Choose a signed first step h whose error should be just acceptable; returns (h, v(t0, x)).
 
-    h has no derivatives, as the solution does not depend on it.
-
-    The algorithm of Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, II.4.
-    diffrax 0.7 takes 0.01 instead, which costs more steps than these two calls.
+    It takes two calls of the field. No derivative is taken through h, because the solution does not
+    depend on it. The algorithm is from Hairer, Norsett and Wanner, Solving Ordinary Differential
+    Equations I, II.4. diffrax 0.7 starts with 0.01 instead, which costs more than two calls.
     """
 
     def norm(y: Any) -> Array:
@@ -61,7 +60,7 @@ def first_step(
         v = field(t0 + h, jax.tree.map(lambda x, v: x + h * v, x, v))
         return jax.lax.stop_gradient((small_step(v), v)), v
 
-    # Both calls in one scan, so that a network is compiled once here.
+    # Both calls are in one scan, so that the network is compiled only once here.
     start = (jnp.zeros_like(t0), jax.tree.map(jnp.zeros_like, x))
     _, velocities = jax.lax.scan(euler, start, length=2)
     v0 = jax.tree.map(lambda v: v[0], velocities)
@@ -74,6 +73,6 @@ def first_step(
         (0.01 / steepest) ** (1 / order),
     )
     h = jnp.minimum(jnp.minimum(100 * jnp.abs(h0), h1), jnp.abs(t1 - t0))
-    # A field that is not finite says nothing: any step will do to find that out and stop.
+    # For a field that is not finite any step suffices: the solve will stop.
     h = jnp.where(jnp.isfinite(h), h, 0.01 * jnp.abs(t1 - t0)) * jnp.sign(t1 - t0)
     return jax.lax.stop_gradient(h), v0

@@ -1,8 +1,8 @@
-"""Integrate a vector field: dx/dt = v(t, x), by diffrax.
+"""Integration of vector fields, dx/dt = v(t, x), built on diffrax.
 
-`Solver` says how, `integrate` does it. One step size serves the whole batch, so the function
-evaluations of an adaptive method depend on the batch. ``nfe`` is the number of times the field was
-called, those for choosing the first step included.
+`Solver` describes the method, and `integrate` solves the equation. The step size is shared by the
+whole batch, so the NFE of an adaptive method depends on the batch. ``nfe`` is the number of calls
+of the field, including those that choose the first step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flowmatch_jax.arrays import Array
 from flowmatch_jax.runge_kutta import RK4, first_step
 from flowmatch_jax.runtime.errors import UserError, at_least, one_of, positive
 
-TreeField = Callable[[Array, Any], Any]  # v(t, x) of an x that may be a pytree of arrays
+TreeField = Callable[[Array, Any], Any]  # v(t, x), where x may be a pytree of arrays
 Times = Sequence[float] | Array
 Norm = Callable[[Any], Array]
 
@@ -33,7 +33,7 @@ ADAPTIVE = {
     "dopri8": diffrax.Dopri8,
     "bosh3": diffrax.Bosh3,
 }
-# name -> function of the step control on the way back
+# name -> function from the step size control of the backward solve to the adjoint
 ADJOINTS = {
     "checkpointed": lambda control: diffrax.RecursiveCheckpointAdjoint(),
     "backsolve": lambda control: diffrax.BacksolveAdjoint(stepsize_controller=control),
@@ -42,19 +42,19 @@ ADJOINTS = {
 
 @dataclass(frozen=True)
 class Solver:
-    """How a vector field is integrated.
+    """The method and the steps with which a vector field is integrated.
 
     Attributes:
         method: euler, midpoint, heun, rk4 (fixed) or dopri5, tsit5, dopri8, bosh3 (adaptive).
-        rtol, atol: tolerances of an adaptive method; not used by a fixed one.
+        rtol, atol: tolerances of an adaptive method; fixed methods ignore them.
         steps: number of equal steps of a fixed method.
-        grid: the times of a fixed method instead, from t0 to t1, strictly monotonic; it makes
-            len(grid) - 1 steps.
-        adjoint: how derivatives are taken in reverse. "checkpointed": through the steps taken,
-            exactly, states between checkpoints computed again. "backsolve": by the adjoint
-            equation, solved back in time with the same method, in constant memory.
-        max_steps: an adaptive solve that needs more gives up (converged = False); "checkpointed"
-            derivatives of one need this bound.
+        grid: alternative to ``steps``: the len(grid) - 1 steps of a fixed method as strictly
+            monotonic times from t0 to t1.
+        adjoint: reverse-mode differentiation. "checkpointed" differentiates through the steps
+            exactly and recomputes states between checkpoints. "backsolve" solves the adjoint
+            equation backwards in time with the same method, in constant memory.
+        max_steps: an adaptive solve that needs more steps fails (converged = False); required for
+            "checkpointed" derivatives of an adaptive solve.
     """
 
     method: str = "dopri5"
@@ -67,11 +67,11 @@ class Solver:
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether the method finds its own steps."""
+        """Whether the method chooses its steps adaptively."""
         return self.method in ADAPTIVE
 
     def validate(self) -> None:
-        """Raise UserError unless the method is known and these go together."""
+        """Raise UserError unless the method is known and the settings are consistent."""
         one_of("method", self.method, FIXED | ADAPTIVE)
         one_of("adjoint", self.adjoint, ADJOINTS)
         if self.is_adaptive:
@@ -98,16 +98,16 @@ class Solver:
 
 
 class Solution(NamedTuple):
-    """Where the flow arrived, and what it cost.
+    """The result of a solve and its cost.
 
     Attributes:
-        x: the state at t1, of the start's shape and dtype.
-        nfe: int32 [], calls of the field.
-        steps: int32 [], steps tried; rejected ones included.
-        rejected: int32 [], steps whose error was too large.
-        converged: bool [], False when x is not finite, or an adaptive step fell below what the
-            dtype can resolve (a field that is not finite does that); x is then not a solution.
-        trajectory: the state at ``save_at``, [len(save_at), ...]; None without it.
+        x: the state at t1, with the initial state's shape and dtype.
+        nfe: int32 [], number of calls of the field.
+        steps: int32 [], number of steps, including rejected ones.
+        rejected: int32 [], number of steps that were rejected for their error.
+        converged: bool [], False if x is not finite, or if an adaptive step fell below the
+            resolution of the dtype (as with a field that is not finite); x is then invalid.
+        trajectory: the states at ``save_at``, [len(save_at), ...]; None without it.
     """
 
     x: Any
@@ -119,16 +119,16 @@ class Solution(NamedTuple):
 
 
 def counted(x: Array, calls: int) -> Solution:
-    """What was made of so many calls without a solver, one a step."""
+    """Return a `Solution` for an output that needed ``calls`` network calls and no solver."""
     n = jnp.int32(calls)
     return Solution(x, nfe=n, steps=n, rejected=jnp.int32(0), converged=all_finite(x))
 
 
 def count_calls(method: str, steps: Array | int) -> Array | int:
-    """Calls of the field in so many steps (accepted and rejected) of a method.
+    """Count the calls of the field in a number of steps, accepted and rejected, of a method.
 
-    A method whose last stage is the next step's first (FSAL) saves one call a step. Choosing an
-    adaptive method's first step takes two (Hairer et al., II.4), of which FSAL takes over one.
+    A method whose last stage is the next step's first (FSAL) saves one call per step. Choosing the
+    first step of an adaptive method takes two calls (Hairer et al., II.4); FSAL reuses one of them.
     """
     if method == "euler":
         return steps
@@ -137,7 +137,7 @@ def count_calls(method: str, steps: Array | int) -> Array | int:
 
 
 def all_finite(x: Any) -> Array:
-    """Whether every number of a pytree is finite, bool []."""
+    """Test whether all numbers in a pytree are finite, bool []."""
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(x)]))
 
 
@@ -150,31 +150,31 @@ def integrate(
     save_at: Times | None = None,
     error_norm: Norm = optimistix.rms_norm,
 ) -> Solution:
-    """Follow dx/dt = field(t, x) from x at t0 to t1; backwards in time when t1 < t0.
+    """Solve dx/dt = field(t, x) from t0 to t1, backwards in time if t1 < t0.
 
     Call it inside ``jax.jit`` with a network's parameters as arguments: a closure over arrays
-    would compile anew for each checkpoint.
+    would recompile for each checkpoint.
 
     Args:
         field: v(t, x) of x's shape; t is a scalar.
-        x: state at t0, [B, ...], or a pytree of arrays of one float dtype. The solve is in float32
-            at least, whatever the field's dtype; the result has x's.
-        t0, t1: the first and the last time.
+        x: state at t0, [B, ...], or a pytree of arrays of one float dtype. The solve uses float32
+            or wider for any dtype of the field; the result has x's dtype.
+        t0, t1: start and end time.
         solver: the method and its steps.
-        save_at: times in order from t0 to t1 at which to keep the state, by the method's own
-            interpolation: no further calls of the field.
-        error_norm: of the scaled error, which an adaptive step must keep below 1; by default the
-            root mean square over all numbers of all samples, as in torchdiffeq.
+        save_at: times in order from t0 to t1 at which to save the state. The method interpolates
+            them without further calls of the field.
+        error_norm: norm of the scaled error, which must be below 1 in an adaptive step; by default
+            the root mean square over all elements of the batch, as in torchdiffeq.
 
     Raises:
-        UserError: the solver's `validate`, a grid that does not lead from t0 to t1, a save_at that
-            is not on this way, or one with backsolve.
+        UserError: the solver is invalid, its grid does not go from t0 to t1, or ``save_at`` is not
+            in order between t0 and t1 or is combined with backsolve.
     """
     _validate(solver, t0, t1, save_at)
     given = jnp.result_type(*jax.tree.leaves(x))
     dtype = jnp.promote_types(given, jnp.float32)
     if dtype != given:
-        # In fewer digits steps stand still: the state has float32's, and the field sees its own.
+        # Small steps would vanish in rounding: the state is float32, the field gets its own dtype.
         field, x = _in_lower_precision(field, given, dtype), _cast(x, dtype)
     t0, t1 = jnp.asarray(t0, dtype), jnp.asarray(t1, dtype)
     solution = _solve(field, x, t0, t1, solver, save_at, error_norm)
@@ -224,14 +224,14 @@ def _validate_save_at(save_at: Times, t0: float, t1: float) -> None:
 
 
 def _fixed_steps(t0: Array, t1: Array, solver: Solver) -> dict[str, Any]:
-    """What diffrax is told of the steps of a fixed method."""
+    """Return diffrax's arguments for the steps of a fixed method."""
     if solver.grid is None:
         times = jnp.linspace(t0, t1, solver.steps + 1)
     else:
         times = jnp.asarray(solver.grid, t0.dtype)
-    # The ends exactly, whatever the rounding of linspace or of the caller's grid.
+    # Set the ends exactly, since linspace or the caller's grid may be rounded.
     times = times.at[0].set(t0).at[-1].set(t1)
-    # diffrax turns time about, so that it grows, before it hands it to the adjoint.
+    # diffrax reverses time, so that it increases, before it calls the adjoint.
     turned = diffrax.StepTo(times[::-1] * jnp.sign(t1 - t0))
     return dict(
         dt0=None,
@@ -244,18 +244,18 @@ def _fixed_steps(t0: Array, t1: Array, solver: Solver) -> dict[str, Any]:
 def _adaptive_steps(
     field: TreeField, x: Any, t0: Array, t1: Array, solver: Solver, norm: Norm
 ) -> dict[str, Any]:
-    """What diffrax is told of the steps of an adaptive method."""
+    """Return diffrax's arguments for the steps of an adaptive method."""
     rtol, atol, method = solver.rtol, solver.atol, ADAPTIVE[solver.method]()
     order = method.order(diffrax.ODETerm(field))
     dt0, v0 = first_step(field, x, t0, t1, order, rtol, atol, norm)
     if solver.adjoint == "backsolve":
-        v0 = jax.lax.stop_gradient(v0)  # the adjoint equation has its derivatives
-    # A step that the dtype cannot add to t means a field that is not finite: stop, do not spin.
+        v0 = jax.lax.stop_gradient(v0)  # the adjoint equation includes its derivatives
+    # A step too small to change t means that the field is not finite: stop the solve.
     smallest = jnp.finfo(t0.dtype).eps * jnp.abs(t1 - t0)
     control = partial(diffrax.PIDController, rtol, atol, dtmin=smallest, force_dtmin=False)
     return dict(
         dt0=dt0,
-        # Of an FSAL method: whether the first stage is missing, and what it is.
+        # State of an FSAL method: whether the first stage is missing, and its value.
         solver_state=(jnp.array(False), v0) if method.tableau.fsal else None,
         stepsize_controller=control(norm=norm),
         adjoint=ADJOINTS[solver.adjoint](control(norm=diffrax.adjoint_rms_seminorm)),
@@ -267,12 +267,12 @@ def _solve(
     field: TreeField, x: Any, t0: Array, t1: Array, solver: Solver, save: Times | None, norm: Norm
 ) -> diffrax.Solution:
     if solver.is_adaptive:
-        # From a start that is not finite no step passes: take none.
+        # No step can be accepted from a start that is not finite: take none.
         t1 = jnp.where(all_finite(x), t1, t0)
         steps = _adaptive_steps(field, x, t0, t1, solver, norm)
     else:
         steps = _fixed_steps(t0, t1, solver)
-    # Derivatives by arrays that the field closes over: backsolve wants them as arguments.
+    # Backsolve needs the arrays that the field closes over as arguments, for their derivatives.
     field, closed_over = jax.closure_convert(field, t0, x)
     kept = diffrax.SubSaveAt(t1=True)
     if save is not None:
@@ -295,5 +295,5 @@ def _cast(x: Any, dtype: Any) -> Any:
 
 
 def _in_lower_precision(field: TreeField, low: Any, high: Any) -> Any:
-    """A field of states of dtype ``low``, for a solve in ``high``."""
+    """Wrap a field for states of dtype ``low`` for a solve in dtype ``high``."""
     return lambda t, x: _cast(field(t.astype(low), _cast(x, low)), high)
