@@ -2,13 +2,13 @@
 
 An objective is a function (apply, params, batch, key) -> (loss, metrics): a scalar to minimise and
 a dict of scalars to log. ``batch["x"]`` is x_1 [B, ...] in model space; "label" [B] and
-"condition" [B, H, W, C'] are handed to the network where present.
+"condition" [B, H, W, C'] are passed to the network if they are present.
 
-Most regress on a point of the path, x_t = sigma_t x_0 + mu_t, and differ in what they regress on
-and in the weight of its error: `TARGETS` has these, and `matching` makes an objective of a row.
-`maximum_likelihood`, by which continuous normalizing flows were trained before, solves the flow
-itself in each step instead. `sr3` and `regression` are what super-resolution is compared with.
-Squares are averaged over dimensions, so that losses compare across image sizes.
+Most objectives are regressions at points of the path, x_t = sigma_t x_0 + mu_t, and differ in the
+target and in the weight of its error: these are the rows of `TARGETS`, and `matching` creates an
+objective from a row. `maximum_likelihood`, with which continuous normalizing flows were trained
+before, solves the flow in each step. `sr3` and `regression` are baselines for super-resolution.
+Squared errors are averaged over dimensions, so that losses are comparable across image sizes.
 """
 
 from __future__ import annotations
@@ -40,46 +40,50 @@ Objective = Callable[[Apply, Params, Batch, Array], tuple[Array, dict[str, Array
 Coupling = Callable[[Array, Array], Array]
 Time = Callable[[Array, int, GaussianPath], Array]
 
-# A network that predicts the data is asked for a target in which its error counts 1 / sigma_t or
-# more, without bound near t = 1. It counts this much at most: Li & He 2025 (2511.13720), whose
-# sigma_t is 0.05 at least on the OT path.
+# The error of a network that predicts the data enters a target with a factor of 1 / sigma_t or
+# more, which is unbounded near t = 1. The factor is clipped to this value, as by Li & He 2025
+# (2511.13720), who clip sigma_t at 0.05 on the OT path.
 LARGEST_SHARE = 20.0
 
 
 def one(c: Coefficients) -> Array:
-    """1: all times weigh alike."""
+    """1: all times have the same weight."""
     return jnp.ones_like(c.sigma)
 
 
-def variance(c: Coefficients) -> Array:
-    """sigma_t^2: the score -x_0 / sigma_t weighs as the noise x_0 does."""
-    return c.sigma**2
+def sigma(c: Coefficients) -> Array:
+    """sigma_t: with this root of the weight, errors of the score count as errors of the noise."""
+    return c.sigma
 
 
-def beta(c: Coefficients) -> Array:
-    """beta(1 - t) = 2 (sigma^2 alpha'/alpha - sigma sigma'), the squared diffusion coefficient."""
-    return 2 * c.sigma * (c.sigma * c.alpha_dot / c.alpha - c.sigma_dot)
+def root_of_beta(c: Coefficients) -> Array:
+    """The root of the squared diffusion coefficient beta(1 - t), whatever the path.
+
+    beta = 2 (sigma^2 alpha'/alpha - sigma sigma').
+    """
+    return jnp.sqrt(2 * c.sigma * (c.sigma * c.alpha_dot / c.alpha - c.sigma_dot))
 
 
 class Target(NamedTuple):
-    """What a network is trained towards, and the weight of its squared error.
+    """The regression target of an objective, and the weight of its squared error.
 
     Attributes:
-        of: what is regressed on: "velocity", "noise" or "score" (see `predictions`).
-        weight: of the squared error, (the path's coefficients at t) -> [B, ...].
-        predicts: what the network's output means unless it is told otherwise.
+        of: the target: "velocity", "noise" or "score" (see `predictions`).
+        root_weight: the root of the weight, (the path's coefficients at t) -> [B, ...]; the error
+            is multiplied by it before it is squared.
+        predicts: default prediction of the network (see `predictions`).
     """
 
     of: str
-    weight: Callable[[Coefficients], Array]
+    root_weight: Callable[[Coefficients], Array]
     predicts: str
 
 
 TARGETS = {
     "flow_matching": Target("velocity", one, predicts="velocity"),
     "ddpm": Target("noise", one, predicts="noise"),
-    "score_matching": Target("score", variance, predicts="noise"),
-    "scoreflow": Target("score", beta, predicts="noise"),
+    "score_matching": Target("score", sigma, predicts="noise"),
+    "scoreflow": Target("score", root_of_beta, predicts="noise"),
 }
 
 
@@ -90,25 +94,24 @@ def matching(
     coupling: Coupling = couplings.independent,
     time: Time = times.uniform,
 ) -> Objective:
-    """E weight ||prediction - target||^2 of a row of TARGETS, over t, x_1 and x_0.
+    """Create E weight ||prediction - target||^2 over t, x_1 and x_0, for a row of TARGETS.
 
         flow_matching     E ||v_t(x_t) - u_t||^2                            (Eq. 14)
         ddpm              E ||eps_t(x_t) - x_0||^2
         score_matching    E sigma_t^2 ||S_t(x_t) + x_0 / sigma_t||^2
         scoreflow         E beta(1 - t) ||S_t(x_t) + x_0 / sigma_t||^2
 
-    Of a network that predicts the noise, S = -eps / sigma_t: score matching is then DDPM's loss.
+    If the network predicts the noise, S = -eps / sigma_t, and score matching equals DDPM's loss.
 
     Args:
-        name: of the row.
+        name: name of the row.
         path: the conditional path.
-        predicts: what the network's output means (see `predictions`); None: the row's.
+        predicts: the network's prediction (see `predictions`); None: the row's default.
         coupling: draws x_0 for x_1 (see `couplings`).
         time: draws t (see `times`).
 
     Raises:
-        UserError: scoreflow on a path that is no diffusion: it starts without data, where beta is
-            infinite.
+        UserError: scoreflow on a path with mu_0 = 0, which is not a diffusion: beta is infinite.
     """
     if name == "scoreflow":
         _check_diffusion(path)
@@ -119,20 +122,20 @@ def matching(
 def scoreflow_by_importance(
     path: GaussianPath, predicts: str = "noise", coupling: Coupling = couplings.independent
 ) -> Objective:
-    """ScoreFlow with t drawn by its weight, beta / sigma^2, in place of weighting uniform times.
+    """Create ScoreFlow's objective with importance sampling of t by its weight, beta / sigma^2.
 
-    The same expectation with less variance, as Song et al. 2021 (2101.09258) train. With
-    lambda_t = log(alpha_t / sigma_t), beta / sigma^2 is 2 lambda'_t, so t is uniform in lambda_t
-    and the loss of uniform times t in [0, t_end] is
+    It has the same expectation as weighted uniform times, with less variance (Song et al. 2021,
+    2101.09258). With lambda_t = log(alpha_t / sigma_t), beta / sigma^2 is 2 lambda'_t, so t is
+    uniform in lambda_t, and the loss for uniform times t in [0, t_end] equals
 
         2 (lambda_t_end - lambda_0) / t_end  E ||eps_t(x_t) - x_0||^2.
 
     Raises:
-        UserError: as `matching` for scoreflow.
+        UserError: as in `matching` for scoreflow.
     """
     _check_diffusion(path)
     weight = 2 * (log_snr(path, path.t_end) - log_snr(path, 0.0)) / path.t_end
-    target = Target("noise", lambda c: weight, predicts)
+    target = Target("noise", lambda c: jnp.sqrt(weight), predicts)
     return path_regression(target, path, predicts, coupling, times.uniform_log_snr)
 
 
@@ -144,7 +147,7 @@ def _check_diffusion(path: GaussianPath) -> None:
 def path_regression(
     target: Target, path: GaussianPath, predicts: str, coupling: Coupling, time: Time
 ) -> Objective:
-    """E weight ||prediction of the target - target||^2 at points x_t of the path."""
+    """Create E weight ||prediction of the target - target||^2 at points x_t of the path."""
 
     def objective(
         apply: Apply, params: Params, batch: Batch, key: Array
@@ -158,7 +161,7 @@ def path_regression(
         output = apply(params, t, x_in, **_inputs(batch), key=dropout_key)
 
         c = coefficients(path, t, x_t)
-        root = jnp.sqrt(target.weight(c))
+        root = target.root_weight(c)
         predicted = partial(predictions.convert, path, t, source=predicts, target=target.of)
         if predicts == "data":
             share = jnp.abs(root * predicted(jnp.zeros_like(x_t), jnp.ones_like(x_t)))
@@ -179,19 +182,19 @@ def maximum_likelihood(
     divergence: str = "hutchinson",
     probes: int = 1,
 ) -> Objective:
-    """-E log p_1(x_1) in nats a dimension, through the solve of `likelihood.log_prob` (Appendix C).
+    """Create -E log p_1(x_1) in nats/dim, through the solve of `likelihood.log_prob` (Appendix C).
 
-    Of the path it knows the source and the end of time alone: the flow finds its own way. Dropout
-    is off, since it would be a new field at each call.
+    It uses only the source and t_end of the path; the flow between them is unconstrained. Dropout
+    is off, because it would change the field at each call.
 
     Args:
-        path, predicts: as for `matching`.
-        solver: of the flow; its adjoint and max_steps say how the gradient is taken.
-        divergence, probes: as for `likelihood.log_prob`.
+        path, predicts: as in `matching`.
+        solver: the solver; its adjoint and max_steps determine how the gradient is computed.
+        divergence, probes: as in `likelihood.log_prob`.
 
     Returns:
-        An objective whose metrics are "loss", "nfe" (calls of the field with its divergence,
-        forward alone) and "converged" (0 or 1).
+        An objective with the metrics "loss", "nfe" (evaluations of the field with its divergence
+        in the forward solve) and "converged" (0 or 1).
     """
 
     def objective(
@@ -217,12 +220,13 @@ def maximum_likelihood(
 
 
 def sr3(levels: Array) -> Objective:
-    """SR3's, E ||eps(x_a, a) - x_0||^2 of x_a = a x_1 + sqrt(1 - a^2) x_0.
+    """Create SR3's objective, E ||eps(x_a, a) - x_0||^2 with x_a = a x_1 + sqrt(1 - a^2) x_0.
 
-    The network is told the noise level a in the place of t (Saharia et al. 2021, Eq. 6, squared).
+    The network is conditioned on the noise level a instead of t (Saharia et al. 2021, Eq. 6,
+    squared).
 
     Args:
-        levels: the schedule between whose neighbours a is drawn, see `ancestral`.
+        levels: noise schedule for `ancestral.draw_levels`.
     """
 
     def objective(
@@ -243,7 +247,7 @@ def sr3(levels: Array) -> Objective:
 def regression(
     apply: Apply, params: Params, batch: Batch, key: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """E ||f(condition) - x_1||^2, an objective as it is: f learns the mean of all x_1 that fit."""
+    """The objective E ||f(condition) - x_1||^2; f learns the conditional mean of x_1."""
     x1 = batch["x"]
     output = predictions.point_estimate(apply, params, x1.shape, key, **_inputs(batch))
     loss = jnp.mean((output - x1) ** 2)
