@@ -1,15 +1,11 @@
-"""A whole run on real digits: killed, resumed, evaluated, sampled from; and mistakes on top."""
+"""A whole run on real digits: trained, evaluated, sampled from; and mistakes on top."""
 
 import csv
 import json
 import shutil
-import signal
-import subprocess
 import tempfile
-import time
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl.testing import absltest
 from PIL import Image
@@ -18,13 +14,10 @@ from tests.end_to_end.runs import (
     DIGITS,
     TINY,
     TINY_POINTS,
-    bits,
-    command,
-    environment,
     evaluations,
     metrics,
     run,
-    saved_state,
+    run_process,
 )
 
 
@@ -35,9 +28,8 @@ class RunTest(absltest.TestCase):
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
         cls.folder = Path(folder.name)
-        cls.cache = {"JAX_COMPILATION_CACHE_DIR": str(cls.folder / "cache")}
         cls.whole = cls.folder / "whole"
-        cls.first = run(DIGITS, *TINY, f"--workdir={cls.whole}", **cls.cache)
+        cls.first = run_process(DIGITS, *TINY, f"--workdir={cls.whole}")
 
     def evaluation(self, workdir):
         """The one that training ends with, whatever others were made since."""
@@ -62,6 +54,17 @@ class RunTest(absltest.TestCase):
             self.assertEqual(picture.size, (66, 66))
         self.assertIn("60/60", self.first.stderr)  # the progress bar
 
+    def test_messages_of_a_run(self):
+        """Whole lines, none of them a library's, and in the end the table of results."""
+        lines = self.first.stderr.splitlines()
+        self.assertEmpty([line for line in lines if "warning" in line or "read only" in line])
+        self.assertNotIn("\r", self.first.stderr)
+        self.assertNotRegex(self.first.stderr, r"(?m)[IWE]\d{4} ")
+        self.assertStartsWith(lines[0], "Training on ")
+        end = lines.index("Evaluation at step 60:")
+        self.assertRegex(lines[end + 2], r"^bits per dimension \(K = 1\) +\d\.\d+ \+- \d\.\d+$")
+        self.assertEqual(lines[-1], f"It is kept in {self.whole / 'evaluation' / '60.json'}.")
+
     def test_evaluation_names_all_that_its_numbers_depend_on(self):
         record = self.evaluation(self.whole)
         result = record["results"]["ema"]
@@ -80,56 +83,16 @@ class RunTest(absltest.TestCase):
         for name in ("step", "seed", "evaluation_seed", "packages", "device", "dtype", "path"):
             self.assertIn(name, record)
 
-    def test_killed_runs_end_with_the_same_bits(self):
-        workdir = self.folder / "killed"
-        flags = (DIGITS, *TINY, f"--workdir={workdir}")
-        for stop_at in (15, 40):  # between checkpoints: steps are lost and done again
-            with subprocess.Popen(
-                command(*flags),
-                cwd=Path(__file__).parents[2],
-                env=environment(**self.cache),
-                stderr=subprocess.DEVNULL,
-            ) as child:
-                deadline = time.monotonic() + 300
-                while not any(line["step"] >= stop_at for line in metrics(workdir)):
-                    self.assertIsNone(child.poll(), "it ended before it could be killed")
-                    self.assertLess(time.monotonic(), deadline)
-                    time.sleep(0.005)
-                child.send_signal(signal.SIGKILL)
-        last = run(*flags, **self.cache)
-        self.assertEqual(last.returncode, 0, last.stderr)
-        self.assertIn("Resuming", last.stderr)
-
-        step, state = saved_state(workdir)
-        wanted_step, wanted = saved_state(self.whole)
-        self.assertEqual(step, wanted_step)
-        for part in wanted:
-            self.assertTreesEqual(state[part], wanted[part])
-        # The record has each step once, and its losses are the same.
-        lines = {line["step"]: line["loss"] for line in metrics(workdir)}
-        self.assertEqual([line["step"] for line in metrics(workdir)], sorted(lines))
-        same_interval = [line for line in metrics(self.whole) if line["step"] > 45]
-        for line in same_interval:
-            self.assertEqual(lines[line["step"]], line["loss"])
-        results, wanted = (self.evaluation(w)["results"]["ema"] for w in (workdir, self.whole))
-        self.assertEqual(results, wanted)
-
-    def assertTreesEqual(self, got, wanted):
-        got, wanted = (jax.tree.leaves(bits(tree)) for tree in (got, wanted))
-        self.assertNotEmpty(wanted)
-        for a, b in zip(got, wanted, strict=True):
-            np.testing.assert_array_equal(a, b)
-
     def test_a_finished_run_is_only_evaluated_again(self):
         before = metrics(self.whole)
-        again = run(DIGITS, *TINY, f"--workdir={self.whole}", **self.cache)
+        again = run(DIGITS, *TINY, f"--workdir={self.whole}")
         self.assertEqual(again.returncode, 0, again.stderr)
         self.assertEqual(metrics(self.whole), before)
 
     def test_evaluations_with_other_settings_stand_side_by_side(self):
         flags = (DIGITS, *TINY, "--mode=evaluate", f"--workdir={self.whole}")
         for more in ("--config.evaluate.images=5", "--config.evaluate.weights=('raw',)"):
-            child = run(*flags, more, **self.cache)
+            child = run(*flags, more)
             self.assertEqual(child.returncode, 0, child.stderr)
         eleven, five = sorted(
             evaluations(self.whole, 60), key=lambda record: -record["likelihood"]["images"]
@@ -141,7 +104,7 @@ class RunTest(absltest.TestCase):
 
     def test_raw_weights_and_a_sample_of_arrays(self):
         both = "--config.evaluate.weights=('ema','raw')"
-        child = run(DIGITS, *TINY, both, "--mode=sample", f"--workdir={self.whole}", **self.cache)
+        child = run(DIGITS, *TINY, both, "--mode=sample", f"--workdir={self.whole}")
         self.assertEqual(child.returncode, 0, child.stderr)
         samples = [
             np.load(self.whole / "samples" / f"60_{w}_nfe2.npz")["x"] for w in ("ema", "raw")
@@ -153,7 +116,7 @@ class RunTest(absltest.TestCase):
         workdir = self.folder / "drawn"
         shutil.copytree(self.whole, workdir)
         flags = (DIGITS, *TINY, f"--workdir={workdir}")
-        child = run(*flags, "--mode=figures", **self.cache)
+        child = run(*flags, "--mode=figures")
         self.assertEqual(child.returncode, 0, child.stderr)
         rows = list(csv.DictReader((workdir / "figures" / "over_training.csv").open()))
         self.assertEqual([row["step"] for row in rows], ["50", "60"])
@@ -184,12 +147,12 @@ class RunTest(absltest.TestCase):
         config = (self.whole / "config.json").read_bytes()
         flags = (DIGITS, *TINY, "--config.network.unet.channels=16", f"--workdir={self.whole}")
         for mode in ("train", "evaluate"):
-            child = run(*flags, f"--mode={mode}", **self.cache)
+            child = run(*flags, f"--mode={mode}")
             self.assertEqual(child.returncode, 2, child.stderr)
             self.assertIn("config.network.unet.channels: got 16", child.stderr)
         # Without the record of the config, the checkpoint itself says so.
         (self.whole / "config.json").rename(self.whole / "kept.json")
-        child = run(*flags, **self.cache)
+        child = run(*flags)
         (self.whole / "kept.json").rename(self.whole / "config.json")
         self.assertEqual(child.returncode, 2, child.stderr)
         self.assertIn("another network", child.stderr)
@@ -231,7 +194,7 @@ class ComparisonTest(absltest.TestCase):
         (half / "evaluation" / "20.json").unlink()
         child = run(*flags)
         self.assertEqual(child.returncode, 0, child.stderr)
-        self.assertIn(f"Done before: {done}", child.stderr)
+        self.assertIn(f"{done} is done already.", child.stderr)
         self.assertIn(f"Resuming {half} at step 10", child.stderr)
         self.assertEqual((done / "metrics.jsonl").read_bytes(), before)
         self.assertEqual(evaluations(half, 20)[0]["results"], wanted)
