@@ -129,7 +129,7 @@ def log_prob(
     z, dims = None, math.prod(x1.shape[1:])
     if divergence == "hutchinson":
         if key is None:
-            raise UserError("key", key, "hutchinson draws its probes by it; or ask for 'exact'")
+            raise UserError("key", key, "hutchinson draws its probes with it; or choose 'exact'")
         z = jax.random.rademacher(key, (probes, *x1.shape), x1.dtype)
 
     def augmented(t: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:

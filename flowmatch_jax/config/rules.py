@@ -56,7 +56,7 @@ def solver_of(config: ConfigDict) -> Solver:
 def _data(config: ConfigDict) -> None:
     data_options(config).validate()
     if config.workers and config.storage != "records":
-        allowed = "only records are worth processes of their own: leave it 0"
+        allowed = "worker processes are used with storage=records only: leave it 0"
         raise UserError("workers", config.workers, allowed)
 
 
@@ -70,7 +70,7 @@ def _train(config: ConfigDict) -> None:
 def _solver(config: ConfigDict) -> None:
     solver_of(config).validate()
     if config.method in ADAPTIVE and config.grid != "uniform":
-        allowed = "an adaptive method finds its own steps: leave it uniform"
+        allowed = "an adaptive method chooses its own steps: leave it uniform"
         raise UserError("grid", config.grid, allowed)
 
 
@@ -82,7 +82,7 @@ def _likelihoods(config: ConfigDict) -> None:
 def _scores(config: ConfigDict) -> None:
     for name in config.scores:
         if (config.extractor, name) == ("pixels", "inception_score"):
-            raise UserError("scores", name, "pixels tell no classes: leave it out")
+            raise UserError("scores", name, "pixels have no class scores: leave it out")
         if config.generated < SCORES[name]:
             allowed = f"{name} takes {SCORES[name]} samples or more"
             raise UserError("generated", config.generated, allowed)

@@ -54,7 +54,7 @@ def evaluate(
     """
     scorer = make_scorer(experiment) if experiment.is_flow else None
     if experiment.guidance:
-        logger.info("Samples are guided; likelihoods are of the model without guidance.")
+        logger.info("Samples use classifier-free guidance; likelihoods ignore it.")
     reference = make_reference(experiment) if experiment.extractor else None
     conditions = settings(experiment, step, reference)
     results: dict[str, dict[str, Any]] = {}
@@ -85,7 +85,7 @@ def evaluate(
 def _warn_of_failed_solves(results: dict[str, Any]) -> None:
     for what, flag in (("likelihood", "converged"), ("samples", "samples_converged")):
         if not results.get(flag, True):
-            logger.warning("The %s' solver gave up: its numbers are no results.", what)
+            logger.warning("The solver of the %s failed: its results are invalid.", what)
 
 
 def is_evaluated(experiment: Experiment, workdir: Path) -> bool:

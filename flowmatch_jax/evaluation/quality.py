@@ -102,7 +102,7 @@ def _draw(
 ) -> Tally:
     tally = (partial and Tally.load(*partial)) or Tally(Moments.empty(experiment.extractor.dims))
     if tally.drawn:
-        logger.info("Going on with %d samples drawn before.", tally.drawn)
+        logger.info("Resuming with %d samples drawn before.", tally.drawn)
     saved_at = time.monotonic()
     with (
         progress_bar(total=count, initial=tally.drawn, desc="samples", hidden=silent) as bar,

@@ -143,7 +143,7 @@ def draw(
     with compiling("the sampler"):
         solution = sampler(params, inputs=given)
     if not solution.converged:
-        logger.warning("The solver gave up on samples at step %d: the field is not finite.", step)
+        logger.warning("The solver of samples at step %d failed: the field is not finite.", step)
     x = to_host(solution.x)[: None if rows is None else rows.size]
     if jax.process_index() == 0:
         guided = f"_guidance{experiment.guidance.scale:g}" if experiment.guidance else ""

@@ -71,5 +71,5 @@ class Tally:
                     **{name: [saved[name]] if saved[name].size else [] for name in PARTS},
                 )
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            logger.warning("%s cannot be read, and samples are drawn anew: %s", path, error)
+            logger.warning("%s cannot be read, and samples are drawn again: %s", path, error)
             return None

@@ -63,7 +63,7 @@ class Moments:
             UserError: the features have different sizes, or a count is unknown.
         """
         if self.count is None or other.count is None:
-            raise UserError("count", None, "moments of unknown counts cannot be put together")
+            raise UserError("count", None, "moments of unknown counts cannot be merged")
         if other.mean.shape != self.mean.shape:
             raise UserError("other", other.mean.shape, f"its mean must be {self.mean.shape}")
         count = self.count + other.count

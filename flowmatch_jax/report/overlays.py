@@ -67,7 +67,7 @@ def _unless_damaged(draw: Callable[[], Path | None]) -> Path | None:
     try:
         return draw()
     except Unreadable as error:
-        logger.warning("A figure is left out, draw it anew by --mode=figures: %s", error)
+        logger.warning("A figure is skipped; draw it again with --mode=figures: %s", error)
         return None
 
 
@@ -183,7 +183,7 @@ def _shared_settings(sources: dict[str, Path]) -> dict[str, Any]:
             if got != wanted:
                 allowed = (
                     f"its figures were drawn with {name} = {got!r}, those of {first.parent} with "
-                    f"{wanted!r}; draw both alike by --mode=figures"
+                    f"{wanted!r}; draw both with the same settings by --mode=figures"
                 )
                 raise UserError("--runs", str(source.parent), allowed)
     return settings[first]

@@ -108,7 +108,7 @@ def table_2(rows: Rows, wanted: dict[str, Any]) -> Table:
     frechet = runs_.frechet_settings(runs, wanted)
     if frechet is None:
         names = ", ".join(str(run.workdir) for run in runs)
-        allowed = "none has judged its images: evaluate with config.evaluate.extractor set"
+        allowed = "none has sample quality metrics: evaluate with config.evaluate.extractor set"
         raise UserError("--runs", names, allowed)
     columns = {
         score_name("fd", frechet["extractor"]): Column(score_name("fd", frechet["extractor"]), 3),
@@ -148,7 +148,7 @@ def common_k(rows: Rows, wanted: dict[str, Any]) -> int | None:
     if not common:
         given = "; ".join(f"{name}: K = {', '.join(map(str, k))}" for name, k in by_run.items())
         field = "--config.evaluate.dequantisations"
-        raise UserError("--runs", given, f"no K is shared; evaluate all with the same {field}")
+        raise UserError("--runs", given, f"no K is shared; evaluate all runs with the same {field}")
     return max(common)
 
 

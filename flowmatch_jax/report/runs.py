@@ -215,6 +215,6 @@ def _not_alike(a: Path, field: str, got: Any, b: Path, wanted: Any) -> UserError
     else:
         allowed = (
             f"it was evaluated with {field} = {got!r}, {b} with {wanted!r}; evaluate both alike "
-            "by --mode=evaluate"
+            "with --mode=evaluate"
         )
     return UserError("--runs", str(a), allowed)

@@ -76,13 +76,13 @@ def remembered(
     except FileNotFoundError:
         pass
     except Exception as error:  # readers raise errors of any type for a damaged file
-        logger.warning("%s cannot be read, and is made again: %s", path, error)
+        logger.warning("%s cannot be read and is computed again: %s", path, error)
     value = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, dump(value))
     except OSError as error:
-        logger.warning("%s cannot be written, and is made again next time: %s", path, error)
+        logger.warning("%s cannot be written and is computed again next time: %s", path, error)
     return value
 
 
@@ -122,7 +122,7 @@ def owned(path: Path, owner: str) -> Iterator[str | None]:
             yield file.read().strip() or "another process"
             return
         except OSError as error:
-            logger.warning("%s cannot be locked (%s): give it to one run alone", path, error)
+            logger.warning("%s cannot be locked (%s): use it for one run at a time", path, error)
         file.truncate(0)
         file.write(f"{owner}\n")
         file.flush()
@@ -142,8 +142,8 @@ def full_disk_stops(folder: Path) -> Iterator[None]:
         if not _is_of_full_disk(error):
             raise
         raise RunStopped(
-            f"the disk of {folder} is full; free some of it, and the same command goes on from "
-            "what is there, which is whole"
+            f"the disk of {folder} is full; the files written before are intact. Free some space "
+            "and run the same command to continue"
         ) from error
 
 

@@ -99,7 +99,7 @@ class QualityTest(absltest.TestCase):
             path.write_bytes(data)
             with self.assertLogs("flowmatch_jax.evaluation.tally", "WARNING") as logs:
                 self.assertEqual(self.judge(20, held, partial=(path, "{}")), expected)
-            self.assertIn("drawn anew", logs.output[0])
+            self.assertIn("drawn again", logs.output[0])
 
     def test_a_signal_keeps_what_is_known(self):
         held, path = reference(self.noise(2)), Path(self.create_tempdir().full_path) / "p.npz"
@@ -114,7 +114,7 @@ class QualityTest(absltest.TestCase):
             self.judge(40, held, partial=(path, "{}"), sampler=stopped)
         with self.assertLogs("flowmatch_jax.evaluation.quality", "INFO") as logs:
             self.assertEqual(self.judge(40, held, partial=(path, "{}")), whole)
-        self.assertIn("Going on with 16 samples", logs.output[0])
+        self.assertIn("Resuming with 16 samples", logs.output[0])
 
     def test_scores_besides_the_distance(self):
         held = reference(self.noise(5))

@@ -80,7 +80,7 @@ class FilesTest(absltest.TestCase):
         path.write_bytes(b"")
         with self.assertLogs("flowmatch_jax.runtime.files", "WARNING") as logs:
             self.assertEqual(recall(), 7)
-        self.assertIn("n.json cannot be read, and is made again", logs.output[0])
+        self.assertIn("n.json cannot be read and is computed again", logs.output[0])
         self.assertEqual((recall(), len(made)), (7, 2))
         path.unlink()
         full = OSError(errno.ENOSPC, "No space left on device")

@@ -96,7 +96,7 @@ class CorruptCount:
                 logger.warning("Unreadable image, skipped: %s: %s", name, reason)
         if len(self._seen) > self._limit:
             names = ", ".join(sorted(self._seen)[:3])
-            allowed = f"{len(self._seen)} images cannot be read ({names}, ...): mend or allow them"
+            allowed = f"{len(self._seen)} images cannot be read ({names}, ...): fix or allow them"
             raise UserError("max_corrupt", self._limit, allowed)
 
 
@@ -133,7 +133,7 @@ def decoded(
     except OSError as error:
         allowed = (
             f"the images cannot be decoded into {folder} ({error}); make room, give another "
-            "data_dir, or decode them whenever they are read: storage=records"
+            "data_dir, or decode them on access: storage=records"
         )
         raise UserError("storage", "memory", allowed) from error
     CorruptCount(max_corrupt).add(json.loads((folder / "corrupt.json").read_text()))

@@ -63,7 +63,7 @@ def prepare(layout: Layout, data_dir: Path, archives_dir: Path | None = None) ->
             else:
                 _prepare(layout, final, archives_dir)
     except OSError as error:
-        allowed = f"{error}; mend that and run the same command: it goes on where it stopped"
+        allowed = f"{error}; fix that and run the same command to continue"
         raise UserError("--data_dir", str(data_dir), allowed) from error
     return final
 
