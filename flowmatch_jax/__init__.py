@@ -18,6 +18,7 @@ and what is built from them:
     data, metrics         datasets, distances between images
     sampling              guidance, ancestral sampling, tiling
     training, evaluation, report, modes    what the command line does
+    model                 `load`: a trained model in a script
     runtime               devices, processes, files, errors
 
 The names below can be imported from here; each is loaded when it is first used.
@@ -42,6 +43,8 @@ _PUBLIC = {
     "UNet": "networks.unet",
     "MLP": "networks.mlp",
     "build": "experiment",
+    "load": "model",
+    "Model": "model",
 }
 __all__ = list(_PUBLIC)
 

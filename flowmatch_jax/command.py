@@ -20,6 +20,7 @@ from typing import NoReturn
 
 import jax
 from absl import app, flags
+from ml_collections import FrozenConfigDict
 
 from flowmatch_jax import modes
 from flowmatch_jax.config.command_line import load_config, split_overrides
@@ -27,17 +28,17 @@ from flowmatch_jax.report.report import write_report
 from flowmatch_jax.runtime import messages, processes, stops
 from flowmatch_jax.runtime.errors import RunStopped, UserError, one_of, tell
 from flowmatch_jax.runtime.files import full_disk_stops
-from flowmatch_jax.runtime.workdir import user_cache
+from flowmatch_jax.runtime.workdir import check_run, use_compilation_cache
 
 logger = logging.getLogger("flowmatch_jax")
 
 # mode -> its flags besides --workdir
 MODES = {
     "train": ("config", "profile"),
-    "evaluate": ("config",),
-    "sample": ("config",),
+    "evaluate": ("config", "step"),
+    "sample": ("config", "step"),
     "figures": ("config",),
-    "upsample": ("config", "input", "output"),
+    "upsample": ("config", "input", "output", "step"),
     "report": ("runs",),
     "compare": ("data", "methods", "seeds"),
 }
@@ -45,7 +46,10 @@ MODES = {
 PROFILES = ("steps",)
 
 _CONFIG = flags.DEFINE_string(
-    "config", None, "A file of configs/; override a field with --config.section.field=value."
+    "config",
+    None,
+    "A file such as configs/digits_ot.py; override a field with --config.section.field=value. "
+    "Default: the config that the run in --workdir was trained with.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Output folder. Default: runs/<name of the config, or the mode>."
@@ -59,6 +63,7 @@ _MODE = flags.DEFINE_string(
     "with a super-resolution model; report: tables and figures of several --runs; "
     "compare: train, evaluate, draw and report all --methods on each of --data.",
 )
+_STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint to use. Default: the newest.")
 _INPUT = flags.DEFINE_string("input", None, "A picture to upsample, or a folder of them.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the upsampled pictures.")
 _RUNS = flags.DEFINE_list("runs", [], "Folders of the runs to report.")
@@ -108,7 +113,8 @@ def parse_flags(argv: list[str]) -> list[str]:
                 )
         if overrides and _MODE.value == "report":
             raise UserError("argument", overrides[0], "a report takes runs as they were made")
-        if "config" in taken and _CONFIG.value is None:
+        needs_config = _MODE.value == "train" or _WORKDIR.value is None
+        if "config" in taken and _CONFIG.value is None and needs_config:
             raise UserError("--config", None, "give a file, such as configs/digits_ot.py")
         for name in ("input", "output"):
             if name in taken and flags.FLAGS[name].value is None:
@@ -136,12 +142,6 @@ def check_jax() -> None:
         raise UserError("JAX_PLATFORMS", jax.config.jax_platforms, allowed) from error
 
 
-def use_compilation_cache() -> None:
-    """Cache compiled programs in the user's cache folder, unless JAX has another one set."""
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(user_cache() / "jax"))
-
-
 def main(overrides: list[str]) -> None:
     """Run the selected mode, as the only process or as one of several."""
     messages.set_up()
@@ -167,8 +167,7 @@ def main(overrides: list[str]) -> None:
 
 def run_mode(mode: str, overrides: list[str]) -> None:
     """Run a mode with the values of its flags."""
-    config_file = _CONFIG.value
-    name = Path(config_file).stem if config_file else mode
+    name = Path(_CONFIG.value).stem if _CONFIG.value else mode
     workdir = Path(_WORKDIR.value or Path("runs") / name).expanduser()
     processes.same_everywhere("--mode", mode)
     with full_disk_stops(workdir):
@@ -177,14 +176,25 @@ def run_mode(mode: str, overrides: list[str]) -> None:
         elif mode == "compare":
             seeds = [_seed(text) for text in _SEEDS.value]
             modes.compare(_DATA.value, _METHODS.value, seeds, overrides, workdir)
-        elif mode == "upsample":
-            config = load_config(config_file, overrides)
-            pictures, output = (Path(p.value).expanduser() for p in (_INPUT, _OUTPUT))
-            modes.upsample(config, workdir, pictures, output)
-        elif _PROFILE.value:
-            modes.profile(load_config(config_file, overrides), workdir)
         else:
-            modes.run(mode, load_config(config_file, overrides), workdir)
+            _run_one(mode, _config(workdir, overrides), workdir)
+
+
+def _config(workdir: Path, overrides: list[str]) -> FrozenConfigDict:
+    """The config that the flags name, or that of the run in the workdir."""
+    if _CONFIG.value is None:
+        check_run(workdir)
+    return load_config(_CONFIG.value or str(workdir / "config.json"), overrides)
+
+
+def _run_one(mode: str, config: FrozenConfigDict, workdir: Path) -> None:
+    if mode == "upsample":
+        pictures, output = (Path(p.value).expanduser() for p in (_INPUT, _OUTPUT))
+        modes.upsample(config, workdir, pictures, output, _STEP.value)
+    elif _PROFILE.value:
+        modes.profile(config, workdir)
+    else:
+        modes.run(mode, config, workdir, _STEP.value)
 
 
 def _seed(text: str) -> int:

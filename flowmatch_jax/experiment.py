@@ -1,6 +1,6 @@
-"""From a configuration to the parts of an experiment.
+"""Construction of an experiment's components from its configuration.
 
-The rooms below take plain arguments; here the configuration is checked and becomes them.
+Other modules take plain arguments; this one checks the configuration and derives them from it.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,7 +22,7 @@ from flowmatch_jax.config.rules import data_options, solver_of, validate
 from flowmatch_jax.couplings import COUPLINGS
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.conditioning import Conditioning
-from flowmatch_jax.data.dataset import Dataset
+from flowmatch_jax.data.dataset import Dataset, RecordedDataset
 from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.metrics.features.extractors import load_extractor
 from flowmatch_jax.networks import pure_apply
@@ -38,25 +39,26 @@ from flowmatch_jax.solvers import Solution, Solver, counted, integrate
 from flowmatch_jax.times import GRIDS, TIMES
 
 COMPUTING_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
-WITHOUT_FIELD = {"regression": "data", "sr3": "noise"}  # and what their network predicts
+SPLITS = ("train", "test")
+WITHOUT_FIELD = {"regression": "data", "sr3": "noise"}  # objective -> prediction of its network
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The parts that training and evaluation put together.
+    """The components that training and evaluation use.
 
     Attributes:
-        config: what it was built from.
-        train_data, test_data: the data.
+        config: the configuration.
+        train_data, test_data: the training and test split.
         path: the conditional path.
         objective: (apply, params, batch, key) -> (loss, metrics).
         network: the Flax module, float32.
-        train_apply: the network as a function, in the computing dtype of training.
-        apply: the same in float32, for evaluation.
-        extractor: of the features that samples are judged by, or None.
-        mesh: the devices of training and evaluation.
-        conditioning: what the network is given besides t and x_t.
-        guidance: of samples; likelihoods are the model's, without it.
+        train_apply: the network as a function in the computing dtype of training.
+        apply: the network as a function in float32, for evaluation.
+        extractor: feature extractor of sample quality metrics, or None.
+        mesh: the device mesh of training and evaluation.
+        conditioning: the conditioning inputs of the network.
+        guidance: classifier-free guidance of samples; likelihoods ignore it.
     """
 
     config: ConfigDict
@@ -73,13 +75,13 @@ class Experiment:
     guidance: Guidance
 
     def field(self, params: Params, **inputs: Array) -> Field:
-        """The vector field of these parameters, given inputs (see `conditioning`)."""
+        """Create the vector field with these parameters and conditioning inputs."""
         predicts = self.config.objective.predicts
         return vector_field(self.apply, params, self.path, predicts, **inputs)
 
     @property
     def is_flow(self) -> bool:
-        """Whether it has a vector field, and so likelihoods and solvers to choose from."""
+        """Whether the model has a vector field, and therefore likelihoods and a solver."""
         return self.config.objective.name not in WITHOUT_FIELD
 
     def generate(
@@ -91,13 +93,15 @@ class Experiment:
         solver: Solver | None = None,
         save_at: Sequence[float] | Array | None = None,
     ) -> Solution:
-        """x0 [B, ...] of the source made into samples, in the way of the method.
+        """Generate samples from source noise x0 [B, ...] by the method's sampler.
 
         Args:
-            key: of the noise on the way, for SR3 alone.
-            inputs: what the samples are given.
-            solver: in place of the config's, for flows alone.
-            save_at: times at which to keep the states of a flow, as for `solvers.integrate`.
+            params: the parameters.
+            x0: the source noise.
+            key: key of the noise in SR3's steps; unused by other methods.
+            inputs: conditioning inputs of the samples.
+            solver: solver of a flow; None: the config's.
+            save_at: times of a flow's trajectory, as in `solvers.integrate`.
         """
         name = self.config.objective.name
         if name == "regression":
@@ -114,7 +118,7 @@ class Experiment:
         return integrate(self.field(params, **inputs), x0, *how)
 
     def solver(self) -> Solver:
-        """The configuration's solver, from t = 0 to the end of the path."""
+        """Return the configuration's solver, with its time grid from t = 0 to the path's end."""
         solver = solver_of(self.config.solver)
         if solver.steps is None:
             return solver
@@ -122,29 +126,34 @@ class Experiment:
         return replace(solver, steps=None, grid=grid(solver.steps, self.path))
 
     def objective_at(self, t: Array) -> Objective | None:
-        """The objective with all times t []; None where it has no times, as maximum likelihood."""
+        """Return the objective with all times equal to t []; None if it has no times."""
         if self.config.objective.name not in OBJECTIVES:
             return None
         return _regression(self.config.objective, self.path, lambda key, n, path: jnp.full(n, t))
 
     def init_params(self, key: Array) -> Params:
-        """Fresh parameters, float32."""
+        """Initialise parameters, float32."""
         batch = jax.tree.map(jnp.asarray, self.train_data.zeros(1))
         x = batch["x"].astype(jnp.float32)
         inputs = self.conditioning.inputs(batch)
         return self.network.init(key, jnp.zeros(1), x, **inputs)["params"]
 
 
-def build(config: ConfigDict) -> Experiment:
-    """Check the whole config and build its parts.
+def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experiment:
+    """Check the whole config and build the experiment.
+
+    Args:
+        config: the configuration.
+        recorded: the facts of the "train" and the "test" split, as `Dataset.facts` returns them.
+            These datasets are opened when their items are needed; without them, now.
 
     Raises:
-        UserError: a field whose value cannot be, named by its full path.
+        UserError: a field has an invalid value; the error has its full path.
     """
     validate(config)
     with section("config.mesh"):
         mesh = make_mesh(config.mesh.fsdp)
-    train_data = open_dataset(config.data, "train")
+    train_data, test_data = (_dataset(config.data, split, recorded) for split in SPLITS)
     if config.data.flip and not train_data.is_image:
         allowed = f"{train_data.name} is a set of points: leave it off"
         raise UserError("config.data.flip", True, allowed)
@@ -155,7 +164,7 @@ def build(config: ConfigDict) -> Experiment:
     return Experiment(
         config=config,
         train_data=train_data,
-        test_data=open_dataset(config.data, "test"),
+        test_data=test_data,
         path=path,
         objective=_objective(config, path),
         network=network,
@@ -168,8 +177,18 @@ def build(config: ConfigDict) -> Experiment:
     )
 
 
+def _dataset(
+    config: ConfigDict, split: str, recorded: dict[str, Any] | None
+) -> Dataset | RecordedDataset:
+    """A split of the dataset; opened later where a run has recorded what it is."""
+    facts = (recorded or {}).get(split)
+    if facts is None:
+        return open_dataset(config, split)
+    return RecordedDataset(facts, lambda: open_dataset(config, split))
+
+
 def open_dataset(config: ConfigDict, split: str) -> Dataset:
-    """The "train" or "test" split of the dataset that config.data names."""
+    """Open the "train" or "test" split of the dataset that config.data names."""
     with section("config.data"):
         return sets.open_dataset(data_options(config), split)
 
@@ -202,7 +221,7 @@ def _guidance(config: ConfigDict, conditioning: Conditioning) -> Guidance:
 
 
 def _check_classes(config: ConfigDict, conditioning: Conditioning, data: Dataset) -> None:
-    """Whether samples can be drawn of config.evaluate.classes."""
+    """Raise UserError unless samples of config.evaluate.classes can be drawn."""
     if not config.classes:
         return
     with section("config.evaluate"):
@@ -287,7 +306,7 @@ def _network(config: ConfigDict, data: Dataset, conditioning: Conditioning) -> n
 
 
 def _clock(config: ConfigDict, path: GaussianPath) -> Callable[[Array], Array]:
-    """What the network is told in the place of t, or of SR3's noise level."""
+    """Return the function from t, or SR3's noise level, to the network's time input."""
     if config.network.time_input == "t":
         return lambda t: t
     is_level = config.objective.name == "sr3"

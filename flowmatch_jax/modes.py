@@ -20,7 +20,7 @@ from flowmatch_jax.experiment import Experiment, build
 from flowmatch_jax.report.figures import are_drawn, draw_figures
 from flowmatch_jax.report.report import write_report
 from flowmatch_jax.runtime import processes
-from flowmatch_jax.runtime.workdir import open_workdir
+from flowmatch_jax.runtime.workdir import check_run, open_workdir, recorded_data
 from flowmatch_jax.training.cost.profile import profile_steps, table
 from flowmatch_jax.training.loop import train
 from flowmatch_jax.training.weights import load_weights
@@ -32,26 +32,46 @@ METHODS = ("ot", "vp", "ddpm", "score", "scoreflow")
 SUPER_RESOLUTION_METHODS = ("regression", "sr3", "ot")
 
 
-def open_run(config: FrozenConfigDict, workdir: Path) -> Experiment:
-    """Build the experiment, and check that the workdir belongs to it in all processes."""
+def open_run(config: FrozenConfigDict, workdir: Path, trains: bool = True) -> Experiment:
+    """Build the experiment of a workdir, the same one in all processes.
+
+    Args:
+        config: the configuration.
+        workdir: folder of the run, which is made for training alone.
+        trains: whether the run is to be trained. If not, its datasets are opened when their items
+            are needed.
+    """
     processes.same_everywhere("--workdir", str(workdir))
     processes.same_everywhere("--config", config.to_json())
+    check_identity(workdir, config)
+    if not trains:
+        check_run(workdir)
+        return build(config, recorded_data(workdir))
     experiment = build(config)
     open_workdir(workdir)
-    check_identity(workdir, config)
     return experiment
 
 
-def run(mode: str, config: FrozenConfigDict, workdir: Path) -> None:
-    """Train, evaluate or sample one run, or draw its figures."""
-    experiment = open_run(config, workdir)
+def run(mode: str, config: FrozenConfigDict, workdir: Path, step: int | None = None) -> None:
+    """Train, evaluate or sample one run, or draw its figures.
+
+    Args:
+        mode: "train", "evaluate", "sample" or "figures".
+        config: the configuration.
+        workdir: folder of the run.
+        step: of the checkpoint that is evaluated or sampled; None: the newest.
+    """
+    experiment = open_run(config, workdir, trains=mode == "train")
     if mode == "figures":
         draw_run(experiment, workdir)
         return
-    sampler = make_sampler(experiment, config.evaluate.samples)
+    sampler, kinds = make_sampler(experiment, config.evaluate.samples), config.evaluate.weights
+    if mode == "train" and processes.everywhere(is_evaluated(experiment, workdir)):
+        logger.info("%s is trained and evaluated already.", workdir)
+        return
     if mode == "train":
         train(experiment, workdir, partial(draw, experiment, sampler, workdir, "ema"))
-    ((step, weights),) = load_weights(experiment, workdir, config.evaluate.weights).items()
+    ((step, weights),) = load_weights(experiment, workdir, kinds, step=step).items()
     if mode == "sample":
         for kind, params in weights.items():
             draw(experiment, sampler, workdir, kind, params, step, keep_arrays=True)
@@ -76,11 +96,13 @@ def profile(config: FrozenConfigDict, workdir: Path) -> None:
         logger.info("The trace is in %s; XProf and Perfetto open it.", workdir / "profile")
 
 
-def upsample(config: FrozenConfigDict, workdir: Path, pictures: Path, output: Path) -> None:
+def upsample(
+    config: FrozenConfigDict, workdir: Path, pictures: Path, output: Path, step: int | None = None
+) -> None:
     """Upsample the user's images with the first kind in config.evaluate.weights."""
-    experiment = open_run(config, workdir)
+    experiment = open_run(config, workdir, trains=False)
     kind = config.evaluate.weights[0]
-    ((_, weights),) = load_weights(experiment, workdir, (kind,)).items()
+    ((_, weights),) = load_weights(experiment, workdir, (kind,), step=step).items()
     upsample_pictures(experiment, weights[kind], pictures, output)
 
 

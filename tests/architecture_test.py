@@ -17,7 +17,7 @@ FLOORS = [
     {"config"},
     {"experiment"},
     {"launch", "training", "evaluation"},
-    {"report"},
+    {"model", "report"},
     {"modes"},
     {"command"},
 ]

@@ -8,8 +8,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from flowmatch_jax.config.identity import from_record
 from flowmatch_jax.config.methods import METHODS
 from flowmatch_jax.runtime.errors import UserError
+from flowmatch_jax.runtime.workdir import read_record
 
 PACKAGE = Path(__file__).parents[1]
 # Folders of this project's experiments: in an installed package, or beside it in a checkout.
@@ -17,7 +19,7 @@ FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")
 
 
 def experiment_config(path: str) -> ConfigDict:
-    """Load the config of an experiment.
+    """Load the config of an experiment, or of a run by its config.json.
 
     The file defines a function `get_config`. If <data>_<method>.py does not exist, the config of
     <data>_ot.py, or of <data>.py, is changed by a method: a function in the dict METHODS of that
@@ -30,6 +32,8 @@ def experiment_config(path: str) -> ConfigDict:
         UserError: there is no such file or method, or the file is not a config file.
     """
     file = find(Path(path))
+    if file is not None and file.suffix == ".json":
+        return from_record(read_record(file, "its run is not needed any more"))
     if file is not None:
         return _get_config(file, _run(file))
     data, _, method = Path(path).stem.rpartition("_")

@@ -9,8 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flowmatch_jax.config.field import Of, flat, select
-from flowmatch_jax.config.fields import FIELDS
+from flowmatch_jax.config.field import Of, at, flat, select
+from flowmatch_jax.config.fields import FIELDS, default_config
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.workdir import has_checkpoint, read_record
 
@@ -30,12 +30,55 @@ def check_identity(workdir: Path, config: ConfigDict) -> None:
     if not (has_checkpoint(workdir) and path.exists()):
         return
     was = identity(read_record(path, "the run is by the config that you give"))
-    for name, value in identity(config).items():
-        if was.get(name, value) != value:
-            allowed = f"the run in {workdir} has {was[name]!r}; go on with that, or give another"
-            raise UserError(f"config.{name}", value, f"{allowed} --workdir")
+    now = identity(config)
+    differing = [name for name in now if was.get(name, now[name]) != now[name]]
+    if differing:
+        first, *others = differing
+        more = "".join(f", config.{name} = {was[name]!r}" for name in others)
+        allowed = f"the run in {workdir} has {was[first]!r}{more}; go on with that, or give another"
+        raise UserError(f"config.{first}", now[first], f"{allowed} --workdir")
+
+
+def changes(workdir: Path, config: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Return the fields that differ from the run's record: full path -> (before, now)."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return {}
+    before = dict(flat(read_record(path, "the run is by the config that you give")))
+    now = dict(flat(record(config)))
+    return {
+        f"config.{name}": (before[name], value)
+        for name, value in now.items()
+        if name in before and before[name] != value
+    }
 
 
 def record(config: ConfigDict) -> dict[str, Any]:
     """Convert a config to the content of config.json."""
     return json.loads(config.to_json())
+
+
+def from_record(values: Mapping[str, Any]) -> ConfigDict:
+    """Make a config from the content of config.json.
+
+    Fields that the record lacks, because it is older, have the value that its run used, or their
+    default.
+
+    Raises:
+        UserError: the record has a field that there is not.
+    """
+    config = default_config()
+    for name, value in flat(values):
+        try:
+            at(FIELDS, name)
+        except KeyError:
+            allowed = "there is no such field in this version of flowmatch_jax"
+            raise UserError(f"config.{name}", value, allowed) from None
+        value = tuple(value) if isinstance(value, list) else value
+        config.update_from_flattened_dict({name: value})
+    older = set(dict(flat(FIELDS))) - set(dict(flat(values)))
+    for name in older:
+        before = at(FIELDS, name).before
+        if before is not None:
+            config.update_from_flattened_dict({name: before})
+    return config

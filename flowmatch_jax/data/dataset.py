@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from flowmatch_jax.runtime.errors import UserError
+
 
 class Images(Protocol):
     """Images by index: an array uint8 [N, H, W, C], or an object that decodes images on access."""
@@ -33,6 +35,7 @@ class Dataset:
         num_classes: number of classes; None without labels.
         log_density: log-density of points where it is known, [N, D] -> [N] in nats.
         sha256: hash of the content where it is already known (prepared datasets and folders).
+        classes: names of the classes, where they are known.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Dataset:
     num_classes: int | None = None
     log_density: Callable[[np.ndarray], np.ndarray] | None = None
     sha256: str | None = None
+    classes: tuple[str, ...] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,14 +69,26 @@ class Dataset:
         return self.sha256 or hashlib.sha256(np.ascontiguousarray(self.x)).hexdigest()
 
     def facts(self) -> dict[str, Any]:
-        """Return what a run records about its data: name, version, split, items, sha256."""
-        which = {"name": self.name, "version": self.version, "split": self.split}
-        return which | {"items": len(self), "sha256": self.content_hash}
+        """Return what a run records about its data, for `RecordedDataset`, as JSON holds it."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "split": self.split,
+            "items": len(self),
+            "sha256": self.content_hash,
+            "shape": list(self.shape),
+            "levels": self.levels,
+            "num_classes": self.num_classes,
+            "classes": None if self.classes is None else list(self.classes),
+            "label_counts": None if self.label is None else self._label_counts(),
+        }
+
+    def _label_counts(self) -> list[int]:
+        return np.bincount(self.label, minlength=self.num_classes).tolist()
 
     def zeros(self, n: int) -> dict[str, np.ndarray]:
         """Return a batch of n zero items with the dataset's shapes and dtypes."""
-        x = np.zeros((n, *self.shape), np.uint8 if self.is_image else np.float32)
-        return {"x": x} if self.label is None else {"x": x, "label": np.zeros(n, np.int32)}
+        return zeros(n, self.shape, self.is_image, self.label is not None)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -80,3 +96,66 @@ class Dataset:
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         item = {"x": self.x[i]}
         return item if self.label is None else {**item, "label": self.label[i]}
+
+
+def zeros(
+    n: int, shape: tuple[int, ...], is_image: bool, has_labels: bool
+) -> dict[str, np.ndarray]:
+    """Return a batch of n zero items with this shape: bytes for images, float32 for points."""
+    x = np.zeros((n, *shape), np.uint8 if is_image else np.float32)
+    return {"x": x, "label": np.zeros(n, np.int32)} if has_labels else {"x": x}
+
+
+class RecordedDataset:
+    """A dataset that is known by the record of a run, and opened when its items are needed.
+
+    It stands in for a `Dataset`: shape, levels and classes come from the record, so that a trained
+    model can draw samples where its training set is not available.
+
+    Args:
+        facts: of `Dataset.facts`.
+        open_dataset: opens the dataset.
+    """
+
+    def __init__(self, facts: dict[str, Any], open_dataset: Callable[[], Dataset]) -> None:
+        self._facts, self._open = facts, open_dataset
+        self.name, self.version, self.split = facts["name"], facts["version"], facts["split"]
+        self.shape, self.levels = tuple(facts["shape"]), facts["levels"]
+        self.num_classes, self.content_hash = facts["num_classes"], facts["sha256"]
+        self.classes = facts["classes"] and tuple(facts["classes"])
+
+    @property
+    def is_image(self) -> bool:
+        return self.levels is not None
+
+    def facts(self) -> dict[str, Any]:
+        """Return the record."""
+        return self._facts
+
+    def zeros(self, n: int) -> dict[str, np.ndarray]:
+        """Return a batch of n zero items with the dataset's shapes and dtypes."""
+        return zeros(n, self.shape, self.is_image, self.num_classes is not None)
+
+    @cached_property
+    def opened(self) -> Dataset:
+        """The dataset itself.
+
+        Raises:
+            UserError: it is not available, or is not the one that the run was trained on.
+        """
+        dataset = self._open()
+        if dataset.content_hash != self.content_hash:
+            allowed = f"the run has other {self.name} data (version {self.version}): give those"
+            raise UserError("config.data", f"{dataset.name} {dataset.version}", allowed)
+        return dataset
+
+    def __len__(self) -> int:
+        return self._facts["items"]
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        return self.opened[i]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("x", "label", "log_density", "entropy"):
+            return getattr(self.opened, name)
+        raise AttributeError(name)

@@ -140,6 +140,7 @@ def _open_folder(options: Options, split: str, data_dir: Path) -> Dataset:
         label=None if files.label is None else files.label[kept],
         levels=256,
         num_classes=len(files.classes) or None,
+        classes=tuple(files.classes) or None,
         sha256=sha256,
     )
 

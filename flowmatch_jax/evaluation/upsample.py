@@ -46,7 +46,7 @@ def upsample_pictures(experiment: Experiment, params: Params, source: Path, outp
             cannot be written.
         RunStopped: some images could not be read; each was reported, and the others are written.
     """
-    _check_model(experiment)
+    check_super_resolution(experiment)
     upsampler, folder = make_upsampler(experiment), experiment.config.data.folder
     channels, unreadable = experiment.train_data.shape[-1], 0
     targets = plan(source, output)
@@ -142,7 +142,7 @@ def make_upsampler(experiment: Experiment) -> Upsampler:
     return upsample
 
 
-def _check_model(experiment: Experiment) -> None:
+def check_super_resolution(experiment: Experiment) -> None:
     if experiment.conditioning.low_resolution is None:
         allowed = "the model is of no super-resolution: --mode=upsample takes one that has it set"
         raise UserError("config.condition.low_resolution", None, allowed)

@@ -42,7 +42,7 @@ def set_up() -> None:
         absl.logging.set_verbosity(absl.logging.WARNING)
     handler = _Terminal()
     handler.setFormatter(_Plain())
-    handler.addFilter(_is_wanted)
+    handler.addFilter(is_wanted)
     logging.root.handlers = [handler]
     logging.captureWarnings(True)  # otherwise they would be appended to a progress bar's line
 
@@ -83,7 +83,7 @@ def _is_verbosity_given() -> bool:
     return bool(flags.FLAGS["verbosity"].present)
 
 
-def _is_wanted(record: logging.LogRecord) -> bool:
+def is_wanted(record: logging.LogRecord) -> bool:
     """Test whether a message is wanted; with --verbosity=1 all are."""
     if record.name != "absl" or logging.root.level <= logging.DEBUG:
         return True

@@ -45,6 +45,23 @@ def open_workdir(workdir: Path) -> None:
         raise UserError("--workdir", str(workdir), allowed) from error
 
 
+def check_run(workdir: Path) -> None:
+    """Raise UserError unless the workdir is that of a run; nothing is created."""
+    if not (workdir / "config.json").exists():
+        allowed = "there is no run (no config.json); give the workdir of a run, or train one first"
+        raise UserError("--workdir", str(workdir), allowed)
+
+
+def recorded_data(workdir: Path) -> dict[str, Any] | None:
+    """Return the facts of a run's "train" and "test" split; None for runs that lack some."""
+    path = workdir / "data.json"
+    if not path.exists():
+        return None
+    facts = read_record(path, "the run was trained on the data that you give")
+    test = facts.pop("test", None)
+    return None if test is None else {"train": facts, "test": test}
+
+
 @contextmanager
 def trained_by_this_run(workdir: Path) -> Iterator[None]:
     """Keep other runs from training in the workdir during this block.
@@ -86,6 +103,12 @@ def user_cache() -> Path:
     return folder / "flowmatch_jax"
 
 
+def use_compilation_cache() -> None:
+    """Cache compiled programs in the user's cache folder, unless JAX has another one set."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(user_cache() / "jax"))
+
+
 def read_record(path: Path, if_sure: str) -> dict[str, Any]:
     """Read a record of a run, config.json or data.json.
 
@@ -110,6 +133,14 @@ def read_record(path: Path, if_sure: str) -> dict[str, Any]:
 def write_config(workdir: Path, config: dict[str, Any]) -> None:
     """Record the config of the run as config.json."""
     write_json(workdir / "config.json", config)
+
+
+def add_changes(workdir: Path, step: int, changed: dict[str, tuple[Any, Any]]) -> None:
+    """Add the fields that change from a step on to config_changes.jsonl."""
+    with (workdir / "config_changes.jsonl").open("a") as file:
+        for field, (before, after) in changed.items():
+            line = {"step": step, "field": field, "before": before, "after": after}
+            file.write(json.dumps(line) + "\n")
 
 
 def check_data(workdir: Path, facts: dict[str, Any]) -> None:
@@ -147,9 +178,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def write_data(workdir: Path, facts: dict[str, Any]) -> None:
-    """Record the training data of the run as data.json."""
-    write_json(workdir / "data.json", facts)
+def write_data(workdir: Path, train: dict[str, Any], test: dict[str, Any]) -> None:
+    """Record the data of the run, the facts of both splits, as data.json."""
+    write_json(workdir / "data.json", train | {"test": test})
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

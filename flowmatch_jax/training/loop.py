@@ -10,12 +10,18 @@ from pathlib import Path
 import jax
 
 from flowmatch_jax.arrays import Batch, Params
-from flowmatch_jax.config.identity import record
+from flowmatch_jax.config.identity import changes, record
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.runtime.errors import RunStopped, section
 from flowmatch_jax.runtime.mesh import describe, put_batches
 from flowmatch_jax.runtime.stops import StopNotice
-from flowmatch_jax.runtime.workdir import check_data, trained_by_this_run, write_config, write_data
+from flowmatch_jax.runtime.workdir import (
+    add_changes,
+    check_data,
+    trained_by_this_run,
+    write_config,
+    write_data,
+)
 from flowmatch_jax.training.checkpoints import Checkpoints
 from flowmatch_jax.training.cost import estimate as cost
 from flowmatch_jax.training.diagnosis import write_diagnosis
@@ -65,9 +71,6 @@ def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples) -> N
     ):
         state = checkpoints.restore_newest(run.layout)
         check_data(workdir, experiment.train_data.facts())
-        if jax.process_index() == 0:
-            write_config(workdir, record(experiment.config))
-            write_data(workdir, experiment.train_data.facts())
         if state is None:
             state = run.init()
         else:
@@ -75,6 +78,7 @@ def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples) -> N
         if state.step >= config.steps:
             logger.info("It is already trained to step %d.", int(state.step))
             return
+        _record(experiment, workdir, int(state.step))
         logger.info("Training on %s.", describe(experiment.mesh))
         with StopNotice() as notice:
             while state.step < config.steps:
@@ -82,6 +86,18 @@ def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples) -> N
                     state = _advance(run, workdir, state, checkpoints, notice, draw_samples)
                 except NotFinite as failure:
                     state = _go_back(run, workdir, failure, checkpoints)
+
+
+def _record(experiment: Experiment, workdir: Path, step: int) -> None:
+    """Record the config and the data of training that starts at a step, and what has changed."""
+    changed = changes(workdir, experiment.config) if step else {}
+    for field, (before, after) in changed.items():
+        logger.info("%s %s -> %s from step %d.", field, before, after, step)
+    if jax.process_index() == 0:
+        write_config(workdir, record(experiment.config))
+        write_data(workdir, experiment.train_data.facts(), experiment.test_data.facts())
+        if changed:
+            add_changes(workdir, step, changed)
 
 
 def _advance(

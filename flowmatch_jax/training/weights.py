@@ -19,7 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 def load_weights(
-    experiment: Experiment, workdir: Path, kinds: Sequence[str], every_step: bool = False
+    experiment: Experiment,
+    workdir: Path,
+    kinds: Sequence[str],
+    every_step: bool = False,
+    step: int | None = None,
 ) -> dict[int, dict[str, Params]]:
     """Load the weights of the newest checkpoint, or of all: step -> kind -> parameters.
 
@@ -30,6 +34,7 @@ def load_weights(
         workdir: folder of the run.
         kinds: any of "ema" and "raw".
         every_step: load all checkpoints instead of the newest.
+        step: load the checkpoint at this step instead.
 
     Raises:
         UserError: there is no checkpoint, or all are damaged.
@@ -40,13 +45,22 @@ def load_weights(
     layout = with_shardings(shapes, experiment.mesh)
     found: dict[int, dict[str, Params]] = {}
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        for step in checkpoints.steps():
+        for kept in _wanted(checkpoints.steps(), step):
             try:
-                found[step] = {k: checkpoints.restore_weights(step, k, layout) for k in kinds}
+                found[kept] = {k: checkpoints.restore_weights(kept, k, layout) for k in kinds}
             except DamagedCheckpoint as damage:
-                logger.warning("Checkpoint %d cannot be used: %s", step, damage)
+                logger.warning("Checkpoint %d cannot be used: %s", kept, damage)
             if found and not every_step:
                 return found
     if not found:
         raise UserError("--workdir", str(workdir), "none of its checkpoints is whole")
     return dict(sorted(found.items()))
+
+
+def _wanted(steps: list[int], step: int | None) -> list[int]:
+    if step is None:
+        return steps
+    if step not in steps:
+        kept = ", ".join(map(str, sorted(steps)))
+        raise UserError("--step", step, f"the workdir has checkpoints of the steps {kept}")
+    return [step]

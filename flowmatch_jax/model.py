@@ -1,0 +1,257 @@
+"""A trained model in a script or a notebook, from nothing but its workdir.
+
+model = flowmatch_jax.load("runs/digits_ot")
+images = model.sample(jax.random.key(0), 16)
+bits = model.bits_per_dim(images)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from flowmatch_jax import likelihood
+from flowmatch_jax.arrays import Array, Inputs, Params
+from flowmatch_jax.config.experiments import experiment_config
+from flowmatch_jax.config.running import WEIGHTS
+from flowmatch_jax.couplings import draw_source
+from flowmatch_jax.evaluation.upsample import check_super_resolution, make_upsampler
+from flowmatch_jax.experiment import Experiment, build
+from flowmatch_jax.pixels import quantise
+from flowmatch_jax.runtime.errors import UserError, at_least, one_of
+from flowmatch_jax.runtime.messages import is_wanted
+from flowmatch_jax.runtime.workdir import check_run, recorded_data, use_compilation_cache
+from flowmatch_jax.solvers import Solver
+from flowmatch_jax.training.weights import load_weights
+
+
+def load(
+    workdir: str | Path, weights: str = "ema", step: int | None = None, **fields: Any
+) -> Model:
+    """Load a trained model; its training set need not be available.
+
+    Compiled programs are kept in the user's cache folder, unless JAX has another one.
+
+    Args:
+        workdir: folder of the run.
+        weights: "ema" (the average) or "raw".
+        step: of the checkpoint; None: the newest.
+        **fields: fields of the config to change, with __ for dots: guidance__scale=2.0.
+
+    Raises:
+        UserError: there is no such run or checkpoint, or a field has a value that cannot be.
+    """
+    workdir = Path(workdir).expanduser()
+    check_run(workdir)
+    one_of("weights", weights, WEIGHTS)
+    use_compilation_cache()
+    logging.getLogger("absl").addFilter(is_wanted)  # Orbax's, of the folder that is only read
+    config = experiment_config(str(workdir / "config.json"))
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    experiment = build(FrozenConfigDict(config), recorded_data(workdir))
+    ((step, kinds),) = load_weights(experiment, workdir, (weights,), step=step).items()
+    return Model(experiment, kinds[weights], step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained model. Everything is compiled at its first use and works in batches.
+
+    Images are integers [N, H, W, C] in [0, levels), uint8, as the dataset holds them; points are
+    float32 [N, D].
+
+    Attributes:
+        experiment: its parts, among them ``path``, ``apply`` and ``config``.
+        params: its parameters.
+        step: the training step that they are from.
+        batch_size: the number of samples or log-likelihoods that are computed together.
+    """
+
+    experiment: Experiment
+    params: Params
+    step: int
+    batch_size: int = 64
+    _compiled: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def config(self) -> ConfigDict:
+        """The config that the model was trained with."""
+        return self.experiment.config
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        return self.experiment.train_data.shape
+
+    @property
+    def levels(self) -> int | None:
+        """The number of grey levels of images; None for points."""
+        return self.experiment.train_data.levels
+
+    def field(self, t: Array | float, x: Array, **inputs: Array) -> Array:
+        """The vector field v_t(x) in model space, for t [] or [B] and x [B, ...]."""
+        return self.experiment.field(self.params, **inputs)(t, x)
+
+    def sample(
+        self,
+        key: Array,
+        n: int,
+        label: int | Array | None = None,
+        solver: Solver | None = None,
+        x0: Array | None = None,
+    ) -> np.ndarray:
+        """Draw n samples: images [n, H, W, C] or points [n, D].
+
+        Args:
+            key: draws the noise.
+            n: the number of samples.
+            label: the class of all samples, or of each [n]; for class-conditional models.
+            solver: such as ``Solver("midpoint", steps=10)``; None: the config's.
+            x0: noise [n, ...] in place of what the key draws, as for interpolations.
+
+        Raises:
+            UserError: a label is missing, or given to a model without classes.
+        """
+        at_least("n", n, 1)
+        solver = self.experiment.solver() if solver is None else solver
+        generate = self._jitted(("sample", *_key(solver)), partial(self._generate, solver))
+        labels = self._labels(n, label)
+        noise_key, way_key = jax.random.split(key)
+        x0 = self.noise(noise_key, n) if x0 is None else jnp.asarray(x0)
+        return self._in_batches(generate, x0, labels, way_key)
+
+    def noise(self, key: Array, n: int) -> Array:
+        """Draw n points of the source, [n, ...], in model space; the first ones for any n."""
+        shape = (self.batch_size, *self.shape)
+        keys = [jax.random.fold_in(key, i) for i in range(-(-n // self.batch_size))]
+        std = self.experiment.path.source_std
+        return jnp.concatenate([draw_source(key, shape, std) for key in keys])[:n]
+
+    def _generate(
+        self, solver: Solver, params: Params, x0: Array, key: Array, inputs: Inputs
+    ) -> Array:
+        x = self.experiment.generate(params, x0, key, inputs, solver).x
+        return x if self.levels is None else quantise(x, self.levels).astype(jnp.uint8)
+
+    def log_prob(
+        self, x: Array, key: Array | None = None, label: int | Array | None = None, probes: int = 1
+    ) -> np.ndarray:
+        """log p_1(x) in nats, [N], of points or of images in model space.
+
+        Args:
+            x: [N, ...].
+            key: draws the Hutchinson probes; None: the divergence is exact, at one derivative for
+                each dimension.
+            label: as for `sample`.
+            probes: the number of Hutchinson probes.
+        """
+
+        def score(params: Params, x: Array, key: Array, inputs: Inputs) -> Array:
+            return likelihood.log_prob(
+                self.experiment.field(params, **inputs),
+                x,
+                key,
+                self.experiment.solver(),
+                source_std=self.experiment.path.source_std,
+                t1=self.experiment.path.t_end,
+                divergence="exact" if exact else "hutchinson",
+                probes=probes,
+            ).log_prob
+
+        exact = key is None
+        key = jax.random.key(0) if exact else key
+        score = self._jitted(("log_prob", exact, probes), score)
+        return self._in_batches(score, jnp.asarray(x), self._labels(len(x), label), key)
+
+    def bits_per_dim(
+        self,
+        images: Array,
+        key: Array | None = None,
+        label: int | Array | None = None,
+        dequantisations: int = 1,
+    ) -> np.ndarray:
+        """Bits/dim of images, [N]; by K > 1 dequantisations a bound that is tighter.
+
+        Args:
+            images: integers [N, H, W, C] in [0, levels).
+            key: draws dequantisation noise and Hutchinson probes; None: key 0.
+            label: as for `sample`.
+            dequantisations: K.
+        """
+        if self.levels is None:
+            raise UserError("images", "points", "the model is of points: use log_prob")
+
+        def score(params: Params, images: Array, key: Array, inputs: Inputs) -> Array:
+            return likelihood.image_bits_per_dim(
+                self.experiment.field(params, **inputs),
+                images,
+                key,
+                self.experiment.solver(),
+                levels=self.levels,
+                samples=dequantisations,
+                source_std=self.experiment.path.source_std,
+                t1=self.experiment.path.t_end,
+            ).bits_per_dim
+
+        key = jax.random.key(0) if key is None else key
+        score = self._jitted(("bits_per_dim", dequantisations), score)
+        labels = self._labels(len(images), label)
+        return self._in_batches(score, jnp.asarray(images), labels, key)
+
+    def upsample(self, image: np.ndarray) -> np.ndarray:
+        """Enlarge an image [h, w, C], uint8 in [0, 255], with a super-resolution model."""
+        check_super_resolution(self.experiment)
+        if "upsample" not in self._compiled:
+            self._compiled["upsample"] = make_upsampler(self.experiment)
+        return self._compiled["upsample"](self.params, image)
+
+    def _labels(self, n: int, label: int | Array | None) -> Array | None:
+        """One label for each of n items; None for models without classes."""
+        conditional = self.experiment.conditioning.labels
+        if conditional != (label is not None):
+            allowed = "needs a class for each sample" if conditional else "has no classes"
+            raise UserError("label", label, f"this model {allowed}")
+        if label is None:
+            return None
+        labels, classes = np.asarray(label), self.experiment.train_data.num_classes
+        if ((labels < 0) | (labels >= classes)).any():
+            raise UserError("label", label, f"the classes are 0 to {classes - 1}")
+        return jnp.broadcast_to(jnp.asarray(labels, jnp.int32), (n,))
+
+    def _jitted(self, key: Any, function: Callable[..., Array]) -> Callable[..., Array]:
+        """The function compiled, once for each key."""
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(function)
+        return self._compiled[key]
+
+    def _in_batches(
+        self, function: Callable[..., Array], x: Array, labels: Array | None, key: Array
+    ) -> np.ndarray:
+        """``function(params, x, key, inputs)`` of parts of x, all of one size."""
+        results = []
+        for start in range(0, len(x), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            inputs = {} if labels is None else {"label": self._filled(labels[part])}
+            batch_key = jax.random.fold_in(key, start // self.batch_size)
+            result = function(self.params, self._filled(x[part]), batch_key, inputs)
+            results.append(np.asarray(result)[: len(x[part])])
+        return np.concatenate(results)
+
+    def _filled(self, x: Array) -> Array:
+        """A short last batch, filled up with its first item: one shape, compiled once."""
+        return jnp.concatenate([x, jnp.repeat(x[:1], self.batch_size - len(x), axis=0)])
+
+
+def _key(solver: Solver) -> tuple[Any, ...]:
+    """What tells a solver from another one."""
+    grid = None if solver.grid is None else tuple(np.asarray(solver.grid).tolist())
+    return (solver.method, solver.rtol, solver.atol, solver.steps, grid)

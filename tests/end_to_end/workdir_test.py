@@ -1,0 +1,84 @@
+"""What a workdir is enough for, and what is never written into one."""
+
+import json
+import tarfile
+from pathlib import Path
+
+from absl.testing import absltest
+
+from tests.end_to_end.runs import run
+
+ARCHIVE = Path(__file__).parent / "old_runs" / "checkerboard.tar.xz"
+TINY = ("--config.evaluate.images=8", "--config.evaluate.batch_size=4")
+
+
+class WorkdirTest(absltest.TestCase):
+    """A run of three steps, by an earlier version of the package."""
+
+    def setUp(self):
+        super().setUp()
+        self.workdir = Path(self.create_tempdir().full_path)
+        with tarfile.open(ARCHIVE) as archive:
+            archive.extractall(self.workdir, filter="data")
+
+    def run_in(self, *flags):
+        return run(f"--workdir={self.workdir}", *flags)
+
+    def config(self):
+        return json.loads((self.workdir / "config.json").read_text())
+
+    def test_its_config_is_taken_where_none_is_given(self):
+        child = self.run_in("--mode=sample", "--config.evaluate.samples=5", "--step=3")
+        self.assertEqual(child.returncode, 0, child.stderr)
+        self.assertLen(list((self.workdir / "samples").glob("3_ema_nfe*.npz")), 1)
+        self.assertEqual(self.config()["evaluate"]["samples"], 4)
+        child = self.run_in("--mode=evaluate", *TINY)
+        self.assertEqual(child.returncode, 0, child.stderr)
+
+    def test_mistakes(self):
+        for flags, said in (
+            (("--mode=sample", "--step=7"), "--step: got 7; the workdir has checkpoints of the"),
+            (("--mode=sample", "--config.seed=5"), "config.seed: got 5; the run in"),
+            (
+                ("--mode=sample", "--config.seed=5", "--config.network.mlp.width=9"),
+                "has 0, config.network.mlp.width = 8; go on with that",
+            ),
+            (("--mode=train",), "--config: got None; give a file"),
+        ):
+            child = self.run_in(*flags)
+            self.assertEqual(child.returncode, 2, child.stderr)
+            self.assertIn(said, child.stderr)
+            self.assertEqual(child.stderr.count("\n"), 1)
+
+    def test_a_typo_creates_nothing(self):
+        typo = self.workdir / "typo"
+        for mode in ("sample", "evaluate", "figures"):
+            for config in ((), ("--config=configs/checkerboard_ot.py",)):
+                child = run(f"--workdir={typo}", f"--mode={mode}", *config)
+                self.assertEqual(child.returncode, 2, child.stderr)
+                self.assertIn("there is no run (no config.json)", child.stderr)
+        self.assertFalse(typo.exists())
+
+    def test_the_config_is_that_of_the_training(self):
+        """A start that has nothing to train leaves it; what a start changes is said and kept."""
+        config = f"--config={self.workdir / 'config.json'}"
+        before = self.config()
+        child = self.run_in(config, "--config.optimizer.learning_rate=0.5", *TINY)
+        self.assertEqual(child.returncode, 0, child.stderr)
+        self.assertEqual(self.config(), before)
+        steps = ("--config.train.steps=4", "--config.optimizer.learning_rate=0.5", *TINY)
+        child = self.run_in(config, *steps)
+        self.assertEqual(child.returncode, 0, child.stderr)
+        self.assertIn("config.train.steps 3 -> 4 from step 3.", child.stderr)
+        self.assertEqual(self.config()["optimizer"]["learning_rate"], 0.5)
+        lines = (self.workdir / "config_changes.jsonl").read_text().splitlines()
+        changed = {line["field"]: line for line in map(json.loads, lines)}
+        rate = {"step": 3, "field": "config.optimizer.learning_rate", "after": 0.5}
+        rate["before"] = before["optimizer"]["learning_rate"]
+        self.assertEqual(changed["config.optimizer.learning_rate"], rate)
+        child = self.run_in(config, *steps)
+        self.assertIn("is trained and evaluated already", child.stderr)
+
+
+if __name__ == "__main__":
+    absltest.main()

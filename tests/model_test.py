@@ -1,0 +1,147 @@
+import contextlib
+import shutil
+import tarfile
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import flowmatch_jax
+from flowmatch_jax import likelihood
+from flowmatch_jax.data import sets
+from flowmatch_jax.data.digits import digits
+from flowmatch_jax.model import Model
+from flowmatch_jax.pixels import dequantise
+from flowmatch_jax.runtime.errors import UserError
+from flowmatch_jax.runtime.workdir import write_data
+from flowmatch_jax.solvers import Solver
+from tests.evaluation.experiments import images, points
+
+RUNS = Path(__file__).parent / "end_to_end" / "old_runs"
+TWO_STEPS = Solver("midpoint", steps=2)
+
+
+def unpack(name, folder):
+    with tarfile.open(RUNS / f"{name}.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return Path(folder)
+
+
+class ModelTest(parameterized.TestCase):
+    """Of a field dx/dt = rate x, whose samples are exp(rate) times the noise."""
+
+    def setUp(self):
+        super().setUp()
+        self.model = Model(points(0.5), jnp.ones(()), step=0, batch_size=4)
+
+    def test_samples_are_the_noise_carried_along_the_field(self):
+        key = jax.random.key(0)
+        x0 = self.model.noise(key, 6)
+        x = self.model.sample(key, 6, x0=x0)
+        np.testing.assert_allclose(x, np.exp(0.5) * x0, rtol=1e-4)
+        euler = self.model.sample(key, 6, solver=Solver("euler", steps=1), x0=x0)
+        np.testing.assert_allclose(euler, 1.5 * x0, rtol=1e-6)
+
+    def test_the_first_samples_are_the_same_for_any_number(self):
+        few, many = (self.model.sample(jax.random.key(1), n, solver=TWO_STEPS) for n in (3, 10))
+        np.testing.assert_array_equal(few, many[:3])
+        self.assertEqual(many.shape, (10, 2))
+        self.assertLen(np.unique(many, axis=0), 10)
+
+    @parameterized.parameters(None, 5)
+    def test_log_prob(self, seed):
+        """N(0, e I): the linear field's divergence is exact by any probe."""
+        x = np.random.RandomState(0).randn(6, 2).astype(np.float32)
+        key = None if seed is None else jax.random.key(seed)
+        expected = likelihood.gaussian_log_prob(jnp.asarray(x), np.exp(0.5))
+        np.testing.assert_allclose(self.model.log_prob(x, key), expected, atol=1e-3)
+
+    def test_bits_per_dim(self):
+        """Those of the density at the dequantised image."""
+        model = Model(images(-0.5), jnp.ones(()), step=0, batch_size=2)
+        image = digits("test").x[:3]
+        bits = model.bits_per_dim(image, jax.random.key(2))
+        noisy = dequantise(jax.random.key(3), jnp.asarray(image), 17)
+        density = likelihood.gaussian_log_prob(noisy, np.exp(-0.5))
+        near = likelihood.bits_per_dim(density, 64, 17)
+        np.testing.assert_allclose(bits, near, atol=0.1)  # of other dequantisation noise
+        tighter = model.bits_per_dim(image, jax.random.key(2), dequantisations=3)
+        self.assertEqual(tighter.shape, (3,))
+        with self.assertRaisesRegex(UserError, "the model is of points: use log_prob"):
+            self.model.bits_per_dim(image)
+
+    def test_images_are_bytes_as_the_dataset_has_them(self):
+        model = Model(images(-0.5), jnp.ones(()), step=0, batch_size=2)
+        x = model.sample(jax.random.key(0), 3, solver=TWO_STEPS)
+        self.assertEqual((x.shape, x.dtype, model.levels), ((3, 8, 8, 1), np.uint8, 17))
+        self.assertLess(x.max(), 17)
+
+    def test_classes(self):
+        def apply(params, t, x, label, **_):
+            return 0 * x + jnp.where(label == 3, 1.0, 0.0)[:, None, None, None]
+
+        experiment = images(apply=apply, condition__labels=True)
+        model = Model(experiment, jnp.ones(()), step=0, batch_size=2)
+        x0 = jnp.full((3, 8, 8, 1), -0.99)
+        x = model.sample(jax.random.key(0), 3, label=[3, 1, 3], x0=x0)
+        self.assertEqual(x[:, 0, 0, 0].tolist(), [8, 0, 8])
+        for label, message in ((None, "needs a class"), (10, "classes are 0 to 9")):
+            with self.assertRaisesRegex(UserError, f"label: got {label}; .*{message}"):
+                model.sample(jax.random.key(0), 3, label=label)
+        with self.assertRaisesRegex(UserError, "label: got 3; this model has no classes"):
+            self.model.sample(jax.random.key(0), 3, label=3)
+
+    def test_what_it_refuses(self):
+        with self.assertRaisesRegex(UserError, "n: got 0"):
+            self.model.sample(jax.random.key(0), 0)
+        with self.assertRaisesRegex(UserError, "no super-resolution"):
+            self.model.upsample(np.zeros((4, 4, 1), np.uint8))
+
+
+class LoadTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.workdir = unpack("digits", self.create_tempdir().full_path)
+
+    def sample(self, model):
+        return model.sample(jax.random.key(0), 5, solver=TWO_STEPS)
+
+    def test_the_workdir_alone_suffices(self):
+        """Moved, seen from another folder, with the training set gone: the same bits."""
+        before = flowmatch_jax.load(self.workdir)
+        self.assertEqual((before.step, before.shape, before.levels), (3, (8, 8, 1), 17))
+        write_data(self.workdir, digits("train").facts(), digits("test").facts())
+        moved = Path(self.create_tempdir().full_path) / "elsewhere"
+        shutil.move(self.workdir, moved)
+        gone = UserError("config.data", "digits", "the dataset is gone")
+        with contextlib.chdir("/"), mock.patch.object(sets, "open_dataset", side_effect=gone):
+            model = flowmatch_jax.load(str(moved))
+            np.testing.assert_array_equal(self.sample(model), self.sample(before))
+            x = model.noise(jax.random.key(1), 2)
+            np.testing.assert_array_equal(model.log_prob(x), before.log_prob(x))
+            with self.assertRaisesRegex(UserError, "the dataset is gone"):
+                _ = model.experiment.test_data.x
+
+    def test_fields_weights_and_steps(self):
+        raw = flowmatch_jax.load(self.workdir, weights="raw", step=3, solver__rtol=0.1)
+        self.assertEqual(raw.config.solver.rtol, 0.1)
+        average = flowmatch_jax.load(self.workdir)
+        at = (0.5, raw.noise(jax.random.key(0), 2))
+        self.assertGreater(jnp.abs(raw.field(*at) - average.field(*at)).max(), 0)
+
+    def test_what_is_not_there(self):
+        with self.assertRaisesRegex(UserError, "--step: got 7; .*checkpoints of the steps 3"):
+            flowmatch_jax.load(self.workdir, step=7)
+        with self.assertRaisesRegex(UserError, "weights: got 'best'; it may be one of: ema, raw"):
+            flowmatch_jax.load(self.workdir, weights="best")
+        nowhere = self.workdir / "typo"
+        with self.assertRaisesRegex(UserError, "--workdir: .*there is no run"):
+            flowmatch_jax.load(nowhere)
+        self.assertFalse(nowhere.exists())
+
+
+if __name__ == "__main__":
+    absltest.main()
