@@ -5,7 +5,7 @@ Other modules take plain arguments; this one checks the configuration and derive
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,31 +16,38 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from flowmatch_jax import objectives, predictions
+from flowmatch_jax import predictions
 from flowmatch_jax.arrays import Apply, Array, Field, Inputs, Params
 from flowmatch_jax.config.rules import data_options, solver_of, validate
-from flowmatch_jax.couplings import COUPLINGS
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.dataset import Dataset, RecordedDataset
 from flowmatch_jax.metrics.features.extractor import Extractor
-from flowmatch_jax.metrics.features.extractors import load_extractor
 from flowmatch_jax.networks import pure_apply
-from flowmatch_jax.networks.mlp import MLP
-from flowmatch_jax.networks.unet import UNet
-from flowmatch_jax.objectives import OBJECTIVES, Objective, Time
-from flowmatch_jax.paths import PATHS, GaussianPath, log_snr
+from flowmatch_jax.objectives import OBJECTIVES, Objective
+from flowmatch_jax.parts import (
+    WITHOUT_FIELD,
+    check_classes,
+    make_clock,
+    make_conditioning,
+    make_extractor,
+    make_guidance,
+    make_matching,
+    make_network,
+    make_objective,
+    make_path,
+)
+from flowmatch_jax.paths import GaussianPath
 from flowmatch_jax.predictions import vector_field
-from flowmatch_jax.runtime.errors import UserError, one_of, section
+from flowmatch_jax.runtime.errors import UserError, section
 from flowmatch_jax.runtime.mesh import make_mesh
 from flowmatch_jax.sampling import ancestral, piecewise
 from flowmatch_jax.sampling.guidance import Guidance, stretches
 from flowmatch_jax.solvers import Solution, Solver, counted, integrate
-from flowmatch_jax.times import GRIDS, TIMES
+from flowmatch_jax.times import GRIDS
 
 COMPUTING_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 SPLITS = ("train", "test")
-WITHOUT_FIELD = {"regression": "data", "sr3": "noise"}  # objective -> prediction of its network
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,7 @@ class Experiment:
         """Return the objective with all times equal to t []; None if it has no times."""
         if self.config.objective.name not in OBJECTIVES:
             return None
-        return _regression(self.config.objective, self.path, lambda key, n, path: jnp.full(n, t))
+        return make_matching(self.config.objective, self.path, lambda key, n, path: jnp.full(n, t))
 
     def init_params(self, key: Array) -> Params:
         """Initialise parameters, float32."""
@@ -157,23 +164,26 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
     if config.data.flip and not train_data.is_image:
         allowed = f"{train_data.name} is a set of points: leave it off"
         raise UserError("config.data.flip", True, allowed)
-    path = _path(config.path)
-    conditioning = _conditioning(config.condition, train_data)
-    _check_classes(config.evaluate, conditioning, train_data)
-    network, clock = _network(config.network, train_data, conditioning), _clock(config, path)
+    path = make_path(config.path)
+    conditioning = make_conditioning(config.condition, train_data)
+    check_classes(config.evaluate, conditioning, train_data)
+    network, clock = (
+        make_network(config.network, train_data, conditioning),
+        make_clock(config, path),
+    )
     return Experiment(
         config=config,
         train_data=train_data,
         test_data=test_data,
         path=path,
-        objective=_objective(config, path),
+        objective=make_objective(config, path),
         network=network,
         train_apply=pure_apply(network.clone(dtype=COMPUTING_DTYPES[config.network.dtype]), clock),
         apply=pure_apply(network, clock),
-        extractor=_extractor(config.evaluate, train_data),
+        extractor=make_extractor(config.evaluate, train_data),
         mesh=mesh,
         conditioning=conditioning,
-        guidance=_guidance(config, conditioning),
+        guidance=make_guidance(config, conditioning),
     )
 
 
@@ -191,123 +201,3 @@ def open_dataset(config: ConfigDict, split: str) -> Dataset:
     """Open the "train" or "test" split of the dataset that config.data names."""
     with section("config.data"):
         return sets.open_dataset(data_options(config), split)
-
-
-def _extractor(config: ConfigDict, data: Dataset) -> Extractor | None:
-    if config.extractor is None:
-        return None
-    with section("config.evaluate"):
-        if not data.is_image:
-            allowed = f"{data.name} is a set of points: leave it unset"
-            raise UserError("extractor", config.extractor, allowed)
-        return load_extractor(config.extractor, data.shape, data.levels, config.weights_file)
-
-
-def _conditioning(config: ConfigDict, data: Dataset) -> Conditioning:
-    conditioning = Conditioning(**config, levels=data.levels)
-    with section("config.condition"):
-        conditioning.validate(data.shape, data.num_classes)
-    return conditioning
-
-
-def _guidance(config: ConfigDict, conditioning: Conditioning) -> Guidance:
-    guidance = Guidance(config.guidance.scale, tuple(config.guidance.interval))
-    with section("config.guidance"):
-        guidance.validate(conditioning.labels, conditioning.label_dropout)
-        if guidance and config.objective.name in WITHOUT_FIELD:
-            allowed = f"{config.objective.name} has no vector field to guide: leave it 1"
-            raise UserError("scale", guidance.scale, allowed)
-    return guidance
-
-
-def _check_classes(config: ConfigDict, conditioning: Conditioning, data: Dataset) -> None:
-    """Raise UserError unless samples of config.evaluate.classes can be drawn."""
-    if not config.classes:
-        return
-    with section("config.evaluate"):
-        if not conditioning.labels:
-            allowed = "the model is given no labels (config.condition.labels): leave it empty"
-            raise UserError("classes", config.classes, allowed)
-        if conditioning.low_resolution is not None:
-            allowed = "a sample has the class of its low resolution: leave it empty"
-            raise UserError("classes", config.classes, allowed)
-        if len(config.classes) > config.samples:
-            allowed = f"the grid has samples = {config.samples} images: give as many at most"
-            raise UserError("classes", config.classes, allowed)
-        for label in config.classes:
-            if label not in range(data.num_classes):
-                allowed = f"the labels of {data.name} are 0 to {data.num_classes - 1}"
-                raise UserError("classes", label, allowed)
-
-
-def _path(config: ConfigDict) -> GaussianPath:
-    with section(f"config.path.{config.name}"):
-        return PATHS[config.name](**config[config.name])
-
-
-def _objective(config: ConfigDict, path: GaussianPath) -> Objective:
-    fields = config.objective
-    with section("config.objective"):
-        if fields.time == "importance" and fields.name != "scoreflow":
-            allowed = "scoreflow alone has a weight to draw t by: use uniform or skewed"
-            raise UserError("time", "importance", allowed)
-        if fields.name in WITHOUT_FIELD:
-            return _without_field(config, path)
-        predictions.validate(fields.predicts, path)
-    if fields.name == "maximum_likelihood":
-        if config.network.name == "unet" and config.network.unet.dropout > 0:
-            allowed = "maximum likelihood solves through one field, without dropout: set it to 0"
-            raise UserError("config.network.unet.dropout", config.network.unet.dropout, allowed)
-        options = config.maximum_likelihood
-        trace = {"divergence": options.divergence, "probes": options.probes}
-        return objectives.maximum_likelihood(path, fields.predicts, solver_of(options), **trace)
-    with section("config.objective"):
-        if fields.time == "importance":
-            coupling = COUPLINGS[fields.coupling]
-            return objectives.scoreflow_by_importance(path, fields.predicts, coupling)
-        return _regression(fields, path, TIMES[fields.time])
-
-
-def _without_field(config: ConfigDict, path: GaussianPath) -> Objective:
-    name = config.objective.name
-    one_of("predicts", config.objective.predicts, [WITHOUT_FIELD[name]])
-    if name == "sr3":
-        if config.path.name != "vp":
-            raise UserError("name", name, "its noise levels are those of path vp: use that")
-        return objectives.sr3(ancestral.noise_levels(path, config.sr3.levels))
-    if config.condition.low_resolution is None:
-        allowed = "it is a function of the low resolution: set config.condition.low_resolution"
-        raise UserError("name", name, allowed)
-    return objectives.regression
-
-
-def _regression(fields: ConfigDict, path: GaussianPath, time: Time) -> Objective:
-    return OBJECTIVES[fields.name](path, fields.predicts, COUPLINGS[fields.coupling], time)
-
-
-def _network(config: ConfigDict, data: Dataset, conditioning: Conditioning) -> nn.Module:
-    with section("config.network"):
-        kind = "unet" if data.is_image else "mlp"
-        if config.name != kind:
-            what = "images" if data.is_image else "points"
-            raise UserError("name", config.name, f"{data.name} is a set of {what}: use {kind}")
-        with section(kind):
-            if kind == "mlp":
-                return MLP(**config.mlp)
-            channels = data.shape[-1]
-            network = UNet(
-                out_channels=channels,
-                num_classes=data.num_classes if conditioning.labels else None,
-                condition_channels=conditioning.condition_channels(channels),
-                **config.unet,
-            )
-            network.validate(data.shape[:2])
-            return network
-
-
-def _clock(config: ConfigDict, path: GaussianPath) -> Callable[[Array], Array]:
-    """Return the function from t, or SR3's noise level, to the network's time input."""
-    if config.network.time_input == "t":
-        return lambda t: t
-    is_level = config.objective.name == "sr3"
-    return predictions.log_snr_clock(ancestral.log_snr if is_level else partial(log_snr, path))

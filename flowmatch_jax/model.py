@@ -134,7 +134,7 @@ class Model:
         shape = (self.batch_size, *self.shape)
         keys = [jax.random.fold_in(key, i) for i in range(-(-n // self.batch_size))]
         std = self.experiment.path.source_std
-        return jnp.concatenate([draw_source(key, shape, std) for key in keys])[:n]
+        return jnp.concatenate([draw_source(k, shape, std) for k in keys])[:n]
 
     def _generate(
         self, solver: Solver, params: Params, x0: Array, key: Array, inputs: Inputs

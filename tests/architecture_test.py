@@ -15,6 +15,7 @@ FLOORS = [
     {"objectives"},
     {"data", "metrics"},
     {"config"},
+    {"parts"},
     {"experiment"},
     {"launch", "training", "evaluation"},
     {"model", "report"},

@@ -1,0 +1,155 @@
+"""The parts of an experiment, each made from its section of the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+from ml_collections import ConfigDict
+
+from flowmatch_jax import objectives, predictions
+from flowmatch_jax.arrays import Array
+from flowmatch_jax.config.rules import solver_of
+from flowmatch_jax.couplings import COUPLINGS
+from flowmatch_jax.data.conditioning import Conditioning
+from flowmatch_jax.data.dataset import Dataset
+from flowmatch_jax.metrics.features.extractor import Extractor
+from flowmatch_jax.metrics.features.extractors import load_extractor
+from flowmatch_jax.networks.mlp import MLP
+from flowmatch_jax.networks.unet import UNet
+from flowmatch_jax.objectives import OBJECTIVES, Objective, Time
+from flowmatch_jax.paths import PATHS, GaussianPath, log_snr
+from flowmatch_jax.runtime.errors import UserError, one_of, section
+from flowmatch_jax.sampling import ancestral
+from flowmatch_jax.sampling.guidance import Guidance
+from flowmatch_jax.times import TIMES
+
+WITHOUT_FIELD = {"regression": "data", "sr3": "noise"}  # and what their network predicts
+
+
+def make_extractor(config: ConfigDict, data: Dataset) -> Extractor | None:
+    """Load the net whose features samples are judged by, or None."""
+    if config.extractor is None:
+        return None
+    with section("config.evaluate"):
+        if not data.is_image:
+            allowed = f"{data.name} is a set of points: leave it unset"
+            raise UserError("extractor", config.extractor, allowed)
+        return load_extractor(config.extractor, data.shape, data.levels, config.weights_file)
+
+
+def make_conditioning(config: ConfigDict, data: Dataset) -> Conditioning:
+    """Make the conditioning of the network."""
+    conditioning = Conditioning(**config, levels=data.levels)
+    with section("config.condition"):
+        conditioning.validate(data.shape, data.num_classes)
+    return conditioning
+
+
+def make_guidance(config: ConfigDict, conditioning: Conditioning) -> Guidance:
+    """Make the guidance of samples."""
+    guidance = Guidance(config.guidance.scale, tuple(config.guidance.interval))
+    with section("config.guidance"):
+        guidance.validate(conditioning.labels, conditioning.label_dropout)
+        if guidance and config.objective.name in WITHOUT_FIELD:
+            allowed = f"{config.objective.name} has no vector field to guide: leave it 1"
+            raise UserError("scale", guidance.scale, allowed)
+    return guidance
+
+
+def check_classes(config: ConfigDict, conditioning: Conditioning, data: Dataset) -> None:
+    """Raise UserError unless samples of config.evaluate.classes can be drawn."""
+    if not config.classes:
+        return
+    with section("config.evaluate"):
+        if not conditioning.labels:
+            allowed = "the model is given no labels (config.condition.labels): leave it empty"
+            raise UserError("classes", config.classes, allowed)
+        if conditioning.low_resolution is not None:
+            allowed = "a sample has the class of its low resolution: leave it empty"
+            raise UserError("classes", config.classes, allowed)
+        if len(config.classes) > config.samples:
+            allowed = f"the grid has samples = {config.samples} images: give as many at most"
+            raise UserError("classes", config.classes, allowed)
+        for label in config.classes:
+            if label not in range(data.num_classes):
+                allowed = f"the labels of {data.name} are 0 to {data.num_classes - 1}"
+                raise UserError("classes", label, allowed)
+
+
+def make_path(config: ConfigDict) -> GaussianPath:
+    """Make the conditional path."""
+    with section(f"config.path.{config.name}"):
+        return PATHS[config.name](**config[config.name])
+
+
+def make_objective(config: ConfigDict, path: GaussianPath) -> Objective:
+    """Make the training objective."""
+    fields = config.objective
+    with section("config.objective"):
+        if fields.time == "importance" and fields.name != "scoreflow":
+            allowed = "scoreflow alone has a weight to draw t by: use uniform or skewed"
+            raise UserError("time", "importance", allowed)
+        if fields.name in WITHOUT_FIELD:
+            return _without_field(config, path)
+        predictions.validate(fields.predicts, path)
+    if fields.name == "maximum_likelihood":
+        if config.network.name == "unet" and config.network.unet.dropout > 0:
+            allowed = "maximum likelihood solves through one field, without dropout: set it to 0"
+            raise UserError("config.network.unet.dropout", config.network.unet.dropout, allowed)
+        options = config.maximum_likelihood
+        trace = {"divergence": options.divergence, "probes": options.probes}
+        return objectives.maximum_likelihood(path, fields.predicts, solver_of(options), **trace)
+    with section("config.objective"):
+        if fields.time == "importance":
+            coupling = COUPLINGS[fields.coupling]
+            return objectives.scoreflow_by_importance(path, fields.predicts, coupling)
+        return make_matching(fields, path, TIMES[fields.time])
+
+
+def _without_field(config: ConfigDict, path: GaussianPath) -> Objective:
+    name = config.objective.name
+    one_of("predicts", config.objective.predicts, [WITHOUT_FIELD[name]])
+    if name == "sr3":
+        if config.path.name != "vp":
+            raise UserError("name", name, "its noise levels are those of path vp: use that")
+        return objectives.sr3(ancestral.noise_levels(path, config.sr3.levels))
+    if config.condition.low_resolution is None:
+        allowed = "it is a function of the low resolution: set config.condition.low_resolution"
+        raise UserError("name", name, allowed)
+    return objectives.regression
+
+
+def make_matching(fields: ConfigDict, path: GaussianPath, time: Time) -> Objective:
+    """Make a regression on the path, with t drawn by ``time``."""
+    return OBJECTIVES[fields.name](path, fields.predicts, COUPLINGS[fields.coupling], time)
+
+
+def make_network(config: ConfigDict, data: Dataset, conditioning: Conditioning) -> nn.Module:
+    """Make the network, in float32."""
+    with section("config.network"):
+        kind = "unet" if data.is_image else "mlp"
+        if config.name != kind:
+            what = "images" if data.is_image else "points"
+            raise UserError("name", config.name, f"{data.name} is a set of {what}: use {kind}")
+        with section(kind):
+            if kind == "mlp":
+                return MLP(**config.mlp)
+            channels = data.shape[-1]
+            network = UNet(
+                out_channels=channels,
+                num_classes=data.num_classes if conditioning.labels else None,
+                condition_channels=conditioning.condition_channels(channels),
+                **config.unet,
+            )
+            network.validate(data.shape[:2])
+            return network
+
+
+def make_clock(config: ConfigDict, path: GaussianPath) -> Callable[[Array], Array]:
+    """Return the function from t, or SR3's noise level, to the network's time input."""
+    if config.network.time_input == "t":
+        return lambda t: t
+    is_level = config.objective.name == "sr3"
+    return predictions.log_snr_clock(ancestral.log_snr if is_level else partial(log_snr, path))
