@@ -5,19 +5,19 @@ The paper, as functions:
     paths         conditional paths p_t(x | x_1): `optimal_transport`, `variance_preserving`, ...
     couplings     the source p_0, and how x_0 and x_1 are paired
     times         how t is drawn in training, and the grids of fixed solvers
-    objectives    flow matching and what it is compared with
+    objectives    flow matching and the objectives that it is compared with
     predictions   from a network's output to the vector field v_t(x)
     marginals     p_t and u_t of finite datasets and Gaussian mixtures in closed form
     solvers       `Solver` and `integrate`: dx/dt = v(t, x)
     likelihood    log p_1(x_1), bits/dim
     networks      `UNet` and `MLP`
 
-and what is built from them:
+and the modules that build on them:
 
-    config, experiment    a configuration, checked, and the parts made from it
+    config, experiment    the checked configuration, and the components built from it
     data, metrics         datasets, distances between images
     sampling              guidance, ancestral sampling, tiling
-    training, evaluation, report, modes    what the command line does
+    training, evaluation, report, modes    the commands
     model                 `load`: a trained model in a script
     runtime               devices, processes, files, errors
 

@@ -1,4 +1,4 @@
-"""The command line of the project.
+"""Train, evaluate and compare flow-matching models from the command line.
 
     python main.py --config=configs/digits_ot.py
     python main.py --mode=report --runs=runs/a,runs/b
@@ -181,7 +181,7 @@ def run_mode(mode: str, overrides: list[str]) -> None:
 
 
 def _config(workdir: Path, overrides: list[str]) -> FrozenConfigDict:
-    """The config that the flags name, or that of the run in the workdir."""
+    """Load the config that the flags name, or that of the run in the workdir."""
     if _CONFIG.value is None:
         check_run(workdir)
     return load_config(_CONFIG.value or str(workdir / "config.json"), overrides)

@@ -1,4 +1,4 @@
-"""A trained model in a script or a notebook, from nothing but its workdir.
+"""Trained models for scripts and notebooks, loaded from their workdir alone.
 
 model = flowmatch_jax.load("runs/digits_ot")
 images = model.sample(jax.random.key(0), 16)
@@ -39,16 +39,16 @@ def load(
 ) -> Model:
     """Load a trained model; its training set need not be available.
 
-    Compiled programs are kept in the user's cache folder, unless JAX has another one.
+    Compiled programs are cached in the user's cache folder, unless JAX has another one set.
 
     Args:
         workdir: folder of the run.
-        weights: "ema" (the average) or "raw".
-        step: of the checkpoint; None: the newest.
+        weights: "ema" (the moving average) or "raw".
+        step: step of the checkpoint; None: the newest.
         **fields: fields of the config to change, with __ for dots: guidance__scale=2.0.
 
     Raises:
-        UserError: there is no such run or checkpoint, or a field has a value that cannot be.
+        UserError: the run or the checkpoint does not exist, or a field has an invalid value.
     """
     workdir = Path(workdir).expanduser()
     check_run(workdir)
@@ -64,16 +64,16 @@ def load(
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A trained model. Everything is compiled at its first use and works in batches.
+    """A trained model. Its functions are compiled on first use and process data in batches.
 
-    Images are integers [N, H, W, C] in [0, levels), uint8, as the dataset holds them; points are
-    float32 [N, D].
+    Images are integers [N, H, W, C] in [0, levels), uint8, as in the dataset; points are float32
+    [N, D].
 
     Attributes:
-        experiment: its parts, among them ``path``, ``apply`` and ``config``.
-        params: its parameters.
-        step: the training step that they are from.
-        batch_size: the number of samples or log-likelihoods that are computed together.
+        experiment: the experiment, with ``path``, ``apply`` and ``config`` among its components.
+        params: the parameters.
+        step: training step of the parameters.
+        batch_size: number of samples or log-likelihoods per batch.
     """
 
     experiment: Experiment
@@ -98,7 +98,7 @@ class Model:
         return self.experiment.train_data.levels
 
     def field(self, t: Array | float, x: Array, **inputs: Array) -> Array:
-        """The vector field v_t(x) in model space, for t [] or [B] and x [B, ...]."""
+        """Compute the vector field v_t(x) in model space, for t [] or [B] and x [B, ...]."""
         return self.experiment.field(self.params, **inputs)(t, x)
 
     def sample(
@@ -112,11 +112,11 @@ class Model:
         """Draw n samples: images [n, H, W, C] or points [n, D].
 
         Args:
-            key: draws the noise.
-            n: the number of samples.
-            label: the class of all samples, or of each [n]; for class-conditional models.
-            solver: such as ``Solver("midpoint", steps=10)``; None: the config's.
-            x0: noise [n, ...] in place of what the key draws, as for interpolations.
+            key: key of the noise.
+            n: number of samples.
+            label: class of all samples, or of each [n], for class-conditional models.
+            solver: solver, such as ``Solver("midpoint", steps=10)``; None: the config's.
+            x0: noise [n, ...] to use instead of drawing it, for example for interpolations.
 
         Raises:
             UserError: a label is missing, or given to a model without classes.
@@ -130,7 +130,7 @@ class Model:
         return self._in_batches(generate, x0, labels, way_key)
 
     def noise(self, key: Array, n: int) -> Array:
-        """Draw n points of the source, [n, ...], in model space; the first ones for any n."""
+        """Draw n points of the source, [n, ...], in model space; a smaller n gives a prefix."""
         shape = (self.batch_size, *self.shape)
         keys = [jax.random.fold_in(key, i) for i in range(-(-n // self.batch_size))]
         std = self.experiment.path.source_std
@@ -145,14 +145,14 @@ class Model:
     def log_prob(
         self, x: Array, key: Array | None = None, label: int | Array | None = None, probes: int = 1
     ) -> np.ndarray:
-        """log p_1(x) in nats, [N], of points or of images in model space.
+        """Compute log p_1(x) in nats, [N], of points or of images in model space.
 
         Args:
             x: [N, ...].
-            key: draws the Hutchinson probes; None: the divergence is exact, at one derivative for
-                each dimension.
-            label: as for `sample`.
-            probes: the number of Hutchinson probes.
+            key: key of the Hutchinson probes; None: the divergence is exact, with one derivative
+                per dimension.
+            label: as in `sample`.
+            probes: number of Hutchinson probes.
         """
 
         def score(params: Params, x: Array, key: Array, inputs: Inputs) -> Array:
@@ -179,16 +179,16 @@ class Model:
         label: int | Array | None = None,
         dequantisations: int = 1,
     ) -> np.ndarray:
-        """Bits/dim of images, [N]; by K > 1 dequantisations a bound that is tighter.
+        """Compute bits/dim of images, [N]; K > 1 dequantisations give a tighter bound.
 
         Args:
             images: integers [N, H, W, C] in [0, levels).
-            key: draws dequantisation noise and Hutchinson probes; None: key 0.
-            label: as for `sample`.
+            key: key of dequantisation noise and Hutchinson probes; None: key 0.
+            label: as in `sample`.
             dequantisations: K.
         """
         if self.levels is None:
-            raise UserError("images", "points", "the model is of points: use log_prob")
+            raise UserError("images", "points", "the model generates points: use log_prob")
 
         def score(params: Params, images: Array, key: Array, inputs: Inputs) -> Array:
             return likelihood.image_bits_per_dim(
@@ -215,7 +215,7 @@ class Model:
         return self._compiled["upsample"](self.params, image)
 
     def _labels(self, n: int, label: int | Array | None) -> Array | None:
-        """One label for each of n items; None for models without classes."""
+        """Return one label for each of n items; None for models without classes."""
         conditional = self.experiment.conditioning.labels
         if conditional != (label is not None):
             allowed = "needs a class for each sample" if conditional else "has no classes"
@@ -228,7 +228,7 @@ class Model:
         return jnp.broadcast_to(jnp.asarray(labels, jnp.int32), (n,))
 
     def _jitted(self, key: Any, function: Callable[..., Array]) -> Callable[..., Array]:
-        """The function compiled, once for each key."""
+        """Return the compiled function, which is cached by key."""
         if key not in self._compiled:
             self._compiled[key] = jax.jit(function)
         return self._compiled[key]
@@ -236,7 +236,7 @@ class Model:
     def _in_batches(
         self, function: Callable[..., Array], x: Array, labels: Array | None, key: Array
     ) -> np.ndarray:
-        """``function(params, x, key, inputs)`` of parts of x, all of one size."""
+        """Apply ``function(params, x, key, inputs)`` to batches of x of equal size."""
         results = []
         for start in range(0, len(x), self.batch_size):
             part = slice(start, start + self.batch_size)
@@ -247,11 +247,11 @@ class Model:
         return np.concatenate(results)
 
     def _filled(self, x: Array) -> Array:
-        """A short last batch, filled up with its first item: one shape, compiled once."""
+        """Pad a short last batch with its first item, so that all batches have one shape."""
         return jnp.concatenate([x, jnp.repeat(x[:1], self.batch_size - len(x), axis=0)])
 
 
 def _key(solver: Solver) -> tuple[Any, ...]:
-    """What tells a solver from another one."""
+    """Return a hashable key that identifies a solver."""
     grid = None if solver.grid is None else tuple(np.asarray(solver.grid).tolist())
     return (solver.method, solver.rtol, solver.atol, solver.steps, grid)

@@ -37,8 +37,8 @@ def open_run(config: FrozenConfigDict, workdir: Path, trains: bool = True) -> Ex
 
     Args:
         config: the configuration.
-        workdir: folder of the run, which is made for training alone.
-        trains: whether the run is to be trained. If not, its datasets are opened when their items
+        workdir: folder of the run, which is created for training only.
+        trains: whether the run will be trained. If not, its datasets are opened when their items
             are needed.
     """
     processes.same_everywhere("--workdir", str(workdir))
@@ -59,7 +59,7 @@ def run(mode: str, config: FrozenConfigDict, workdir: Path, step: int | None = N
         mode: "train", "evaluate", "sample" or "figures".
         config: the configuration.
         workdir: folder of the run.
-        step: of the checkpoint that is evaluated or sampled; None: the newest.
+        step: step of the checkpoint to evaluate or sample; None: the newest.
     """
     experiment = open_run(config, workdir, trains=mode == "train")
     if mode == "figures":

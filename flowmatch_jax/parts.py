@@ -1,4 +1,4 @@
-"""The parts of an experiment, each made from its section of the configuration."""
+"""Functions that build each component of an experiment from its section of the configuration."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from flowmatch_jax.sampling import ancestral
 from flowmatch_jax.sampling.guidance import Guidance
 from flowmatch_jax.times import TIMES
 
-WITHOUT_FIELD = {"regression": "data", "sr3": "noise"}  # and what their network predicts
+WITHOUT_FIELD = {"regression": "data", "sr3": "noise"}  # objective -> prediction of its network
 
 
 def make_extractor(config: ConfigDict, data: Dataset) -> Extractor | None:
-    """Load the net whose features samples are judged by, or None."""
+    """Load the feature extractor of sample quality metrics; None if there are no metrics."""
     if config.extractor is None:
         return None
     with section("config.evaluate"):
@@ -40,7 +40,7 @@ def make_extractor(config: ConfigDict, data: Dataset) -> Extractor | None:
 
 
 def make_conditioning(config: ConfigDict, data: Dataset) -> Conditioning:
-    """Make the conditioning of the network."""
+    """Create the conditioning of the network."""
     conditioning = Conditioning(**config, levels=data.levels)
     with section("config.condition"):
         conditioning.validate(data.shape, data.num_classes)
@@ -48,7 +48,7 @@ def make_conditioning(config: ConfigDict, data: Dataset) -> Conditioning:
 
 
 def make_guidance(config: ConfigDict, conditioning: Conditioning) -> Guidance:
-    """Make the guidance of samples."""
+    """Create the classifier-free guidance settings of samples."""
     guidance = Guidance(config.guidance.scale, tuple(config.guidance.interval))
     with section("config.guidance"):
         guidance.validate(conditioning.labels, conditioning.label_dropout)
@@ -79,24 +79,24 @@ def check_classes(config: ConfigDict, conditioning: Conditioning, data: Dataset)
 
 
 def make_path(config: ConfigDict) -> GaussianPath:
-    """Make the conditional path."""
+    """Create the conditional path."""
     with section(f"config.path.{config.name}"):
         return PATHS[config.name](**config[config.name])
 
 
 def make_objective(config: ConfigDict, path: GaussianPath) -> Objective:
-    """Make the training objective."""
+    """Create the training objective."""
     fields = config.objective
     with section("config.objective"):
         if fields.time == "importance" and fields.name != "scoreflow":
-            allowed = "scoreflow alone has a weight to draw t by: use uniform or skewed"
+            allowed = "only scoreflow has importance sampling of t: use uniform or skewed"
             raise UserError("time", "importance", allowed)
         if fields.name in WITHOUT_FIELD:
             return _without_field(config, path)
         predictions.validate(fields.predicts, path)
     if fields.name == "maximum_likelihood":
         if config.network.name == "unet" and config.network.unet.dropout > 0:
-            allowed = "maximum likelihood solves through one field, without dropout: set it to 0"
+            allowed = "maximum likelihood needs a field without dropout: set it to 0"
             raise UserError("config.network.unet.dropout", config.network.unet.dropout, allowed)
         options = config.maximum_likelihood
         trace = {"divergence": options.divergence, "probes": options.probes}
@@ -122,12 +122,12 @@ def _without_field(config: ConfigDict, path: GaussianPath) -> Objective:
 
 
 def make_matching(fields: ConfigDict, path: GaussianPath, time: Time) -> Objective:
-    """Make a regression on the path, with t drawn by ``time``."""
+    """Create a regression objective on the path, with t drawn by ``time``."""
     return OBJECTIVES[fields.name](path, fields.predicts, COUPLINGS[fields.coupling], time)
 
 
 def make_network(config: ConfigDict, data: Dataset, conditioning: Conditioning) -> nn.Module:
-    """Make the network, in float32."""
+    """Create the network, with computations in float32."""
     with section("config.network"):
         kind = "unet" if data.is_image else "mlp"
         if config.name != kind:

@@ -70,7 +70,7 @@ class ModelTest(parameterized.TestCase):
         np.testing.assert_allclose(bits, near, atol=0.1)  # of other dequantisation noise
         tighter = model.bits_per_dim(image, jax.random.key(2), dequantisations=3)
         self.assertEqual(tighter.shape, (3,))
-        with self.assertRaisesRegex(UserError, "the model is of points: use log_prob"):
+        with self.assertRaisesRegex(UserError, "the model generates points: use log_prob"):
             self.model.bits_per_dim(image)
 
     def test_images_are_bytes_as_the_dataset_has_them(self):

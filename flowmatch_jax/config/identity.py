@@ -59,13 +59,13 @@ def record(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_record(values: Mapping[str, Any]) -> ConfigDict:
-    """Make a config from the content of config.json.
+    """Create a config from the content of config.json.
 
-    Fields that the record lacks, because it is older, have the value that its run used, or their
+    Fields that are missing in an older record get the value that was in effect then, or their
     default.
 
     Raises:
-        UserError: the record has a field that there is not.
+        UserError: the record has an unknown field.
     """
     config = default_config()
     for name, value in flat(values):

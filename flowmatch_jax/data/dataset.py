@@ -69,7 +69,7 @@ class Dataset:
         return self.sha256 or hashlib.sha256(np.ascontiguousarray(self.x)).hexdigest()
 
     def facts(self) -> dict[str, Any]:
-        """Return what a run records about its data, for `RecordedDataset`, as JSON holds it."""
+        """Return the record of the data for a run and `RecordedDataset`, as JSON values."""
         return {
             "name": self.name,
             "version": self.version,
@@ -107,13 +107,13 @@ def zeros(
 
 
 class RecordedDataset:
-    """A dataset that is known by the record of a run, and opened when its items are needed.
+    """A dataset described by the record of a run, and opened when its items are needed.
 
-    It stands in for a `Dataset`: shape, levels and classes come from the record, so that a trained
-    model can draw samples where its training set is not available.
+    It replaces a `Dataset`: shape, levels and classes come from the record, so that a trained model
+    can draw samples even if its training set is not available.
 
     Args:
-        facts: of `Dataset.facts`.
+        facts: result of `Dataset.facts`.
         open_dataset: opens the dataset.
     """
 
@@ -141,7 +141,7 @@ class RecordedDataset:
         """The dataset itself.
 
         Raises:
-            UserError: it is not available, or is not the one that the run was trained on.
+            UserError: it is not available, or differs from the one that the run was trained on.
         """
         dataset = self._open()
         if dataset.content_hash != self.content_hash:

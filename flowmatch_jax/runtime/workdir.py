@@ -46,7 +46,7 @@ def open_workdir(workdir: Path) -> None:
 
 
 def check_run(workdir: Path) -> None:
-    """Raise UserError unless the workdir is that of a run; nothing is created."""
+    """Raise UserError unless the workdir belongs to a run; nothing is created."""
     if not (workdir / "config.json").exists():
         allowed = "there is no run (no config.json); give the workdir of a run, or train one first"
         raise UserError("--workdir", str(workdir), allowed)
@@ -136,7 +136,7 @@ def write_config(workdir: Path, config: dict[str, Any]) -> None:
 
 
 def add_changes(workdir: Path, step: int, changed: dict[str, tuple[Any, Any]]) -> None:
-    """Add the fields that change from a step on to config_changes.jsonl."""
+    """Append the fields that change at a step to config_changes.jsonl."""
     with (workdir / "config_changes.jsonl").open("a") as file:
         for field, (before, after) in changed.items():
             line = {"step": step, "field": field, "before": before, "after": after}

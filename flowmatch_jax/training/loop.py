@@ -89,7 +89,7 @@ def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples) -> N
 
 
 def _record(experiment: Experiment, workdir: Path, step: int) -> None:
-    """Record the config and the data of training that starts at a step, and what has changed."""
+    """Record the config and the data when training starts at a step, and the changed fields."""
     changed = changes(workdir, experiment.config) if step else {}
     for field, (before, after) in changed.items():
         logger.info("%s %s -> %s from step %d.", field, before, after, step)
