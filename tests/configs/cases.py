@@ -17,7 +17,7 @@ from flowmatch_jax.training.optimizer import learning_rate_schedule
 FOLDER = Path(configs.__file__).parent
 FILES = {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "base"}
 
-# data set -> (shape, levels), without "folder"
+# dataset -> (shape, levels), without "folder"
 ITEMS = {
     "checkerboard": ((2,), None),
     "digits": ((8, 8, 1), 17),
@@ -40,9 +40,9 @@ METHODS = {
 }
 OF_THE_PAPER = ("vp", "ddpm", "score", "scoreflow")
 
-# Sets under another name, in another size -> (data set, size).
+# Sets under another name, in another size -> (dataset, size).
 RESIZED = {"fashion_mnist16": ("fashion_mnist", 16), "emoji32": ("folder", 32)}
-# data set, sides in pixels
+# dataset, sides in pixels
 SUPER_RESOLUTION = {
     "digits_sr4_8": ("digits", 4, 8),
     "emoji_sr16_64": ("folder", 16, 64),
