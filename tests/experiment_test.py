@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from configs import checkerboard_ot, digits_ot
-from flowmatch_jax.config.command_line import experiment_config
+from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.experiment import build
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.solvers import Solver

@@ -24,6 +24,8 @@ COMPILING = 2.0  # seconds after which a compilation is logged
 UNWANTED = re.compile(
     # Evaluation opens checkpoints read-only on purpose.
     r"Given directory is read only="
+    # Training measures its own waiting.
+    r"|Waiting for previous save to complete took"
     # These accompany the traceback of an exception that Orbax raises again in `Checkpoints.check`;
     # the run ends with that exception, reported once.
     r"|.*_SignalingThread\.run\(\) raised an exception"

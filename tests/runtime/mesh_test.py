@@ -12,7 +12,8 @@ from absl.testing import absltest
 from configs import checkerboard_ot, digits_ot
 from flowmatch_jax import objectives, paths
 from flowmatch_jax.couplings import draw_source
-from flowmatch_jax.evaluation.quality import Reference, judge_samples
+from flowmatch_jax.evaluation.quality import judge_samples
+from flowmatch_jax.evaluation.reference import Reference
 from flowmatch_jax.evaluation.samples import make_sampler
 from flowmatch_jax.experiment import build
 from flowmatch_jax.metrics.features.extractors import pixels
