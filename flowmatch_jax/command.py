@@ -99,6 +99,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     """
     overrides, others = split_overrides(argv[1:])
     try:
+        if not {"--help", "-help", "-h"}.isdisjoint(others):
+            print(__doc__, flags.FLAGS.module_help(__name__), sep="\n")
+            sys.exit()
         remaining = flags.FLAGS([argv[0], *others])
         if len(remaining) > 1:
             raise UserError("argument", remaining[1], "flags are written --name=value")

@@ -23,6 +23,7 @@ from flowmatch_jax.runtime import processes
 from flowmatch_jax.runtime.workdir import check_run, open_workdir, recorded_data
 from flowmatch_jax.training.cost.profile import profile_steps, table
 from flowmatch_jax.training.loop import train
+from flowmatch_jax.training.setup import check_training
 from flowmatch_jax.training.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def open_run(config: FrozenConfigDict, workdir: Path, trains: bool = True) -> Ex
         check_run(workdir)
         return build(config, recorded_data(workdir))
     experiment = build(config)
+    check_training(experiment)
     open_workdir(workdir)
     return experiment
 
@@ -140,7 +142,7 @@ def compare(
     }
     for of_data in configs.values():
         for config in of_data.values():  # reports errors before any training
-            build(config)
+            check_training(build(config))
     for name, of_data in configs.items():
         workdirs = []
         for (method, seed), config in of_data.items():

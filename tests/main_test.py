@@ -80,7 +80,7 @@ class MistakesTest(parameterized.TestCase):
             ("--config=configs/checkerboard_ot.py", "--config.condition.labels=True"),
             "config.condition.labels",
         ),
-        ("figures_before_training", (DIGITS, "--mode=figures"), "--workdir", "train first"),
+        ("figures_before_training", (DIGITS, "--mode=figures"), "--workdir", "train one first"),
         (
             "scoreflow_on_ot",
             ("--config=configs/digits_scoreflow.py", "--config.path.name=ot"),
@@ -147,7 +147,7 @@ class MistakesTest(parameterized.TestCase):
             "nothing_to_evaluate",
             (DIGITS, "--mode=evaluate"),
             "--workdir",
-            "no checkpoint there yet",
+            "there is no run (no config.json)",
         ),
         (
             "accumulation_that_does_not_divide_the_batch",
@@ -164,7 +164,7 @@ class MistakesTest(parameterized.TestCase):
         ("no_skipping", (DIGITS, "--config.train.max_skipped=0"), "config.train.max_skipped"),
         (
             "guidance_without_classes",
-            (DIGITS, "--mode=sample", "--config.guidance.scale=2"),
+            (DIGITS, "--config.guidance.scale=2"),
             "config.guidance.scale: got 2.0",
             "given no labels (config.condition.labels)",
         ),
@@ -238,9 +238,10 @@ class MistakesTest(parameterized.TestCase):
         self.assertEqual((child.returncode, child.stderr), (2, b""))
 
     def test_help_is_not_a_mistake(self):
-        child = run_process("--help")
-        self.assertIn("--workdir", child.stdout)
-        self.assertNotIn("Traceback", child.stderr)
+        for flag in ("--help", "-h"):
+            child = run(flag)
+            self.assertEqual((child.returncode, child.stderr), (0, ""))
+            self.assertIn("--workdir", child.stdout)
 
 
 if __name__ == "__main__":

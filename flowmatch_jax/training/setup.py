@@ -51,19 +51,7 @@ class Run:
     def of(cls, experiment: Experiment) -> Run:
         """Build the components; raises UserError for fields incompatible with the devices."""
         config, source, mesh = experiment.config, experiment.train_data, experiment.mesh
-        with section("config.train"):
-            check_batch(config.train.batch_size, mesh, config.train.accumulate)
-        with section("config.optimizer"):
-            options = dict(config.optimizer)
-            ema_decay = options.pop("ema_decay")
-            fraction("ema_decay", ema_decay)
-            schedule = learning_rate_schedule(
-                options.pop("schedule"),
-                options.pop("learning_rate"),
-                config.train.steps,
-                options.pop("warmup_steps"),
-            )
-            optimizer = adam(schedule, **options)
+        schedule, optimizer = check_training(experiment)
 
         def init() -> TrainState:
             return init_state(experiment.init_params, optimizer, config.seed)
@@ -75,7 +63,9 @@ class Run:
             schedule=schedule,
             init=jax.jit(init, out_shardings=jax.tree.map(lambda array: array.sharding, layout)),
             layout=layout,
-            train_step=make_train_step(layout, mesh, gradient, optimizer, ema_decay),
+            train_step=make_train_step(
+                layout, mesh, gradient, optimizer, config.optimizer.ema_decay
+            ),
             images=put_whole(source.x, mesh) if config.data.storage == "device" else None,
             flops=cost.model_flops(experiment),
         )
@@ -122,3 +112,24 @@ class Run:
             indices_only=self.images is not None,
             start=start,
         )
+
+
+def check_training(experiment: Experiment) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """Return the learning-rate schedule and the optimiser.
+
+    Raises:
+        UserError: a field of training is invalid, or incompatible with the devices.
+    """
+    config = experiment.config
+    with section("config.train"):
+        check_batch(config.train.batch_size, experiment.mesh, config.train.accumulate)
+    with section("config.optimizer"):
+        options = dict(config.optimizer)
+        fraction("ema_decay", options.pop("ema_decay"))
+        schedule = learning_rate_schedule(
+            options.pop("schedule"),
+            options.pop("learning_rate"),
+            config.train.steps,
+            options.pop("warmup_steps"),
+        )
+        return schedule, adam(schedule, **options)
