@@ -24,6 +24,7 @@ from ml_collections import FrozenConfigDict
 
 from flowmatch_jax import modes
 from flowmatch_jax.config.command_line import load_config, split_overrides
+from flowmatch_jax.config.show import show
 from flowmatch_jax.report.report import write_report
 from flowmatch_jax.runtime import messages, processes, stops
 from flowmatch_jax.runtime.errors import RunStopped, UserError, one_of, tell
@@ -39,6 +40,7 @@ MODES = {
     "sample": ("config", "step"),
     "figures": ("config",),
     "upsample": ("config", "input", "output", "step"),
+    "config": ("config",),
     "report": ("runs",),
     "compare": ("data", "methods", "seeds"),
 }
@@ -61,6 +63,7 @@ _MODE = flags.DEFINE_string(
     "evaluate: evaluate the newest checkpoint; sample: draw samples from it; "
     "figures: draw the paper's figures for the run; upsample: enlarge your own images, --input, "
     "with a super-resolution model; report: tables and figures of several --runs; "
+    "config: print every field of a config, and where it is set; "
     "compare: train, evaluate, draw and report all --methods on each of --data.",
 )
 _STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint to use. Default: the newest.")
@@ -179,6 +182,8 @@ def run_mode(mode: str, overrides: list[str]) -> None:
         elif mode == "compare":
             seeds = [_seed(text) for text in _SEEDS.value]
             modes.compare(_DATA.value, _METHODS.value, seeds, overrides, workdir)
+        elif mode == "config":
+            _show_config(_config(workdir, overrides), overrides)
         else:
             _run_one(mode, _config(workdir, overrides), workdir)
 
@@ -188,6 +193,12 @@ def _config(workdir: Path, overrides: list[str]) -> FrozenConfigDict:
     if _CONFIG.value is None:
         check_run(workdir)
     return load_config(_CONFIG.value or str(workdir / "config.json"), overrides)
+
+
+def _show_config(config: FrozenConfigDict, overrides: list[str]) -> None:
+    """Print every field of the config, and where its value comes from."""
+    overridden = {override.partition("=")[0].lstrip("-") for override in overrides}
+    print(show(config, _CONFIG.value or "config.json", overridden))
 
 
 def _run_one(mode: str, config: FrozenConfigDict, workdir: Path) -> None:

@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from flowmatch_jax.config.experiments import experiment_config
+from flowmatch_jax.config.field import Field, at
+from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.runtime.errors import UserError
 
 
@@ -34,17 +38,29 @@ def load_config(path: str, overrides: list[str]) -> FrozenConfigDict:
         UserError: the file or a field does not exist, or a value has the wrong type.
     """
     config = experiment_config(path)
-    # The last value of a field wins; config_flags would concatenate tuples instead.
-    overrides = list({o.partition("=")[0].lstrip("-"): o for o in overrides}.values())
-    arguments = ["", *overrides]
+    # Of a field that is given twice the last value counts; tuples would be added up.
+    given = {o.partition("=")[0].lstrip("-"): o for o in overrides}
+    unset = [name for name, o in given.items() if o.endswith("=None") and _is_optional(name)]
+    arguments = ["", *(o for name, o in given.items() if name not in unset)]
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
         values(arguments)
-        return FrozenConfigDict(values.config)
+        config = values.config
     except (flags.Error, AttributeError, KeyError) as error:
-        _explain(error, experiment_config(path), overrides)
+        _explain(error, experiment_config(path), arguments[1:])
         raise UserError("--config", path, str(error)) from error
+    config.update_from_flattened_dict({name.removeprefix("config."): None for name in unset})
+    return FrozenConfigDict(config)
+
+
+def _is_optional(name: str) -> bool:
+    """Whether a field may be unset, by its full path."""
+    try:
+        field = at(FIELDS, name.removeprefix("config."))
+    except (KeyError, TypeError):
+        return False
+    return isinstance(field, Field) and field.kind is not None
 
 
 def _explain(error: Exception, defaults: ConfigDict, overrides: list[str]) -> None:
@@ -54,8 +70,11 @@ def _explain(error: Exception, defaults: ConfigDict, overrides: list[str]) -> No
         node = defaults
         for field in name.split(".")[1:]:
             if not isinstance(node, ConfigDict) or field not in node:
-                fields = ", ".join(node) if isinstance(node, ConfigDict) else "none"
-                raise UserError(f"--{name}", value, f"no such field; there are: {fields}")
+                fields = list(node) if isinstance(node, ConfigDict) else []
+                near = get_close_matches(field, fields, n=1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                allowed = f"no such field; {hint}there are: {', '.join(fields) or 'none'}"
+                raise UserError(f"--{name}", value, allowed)
             section, node = node, node[field]
         if f"--{name}={value}:" in str(error):
             kind = section.get_type(field).__name__

@@ -36,7 +36,11 @@ class CommandLineTest(parameterized.TestCase):
         ("configs/__init__.py", [], "it has no function get_config"),
         ("configs/nope.py", [], "--config: got 'configs/nope.py'; there is no such file"),
         ("README.md", [], "--config: got 'README.md'; it is not a config file"),
-        (DIGITS, ["--config.train.stepz=5"], "--config.train.stepz: got '5'; no such field"),
+        (
+            DIGITS,
+            ["--config.train.stepz=5"],
+            "--config.train.stepz: got '5'; no such field; did you mean steps",
+        ),
         (
             DIGITS,
             ["--config.trian.steps=5"],
