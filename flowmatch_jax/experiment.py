@@ -200,4 +200,6 @@ def _dataset(
 def open_dataset(config: ConfigDict, split: str) -> Dataset:
     """Open the "train" or "test" split of the dataset that config.data names."""
     with section("config.data"):
-        return sets.open_dataset(data_options(config), split)
+        dataset = sets.open_dataset(data_options(config), split)
+        dataset.validate()
+        return dataset

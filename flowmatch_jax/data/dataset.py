@@ -12,6 +12,8 @@ import numpy as np
 
 from flowmatch_jax.runtime.errors import UserError
 
+CHECKED = 1000  # items whose values are looked at
+
 
 class Images(Protocol):
     """Images by index: an array uint8 [N, H, W, C], or an object that decodes images on access."""
@@ -67,6 +69,35 @@ class Dataset:
     def content_hash(self) -> str:
         """The sha256 of the content; equal for equal data."""
         return self.sha256 or hashlib.sha256(np.ascontiguousarray(self.x)).hexdigest()
+
+    def validate(self) -> None:
+        """Raise UserError unless items and labels are of the kind that the attributes describe.
+
+        Of arrays, values of up to CHECKED items are looked at, evenly spaced.
+        """
+        self._require(len(self) > 0, "it is empty")
+        if self.label is not None:
+            self._require(len(self.label) == len(self), "it has a label for each item")
+            known = self.num_classes is not None and len(self) > 0
+            inside = known and self.label.min() >= 0 and self.label.max() < self.num_classes
+            self._require(inside, "its labels are in [0, num_classes)")
+        if not isinstance(self.x, np.ndarray):
+            return
+        some = self.x[:: max(1, len(self) // CHECKED)]
+        if self.is_image:
+            self._require(self.x.ndim == 4, "images have shape [N, H, W, C]")
+            self._require(self.x.dtype == np.uint8, "images with levels are uint8, 0 to levels - 1")
+            self._require(some.max() < self.levels, f"it has {self.levels} levels, 0 and up")
+        else:
+            self._require(self.x.ndim == 2, "points have shape [N, D]; images need levels")
+            self._require(self.x.dtype == np.float32, "points are float32")
+            self._require(bool(np.isfinite(some).all()), "points are finite")
+
+    def _require(self, true: bool, expected: str) -> None:
+        if not true:
+            is_array = isinstance(self.x, np.ndarray)
+            got = f"{self.x.dtype} {self.x.shape}" if is_array else f"{len(self)} items"
+            raise UserError("name", f"{self.name}, {self.split} split: {got}", expected)
 
     def facts(self) -> dict[str, Any]:
         """Return the record of the data for a run and `RecordedDataset`, as JSON values."""
