@@ -68,11 +68,11 @@ def run(mode: str, config: FrozenConfigDict, workdir: Path, step: int | None = N
         draw_run(experiment, workdir)
         return
     sampler, kinds = make_sampler(experiment, config.evaluate.samples), config.evaluate.weights
-    if mode == "train" and processes.everywhere(is_evaluated(experiment, workdir)):
-        logger.info("%s is trained and evaluated already.", workdir)
-        return
     if mode == "train":
-        train(experiment, workdir, partial(draw, experiment, sampler, workdir, "ema"))
+        trained = train(experiment, workdir, partial(draw, experiment, sampler, workdir, "ema"))
+        if not trained and processes.everywhere(is_evaluated(experiment, workdir)):
+            logger.info("%s is trained and evaluated already.", workdir)
+            return
     ((step, weights),) = load_weights(experiment, workdir, kinds, step=step).items()
     if mode == "sample":
         for kind, params in weights.items():

@@ -47,7 +47,7 @@ class NotFinite(Exception):
         self.state, self.batch = state, batch
 
 
-def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples) -> None:
+def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples) -> bool:
     """Train to config.train.steps, resuming from the newest checkpoint if there is one.
 
     A run that was interrupted and resumed ends with the same bits as an uninterrupted one.
@@ -57,6 +57,9 @@ def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples) -> N
         workdir: folder of the run, opened by `flowmatch_jax.runtime.workdir`.
         draw_samples: called with the averaged parameters and the step, every
             config.train.sample_every steps.
+
+    Returns:
+        Whether there were steps left to train.
 
     Raises:
         UserError: a field of the config is incompatible with the devices or the checkpoint, or
@@ -77,7 +80,7 @@ def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples) -> N
             logger.info("Resuming %s at step %d.", workdir, int(state.step))
         if state.step >= config.steps:
             logger.info("It is already trained to step %d.", int(state.step))
-            return
+            return False
         _record(experiment, workdir, int(state.step))
         logger.info("Training on %s.", describe(experiment.mesh))
         with StopNotice() as notice:
@@ -86,6 +89,7 @@ def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples) -> N
                     state = _advance(run, workdir, state, checkpoints, notice, draw_samples)
                 except NotFinite as failure:
                     state = _go_back(run, workdir, failure, checkpoints)
+    return True
 
 
 def _record(experiment: Experiment, workdir: Path, step: int) -> None:
