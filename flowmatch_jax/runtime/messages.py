@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import absl.logging
 from absl import flags
@@ -46,6 +47,7 @@ def set_up() -> None:
     handler.setFormatter(_Plain())
     handler.addFilter(is_wanted)
     logging.root.handlers = [handler]
+    sys.unraisablehook = _report
     logging.captureWarnings(True)  # otherwise they would be appended to a progress bar's line
 
 
@@ -87,9 +89,21 @@ def _is_verbosity_given() -> bool:
 
 def is_wanted(record: logging.LogRecord) -> bool:
     """Test whether a message is wanted; with --verbosity=1 all are."""
-    if record.name != "absl" or logging.root.level <= logging.DEBUG:
+    if logging.root.level <= logging.DEBUG:
         return True
-    return UNWANTED.match(record.getMessage()) is None
+    # asyncio's are of the writes of a checkpoint that failed, which `Checkpoints.check` raises.
+    unwanted = {"absl": UNWANTED, "asyncio": re.compile("Task exception was never retrieved")}
+    return record.name not in unwanted or not unwanted[record.name].match(record.getMessage())
+
+
+def _report(unraisable: Any) -> None:
+    """Report an exception that nobody can catch, as Python does.
+
+    Writes of a failed checkpoint that end after it was given up find the event loop closed. They
+    are not reported: the failure itself is.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 class _Plain(logging.Formatter):

@@ -2,6 +2,7 @@ import logging
 import sys
 import time
 import warnings
+from types import SimpleNamespace
 from unittest import mock
 
 import absl.logging
@@ -49,6 +50,18 @@ class MessagesTest(parameterized.TestCase):
         theirs.info("thinking")
         theirs.warning("no GPU")
         self.assertEqual(self.said(), "warning: jax._src.somewhere: no GPU\n")
+
+    def test_writes_of_a_checkpoint_that_was_given_up_are_not_reported(self):
+        """At a full disk they are hundreds; the full disk itself is reported."""
+        self.addCleanup(setattr, sys, "unraisablehook", sys.unraisablehook)
+        self.set_up()
+        default = self.enter_context(mock.patch.object(sys, "__unraisablehook__"))
+        for text in ("Event loop is closed", "another one"):
+            sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(text)))
+        logging.getLogger("asyncio").error("Task exception was never retrieved")
+        (reported,) = default.call_args.args
+        self.assertEqual((str(reported.exc_value), default.call_count), ("another one", 1))
+        self.assertEqual(self.said(), "")
 
     def test_processes_that_say_no_infos_say_warnings(self):
         messages.set_up()
