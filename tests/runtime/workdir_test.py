@@ -12,7 +12,9 @@ from flowmatch_jax.data.digits import digits
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.workdir import (
     check_data,
+    check_run,
     open_workdir,
+    recorded_data,
     trained_by_this_run,
     user_cache,
     write_config,
@@ -41,7 +43,7 @@ class WorkdirTest(parameterized.TestCase):
         source = digits("train")
         self.start_run()
         check_data(self.workdir, source.facts())  # a run that recorded nothing yet
-        write_data(self.workdir, source.facts())
+        write_data(self.workdir, source.facts(), digits("test").facts())
         check_data(self.workdir, digits("train").facts())
         other = replace(source, x=np.concatenate([source.x, source.x[:1]]))
         message = "config.data: got 'digits uci.*other digits data .*1500 items.*another --workdir"
@@ -51,13 +53,32 @@ class WorkdirTest(parameterized.TestCase):
     @parameterized.parameters(b"", b"{", b"[]", b"\xff")
     def test_records_that_are_cut_are_told_and_may_be_deleted(self, data):
         self.start_run()
-        write_data(self.workdir, digits("train").facts())
+        write_data(self.workdir, digits("train").facts(), digits("test").facts())
         facts, path = digits("train").facts(), self.workdir / "data.json"
         path.write_bytes(data)
         with self.assertRaisesRegex(UserError, "data.json in it cannot be read .*delete"):
             check_data(self.workdir, facts)
         path.unlink()
         check_data(self.workdir, facts)
+
+    def test_the_recorded_data(self):
+        self.assertIsNone(recorded_data(self.workdir))
+        facts = [digits(split).facts() for split in ("train", "test")]
+        write_data(self.workdir, *facts)
+        self.assertEqual(
+            recorded_data(self.workdir), dict(zip(("train", "test"), facts, strict=True))
+        )
+        record = json.loads((self.workdir / "data.json").read_text())
+        del record["test"]  # as runs have it that are older than this record
+        (self.workdir / "data.json").write_text(json.dumps(record))
+        self.assertIsNone(recorded_data(self.workdir))
+
+    def test_a_folder_without_a_run(self):
+        with self.assertRaisesRegex(UserError, "--workdir: .*there is no run"):
+            check_run(self.workdir)
+        self.assertFalse(self.workdir.exists())
+        self.start_run()
+        check_run(self.workdir)
 
     def test_a_cache_without_a_home(self):
         for environment in ({}, {"XDG_CACHE_HOME": ""}):
