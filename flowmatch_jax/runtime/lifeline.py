@@ -151,6 +151,8 @@ def _forward(near: socket.socket, host: str, port: int) -> None:
     if _copy(far, near):
         _open.append(near)
     else:  # the coordination service has sent nothing: JAX tries again
+        with suppress(OSError):
+            near.shutdown(socket.SHUT_RDWR)  # close alone waits for the other thread, which reads
         near.close()
 
 
