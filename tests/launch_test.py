@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 from absl.testing import absltest, parameterized
 
+from flowmatch_jax import command as entry
 from flowmatch_jax import launch
 from flowmatch_jax.config.command_line import load_config, split_overrides
 from flowmatch_jax.runtime.errors import UserError
@@ -262,7 +263,7 @@ class RecipesTest(parameterized.TestCase):
         self.assertNotEmpty(overrides)
         given = dict(flag[2:].split("=", 1) for flag in others)
         self.assertContainsSubset({"config", "workdir"}, given)
-        defined = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', (ROOT / "main.py").read_text())
+        defined = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', Path(entry.__file__).read_text())
         self.assertContainsSubset(given, defined)
         load_config(str(ROOT / given["config"]), overrides)
 

@@ -93,7 +93,7 @@ class MistakesTest(parameterized.TestCase):
             (DIGITS, "--config.train.stepz=5"),
             "--config.train.stepz",
             "'5'",
-            "no such field; there are: accumulate, batch_size, ",
+            "no such field; did you mean steps? there are: accumulate, batch_size, ",
         ),
         (
             "no_such_section",
