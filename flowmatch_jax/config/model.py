@@ -10,6 +10,7 @@ from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.images.resolution import FILTERS
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.networks.unet import UNet
+from flowmatch_jax.objectives import OBJECTIVES
 from flowmatch_jax.paths import PATHS
 from flowmatch_jax.predictions import FROM_DATA_AND_NOISE
 from flowmatch_jax.sampling.guidance import Guidance
@@ -17,15 +18,6 @@ from flowmatch_jax.times import TIMES
 
 DTYPES = ("float32", "bfloat16")
 NETWORKS = ("unet", "mlp")
-OBJECTIVES = (
-    "flow_matching",
-    "ddpm",
-    "score_matching",
-    "scoreflow",
-    "maximum_likelihood",
-    "regression",
-    "sr3",
-)
 TIME_INPUTS = ("t", "log_snr")
 
 DATA: Section = {
@@ -146,7 +138,7 @@ OBJECTIVE: Section = {
         "flow_matching",
         "flow_matching | ddpm | score_matching | scoreflow | maximum_likelihood; for "
         "super-resolution, without a vector field: regression | sr3.",
-        among(OBJECTIVES),
+        among((*OBJECTIVES, "maximum_likelihood", "regression", "sr3")),
         EVERYTHING,
     ),
     "predicts": Field(
