@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def measure(
     right = judge.predict(images) == labels.ravel()
     moments = Moments.empty(images.shape[1]).add(pixels(images, experiment.train_data.levels))
     return {
-        **experiment.guidance.settings(),
+        **asdict(experiment.guidance),
         "accuracy": float(right.mean()),
         "standard_error": float(right.std() / math.sqrt(len(right))),
         "of_the_worst_class": float(min(right[labels.ravel() == c].mean() for c in range(classes))),

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flowmatch_jax.runtime.errors import UserError
 
@@ -43,3 +44,8 @@ def expand_time(t: Array | float, x: Array) -> Array:
 def sum_dims(x: Array) -> Array:
     """Sum over all axes but the batch axis: [B, ...] -> [B]."""
     return x.reshape(x.shape[0], -1).sum(axis=-1)
+
+
+def filled(x: Array | np.ndarray, size: int) -> np.ndarray:
+    """Pad a short batch to this size with its first item, so that all batches have one shape."""
+    return np.concatenate([x, np.repeat(x[:1], size - len(x), axis=0)])

@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from flowmatch_jax import likelihood
-from flowmatch_jax.arrays import Array, Inputs, Params
+from flowmatch_jax.arrays import Array, Inputs, Params, filled
 from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.config.running import WEIGHTS
 from flowmatch_jax.couplings import draw_source
@@ -240,15 +240,11 @@ class Model:
         results = []
         for start in range(0, len(x), self.batch_size):
             part = slice(start, start + self.batch_size)
-            inputs = {} if labels is None else {"label": self._filled(labels[part])}
+            inputs = {} if labels is None else {"label": filled(labels[part], self.batch_size)}
             batch_key = jax.random.fold_in(key, start // self.batch_size)
-            result = function(self.params, self._filled(x[part]), batch_key, inputs)
+            result = function(self.params, filled(x[part], self.batch_size), batch_key, inputs)
             results.append(np.asarray(result)[: len(x[part])])
         return np.concatenate(results)
-
-    def _filled(self, x: Array) -> Array:
-        """Pad a short last batch with its first item, so that all batches have one shape."""
-        return jnp.concatenate([x, jnp.repeat(x[:1], self.batch_size - len(x), axis=0)])
 
 
 def _key(solver: Solver) -> tuple[Any, ...]:

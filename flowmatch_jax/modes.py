@@ -63,11 +63,16 @@ def run(mode: str, config: FrozenConfigDict, workdir: Path, step: int | None = N
         workdir: folder of the run.
         step: step of the checkpoint to evaluate or sample; None: the newest.
     """
-    experiment = open_run(config, workdir, trains=mode == "train")
+    run_opened(mode, open_run(config, workdir, trains=mode == "train"), workdir, step)
+
+
+def run_opened(mode: str, experiment: Experiment, workdir: Path, step: int | None = None) -> None:
+    """Do what `run` does, for an experiment that `open_run` has built."""
     if mode == "figures":
         draw_run(experiment, workdir)
         return
-    sampler, kinds = make_sampler(experiment, config.evaluate.samples), config.evaluate.weights
+    config = experiment.config.evaluate
+    sampler, kinds = make_sampler(experiment, config.samples), config.weights
     if mode == "train":
         trained = train(experiment, workdir, partial(draw, experiment, sampler, workdir, "ema"))
         if not trained and processes.everywhere(is_evaluated(experiment, workdir)):
@@ -155,11 +160,11 @@ def compare(
 
 def complete(config: FrozenConfigDict, workdir: Path, with_figures: bool) -> None:
     """Train and evaluate a run, and draw its figures, unless that is already done."""
-    experiment = build(config)
+    experiment = open_run(config, workdir)
     if processes.everywhere(is_evaluated(experiment, workdir)):
         logger.info("%s is done already.", workdir)
     else:
         logger.info("Training %s.", workdir)
-        run("train", config, workdir)
+        run_opened("train", experiment, workdir)
     if with_figures and not processes.everywhere(are_drawn(experiment, workdir)):
-        run("figures", config, workdir)
+        run_opened("figures", experiment, workdir)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -25,9 +24,5 @@ def show(config: ConfigDict, file: str, overridden: Collection[str]) -> str:
     for name, value in flat(config.to_dict()):
         path = f"config.{name}"
         by = "command line" if path in overridden else "" if value == usual[name] else file
-        rows.append((path, _text(value), by, at(FIELDS, name).help))
+        rows.append((path, repr(value), by, at(FIELDS, name).help))
     return aligned(rows, right=())
-
-
-def _text(value: Any) -> str:
-    return repr(value)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flowmatch_jax.arrays import Array, Batch, Params
+from flowmatch_jax.arrays import Array, Batch, Params, filled
 from flowmatch_jax.data.pipeline import ordered_batches
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.likelihood import bits_per_dim, image_bits_per_dim, importance_bound, log_prob
@@ -93,7 +93,8 @@ def score_split(experiment: Experiment, scorer: Scorer, params: Params) -> dict[
         for i, batch in enumerate(bar):
             n = len(batch["x"])
             with nullcontext() if i else compiling("the likelihood"):
-                scores, nfe, ok = scorer(params, _filled(batch, size), jax.random.fold_in(key, i))
+                whole = {name: filled(x, size) for name, x in batch.items()}
+                scores, nfe, ok = scorer(params, whole, jax.random.fold_in(key, i))
             parts.append({name: to_host(s).astype(np.float64)[:n] for name, s in scores.items()})
             costs.append(float(nfe))
             converged = converged and bool(ok)
@@ -106,12 +107,4 @@ def score_split(experiment: Experiment, scorer: Scorer, params: Params) -> dict[
         "images": len(scores),
         "likelihood_nfe": float(np.mean(costs)),
         "converged": converged,
-    }
-
-
-def _filled(batch: Batch, size: int) -> Batch:
-    """Pad a short last batch with its first item, so that all batches have one compiled shape."""
-    return {
-        name: np.concatenate([x, np.repeat(x[:1], size - len(x), axis=0)])
-        for name, x in batch.items()
     }

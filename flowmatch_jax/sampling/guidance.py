@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,10 +36,6 @@ class Guidance:
 
     def __bool__(self) -> bool:
         return self.scale != 1
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings as JSON represents them."""
-        return {"scale": self.scale, "interval": list(self.interval)}
 
     def validate(self, labels: bool, label_dropout: float) -> None:
         """Raise UserError unless a model trained with these settings supports this guidance.
