@@ -46,8 +46,8 @@ class KilledTest(parameterized.TestCase):
     def test_one_of_three(self):
         """Process 0 tells the third one; both are waiting outside Python."""
         body = """
-        processes.barrier("here")
         say("ready")
+        processes.barrier("all have said so")
         if me == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         processes.barrier("what 1 never reaches")
