@@ -26,7 +26,7 @@ from flowmatch_jax import modes
 from flowmatch_jax.config.command_line import load_config, split_overrides
 from flowmatch_jax.config.show import show
 from flowmatch_jax.report.report import write_report
-from flowmatch_jax.runtime import messages, processes, stops
+from flowmatch_jax.runtime import errors, messages, processes, stops
 from flowmatch_jax.runtime.errors import RunStopped, UserError, one_of, tell
 from flowmatch_jax.runtime.files import full_disk_stops
 from flowmatch_jax.runtime.workdir import check_run, use_compilation_cache
@@ -39,6 +39,7 @@ MODES = {
     "evaluate": ("config", "step"),
     "sample": ("config", "step"),
     "figures": ("config",),
+    "generate": ("config", "n", "seeds", "classes", "output", "step"),
     "upsample": ("config", "input", "output", "step"),
     "config": ("config",),
     "report": ("runs",),
@@ -60,7 +61,8 @@ _MODE = flags.DEFINE_string(
     "mode",
     "train",
     "train: train to the last step, resuming from the workdir's checkpoint, then evaluate; "
-    "evaluate: evaluate the newest checkpoint; sample: draw samples from it; "
+    "evaluate: evaluate the newest checkpoint; sample: draw a grid of samples from it; "
+    "generate: write --n samples to --output; "
     "figures: draw the paper's figures for the run; upsample: enlarge your own images, --input, "
     "with a super-resolution model; report: tables and figures of several --runs; "
     "config: print every field of a config, and where it is set; "
@@ -68,7 +70,19 @@ _MODE = flags.DEFINE_string(
 )
 _STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint to use. Default: the newest.")
 _INPUT = flags.DEFINE_string("input", None, "A picture to upsample, or a folder of them.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the upsampled pictures.")
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "Folder of the upsampled or generated pictures; generated ones may also go to an .npz file.",
+)
+_N = flags.DEFINE_integer(
+    "n", None, "Number of samples to generate (of each class): seeds 0 to n - 1."
+)
+_CLASSES = flags.DEFINE_list(
+    "classes",
+    [],
+    "Classes to generate, by number or name. Default: drawn as frequently as in training.",
+)
 _RUNS = flags.DEFINE_list("runs", [], "Folders of the runs to report.")
 _DATA = flags.DEFINE_list("data", ["checkerboard", "digits"], "Datasets to compare methods on.")
 _METHODS = flags.DEFINE_list(
@@ -77,7 +91,12 @@ _METHODS = flags.DEFINE_list(
     "Methods to compare, as in configs/<data>_<method>.py. Default: "
     f"{','.join(modes.METHODS)}; for super-resolution {','.join(modes.SUPER_RESOLUTION_METHODS)}.",
 )
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of each method in a comparison.")
+_SEEDS = flags.DEFINE_list(
+    "seeds",
+    None,
+    "Seeds of each method in a comparison (default 0), or of the samples to generate: numbers and "
+    "ranges, such as 0-63,100.",
+)
 _PROFILE = flags.DEFINE_string(
     "profile",
     None,
@@ -180,7 +199,7 @@ def run_mode(mode: str, overrides: list[str]) -> None:
         if mode == "report":
             write_report([Path(run).expanduser() for run in _RUNS.value], workdir)
         elif mode == "compare":
-            seeds = [_seed(text) for text in _SEEDS.value]
+            seeds = _seeds(_SEEDS.value or ["0"])
             modes.compare(_DATA.value, _METHODS.value, seeds, overrides, workdir)
         elif mode == "config":
             _show_config(_config(workdir, overrides), overrides)
@@ -202,7 +221,10 @@ def _show_config(config: FrozenConfigDict, overrides: list[str]) -> None:
 
 
 def _run_one(mode: str, config: FrozenConfigDict, workdir: Path) -> None:
-    if mode == "upsample":
+    if mode == "generate":
+        seeds, output = _generated_seeds(), Path(_OUTPUT.value).expanduser()
+        modes.generate(config, workdir, seeds, _CLASSES.value, output, _STEP.value)
+    elif mode == "upsample":
         pictures, output = (Path(p.value).expanduser() for p in (_INPUT, _OUTPUT))
         modes.upsample(config, workdir, pictures, output, _STEP.value)
     elif _PROFILE.value:
@@ -211,10 +233,28 @@ def _run_one(mode: str, config: FrozenConfigDict, workdir: Path) -> None:
         modes.run(mode, config, workdir, _STEP.value)
 
 
-def _seed(text: str) -> int:
-    if not text.isdigit():
-        raise UserError("--seeds", text, "it takes whole numbers, such as 0,1,2")
-    return int(text)
+def _seeds(texts: list[str]) -> list[int]:
+    """Parse seeds and ranges of them, such as 0-63."""
+    seeds: list[int] = []
+    for text in texts:
+        first, dash, last = text.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()) or int(last or first) < int(first):
+            raise UserError("--seeds", text, "it takes whole numbers and ranges, such as 0,1,10-19")
+        seeds += range(int(first), int(last or first) + 1)
+    errors.seed("--seeds", max(seeds))
+    if len(set(seeds)) < len(seeds):
+        raise UserError("--seeds", ",".join(texts), "each seed is given once")
+    return seeds
+
+
+def _generated_seeds() -> list[int]:
+    """Return the seeds of the samples that --n or --seeds asks for."""
+    if (_N.value is None) == (_SEEDS.value is None):
+        raise UserError("--n", _N.value, "give either --n or --seeds")
+    if _SEEDS.value is not None:
+        return _seeds(_SEEDS.value)
+    errors.at_least("--n", _N.value, 1)
+    return list(range(_N.value))
 
 
 def open_standard_streams() -> None:

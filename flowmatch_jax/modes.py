@@ -14,6 +14,7 @@ from flowmatch_jax.config.command_line import load_config
 from flowmatch_jax.config.experiments import find
 from flowmatch_jax.config.identity import check_identity
 from flowmatch_jax.evaluation.evaluate import evaluate, is_evaluated
+from flowmatch_jax.evaluation.generate import generate_samples
 from flowmatch_jax.evaluation.samples import draw, make_sampler
 from flowmatch_jax.evaluation.upsample import upsample_pictures
 from flowmatch_jax.experiment import Experiment, build
@@ -111,6 +112,22 @@ def upsample(
     kind = config.evaluate.weights[0]
     ((_, weights),) = load_weights(experiment, workdir, (kind,), step=step).items()
     upsample_pictures(experiment, weights[kind], pictures, output)
+
+
+def generate(
+    config: FrozenConfigDict,
+    workdir: Path,
+    seeds: Sequence[int],
+    classes: Sequence[str],
+    output: Path,
+    step: int | None = None,
+) -> None:
+    """Write samples, with the first kind in config.evaluate.weights, as `generate_samples` does."""
+    experiment = open_run(config, workdir, trains=False)
+    kind = config.evaluate.weights[0]
+    ((step, weights),) = load_weights(experiment, workdir, (kind,), step=step).items()
+    made_by = {"step": step, "weights": kind}
+    generate_samples(experiment, weights[kind], seeds, classes, output, made_by)
 
 
 def compared(data: str, methods: Sequence[str] | None) -> dict[str, str]:
