@@ -39,5 +39,4 @@ def get_config() -> ConfigDict:
     config.evaluate.images = 1_000  # or all images of a smaller test split
     config.evaluate.batch_size = 64
     config.evaluate.extractor = "efficientnet_lite0"
-    config.evaluate.generated = 10_000
     return config

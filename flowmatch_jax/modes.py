@@ -76,6 +76,9 @@ def run_opened(mode: str, experiment: Experiment, workdir: Path, step: int | Non
     sampler, kinds = make_sampler(experiment, config.samples), config.weights
     if mode == "train":
         trained = train(experiment, workdir, partial(draw, experiment, sampler, workdir, "ema"))
+        if not config.after_training:
+            logger.info("%s is trained. --mode=evaluate evaluates it.", workdir)
+            return
         if not trained and processes.everywhere(is_evaluated(experiment, workdir)):
             logger.info("%s is trained and evaluated already.", workdir)
             return

@@ -83,7 +83,7 @@ def _scores(config: ConfigDict) -> None:
     for name in config.scores:
         if (config.extractor, name) == ("pixels", "inception_score"):
             raise UserError("scores", name, "pixels have no class scores: leave it out")
-        if config.generated < SCORES[name]:
+        if config.generated is not None and config.generated < SCORES[name]:
             allowed = f"{name} takes {SCORES[name]} samples or more"
             raise UserError("generated", config.generated, allowed)
     if config.reference is not None and not Path(config.reference).expanduser().is_file():

@@ -114,7 +114,14 @@ EVALUATE: Section = {
     "reference": Field(
         None, "npz with mu and sigma; unset: the training images.", of=Of.SCORES, kind=str
     ),
-    "generated": Field(50_000, "Samples for sample quality metrics.", least(2), Of.SCORES),
+    "generated": Field(
+        None,
+        "Samples for sample quality metrics; unset: as many as training images, at most 50,000.",
+        least(2),
+        Of.SCORES,
+        int,
+    ),
+    "after_training": Field(True, "Evaluate the model when the training ends."),
 }
 
 UPSAMPLE: Section = {

@@ -8,7 +8,7 @@ from typing import Any
 from flowmatch_jax.arrays import Array, Params
 from flowmatch_jax.evaluation.quality import judge_samples
 from flowmatch_jax.evaluation.reference import Reference
-from flowmatch_jax.evaluation.samples import Sampler, items_of_batch
+from flowmatch_jax.evaluation.samples import Sampler, items_of_batch, number_generated
 from flowmatch_jax.evaluation.super_resolution import SCORES
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.pixels import centres
@@ -23,7 +23,7 @@ def judge_baselines(experiment: Experiment, reference: Reference) -> dict[str, d
         scores of the enlarged images}.
     """
     conditioning, levels = experiment.conditioning, experiment.test_data.levels
-    count = experiment.config.evaluate.generated
+    count = number_generated(experiment)
 
     def judged(make: Callable[[Array], Array]) -> dict[str, Any]:
         return judge_samples(experiment, _sampler(experiment, make), None, count, reference, True)

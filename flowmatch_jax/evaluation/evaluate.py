@@ -18,7 +18,7 @@ from flowmatch_jax.evaluation.baselines import judge_baselines
 from flowmatch_jax.evaluation.likelihoods import batch_size, make_scorer, score_split
 from flowmatch_jax.evaluation.quality import judge_samples, number_judged
 from flowmatch_jax.evaluation.reference import Reference, make_reference, moments_hash
-from flowmatch_jax.evaluation.samples import Sampler, draw
+from flowmatch_jax.evaluation.samples import Sampler, draw, number_generated
 from flowmatch_jax.evaluation.summary import summarise
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.runtime.files import read_json
@@ -66,7 +66,7 @@ def evaluate(
             "samples_converged": bool(samples.converged),
         }
         if reference is not None:
-            count = experiment.config.evaluate.generated
+            count = number_generated(experiment)
             partial = workdir / "evaluation" / f"{step}_{name}.partial.npz", json.dumps(conditions)
             results[name] |= judge_samples(
                 experiment, sampler, params, count, reference, partial=partial
@@ -193,7 +193,7 @@ def _frechet_settings(
         "extractor": experiment.extractor.name,
         "side": experiment.extractor.side,
         "weights_sha256": experiment.extractor.sha256,
-        "generated": number_judged(experiment, scored["generated"]),
+        "generated": number_judged(experiment, number_generated(experiment)),
         "scores": scored["scores"],
         "reference": {
             "split": experiment.train_data.split,

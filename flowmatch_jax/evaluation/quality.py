@@ -103,6 +103,8 @@ def _draw(
     tally = (partial and Tally.load(*partial)) or Tally(Moments.empty(experiment.extractor.dims))
     if tally.drawn:
         logger.info("Resuming with %d samples drawn before.", tally.drawn)
+    elif not silent:
+        logger.info("Drawing %d samples to score them (config.evaluate.generated).", count)
     saved_at = time.monotonic()
     with (
         progress_bar(total=count, initial=tally.drawn, desc="samples", hidden=silent) as bar,

@@ -11,6 +11,7 @@ import numpy as np
 
 from flowmatch_jax.data.images.encoded import CorruptCount
 from flowmatch_jax.data.pipeline import ordered_batches, read_items
+from flowmatch_jax.evaluation.samples import number_generated
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.metrics.features.extractors import features_of
 from flowmatch_jax.metrics.frechet import Moments
@@ -29,7 +30,7 @@ class Reference:
 
     Attributes:
         moments: moments of the features of all training images.
-        features: features [N, D] of config.evaluate.generated training images, if a score needs
+        features: features [N, D] of as many training images as samples, if a score needs
             them.
     """
 
@@ -101,9 +102,9 @@ def _training_moments(experiment: Experiment) -> Moments:
 
 
 def _training_features(experiment: Experiment) -> np.ndarray:
-    """Compute features of config.evaluate.generated fixed training images, in random order."""
+    """Compute features of fixed training images, as many as samples, in random order."""
     source, config = experiment.train_data, experiment.config
-    chosen = np.random.RandomState(0).permutation(len(source))[: config.evaluate.generated]
+    chosen = np.random.RandomState(0).permutation(len(source))[: number_generated(experiment)]
     corrupt = CorruptCount(config.data.max_corrupt)
     parts = (chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH))
     images = (read_items(source, part, corrupt)["x"] for part in parts)

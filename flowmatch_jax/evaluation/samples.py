@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from flowmatch_jax.arrays import Array, Batch, Inputs, Params
+from flowmatch_jax.config.running import SCORES
 from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.data.pipeline import items_at
 from flowmatch_jax.evaluation.pictures import save_images, save_points
@@ -22,10 +23,23 @@ from flowmatch_jax.solvers import Solution, Solver
 
 logger = logging.getLogger(__name__)
 
+MOST_GENERATED = 50_000
+
 # (params, batch=0, inputs=None) -> Solution, the batch being a number
 Sampler = Callable[..., Solution]
 # jitted (params, key, inputs) -> Solution
 GivenSampler = jax.stages.Wrapped
+
+
+def number_generated(experiment: Experiment) -> int:
+    """Return the number of samples that are scored, config.evaluate.generated.
+
+    If it is unset, they are as many as the training images, but at most 50,000, the number of the
+    literature, and at least what each of the scores needs.
+    """
+    given = experiment.config.evaluate.generated
+    least = max(SCORES.values())
+    return given or min(MOST_GENERATED, max(least, len(experiment.train_data)))
 
 
 def make_sampler(

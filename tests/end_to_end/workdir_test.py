@@ -4,6 +4,7 @@ import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 from absl.testing import absltest
 
 from tests.end_to_end.runs import run
@@ -34,6 +35,12 @@ class WorkdirTest(absltest.TestCase):
         self.assertEqual(self.config()["evaluate"]["samples"], 4)
         child = self.run_in("--mode=evaluate", *TINY)
         self.assertEqual(child.returncode, 0, child.stderr)
+        output = self.workdir / "points.npz"
+        child = self.run_in("--mode=generate", "--seeds=5-8,2", f"--output={output}")
+        self.assertEqual(child.returncode, 0, child.stderr)
+        with np.load(output) as archive:
+            self.assertEqual(archive["points"].shape, (5, 2))
+            self.assertEqual(archive["seed"].tolist(), [5, 6, 7, 8, 2])
 
     def test_mistakes(self):
         for flags, said in (
@@ -44,6 +51,11 @@ class WorkdirTest(absltest.TestCase):
                 "has 0, config.network.mlp.width = 8; go on with that",
             ),
             (("--mode=train",), "--config: got None; give a file"),
+            (("--mode=generate", "--n=3"), "--output: got None"),
+            (("--mode=generate", "--output=x.npz"), "--n: got None; give either --n or --seeds"),
+            (("--mode=generate", "--output=x.npz", "--seeds=3-1"), "--seeds: got '3-1'; it takes"),
+            (("--mode=generate", "--output=x.npz", "--seeds=1,0-3"), "each seed is given once"),
+            (("--mode=sample", "--n=3"), "--n: got 3; sample has no use for it"),
         ):
             child = self.run_in(*flags)
             self.assertEqual(child.returncode, 2, child.stderr)
@@ -78,6 +90,12 @@ class WorkdirTest(absltest.TestCase):
         self.assertEqual(changed["config.optimizer.learning_rate"], rate)
         child = self.run_in(config, *steps)
         self.assertIn("is trained and evaluated already", child.stderr)
+        evaluated = (self.workdir / "evaluation" / "4.json").read_bytes()
+        child = self.run_in(
+            config, *steps, "--config.evaluate.after_training=False", "--config.evaluate.seed=7"
+        )
+        self.assertIn("is trained. --mode=evaluate evaluates it.", child.stderr)
+        self.assertEqual((self.workdir / "evaluation" / "4.json").read_bytes(), evaluated)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -108,6 +109,17 @@ class ClassesTest(parameterized.TestCase):
         np.testing.assert_allclose(kept["x"], noise + shift[:, None, None, None], atol=1e-4)
         picture = Image.open(workdir / "samples" / f"{name}.png")
         self.assertEqual(picture.size, (4 * 34 - 2, 2 * 34 - 2))
+
+
+class NumberTest(parameterized.TestCase):
+    @parameterized.parameters((3, 10), (1500, 1500), (60_000, 50_000))
+    def test_as_many_as_training_images(self, items, expected):
+        experiment = images(evaluate__generated=None)
+        experiment = dataclasses.replace(experiment, train_data=range(items))
+        self.assertEqual(samples.number_generated(experiment), expected)
+
+    def test_as_given(self):
+        self.assertEqual(samples.number_generated(images(evaluate__generated=7)), 7)
 
 
 if __name__ == "__main__":
