@@ -9,12 +9,18 @@ from pathlib import Path
 # Programs are compiled once for all workers and for all processes that tests start. The folder is
 # made by the first process of the session; workers, and what they start, inherit its name.
 SESSION = None
+QUICKLY_COMPILED = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+)
 if "PYTEST_XDIST_WORKER" not in os.environ:
     SESSION = tempfile.mkdtemp(prefix="flowmatch_jax_tests_")
     os.environ |= {
         "JAX_COMPILATION_CACHE_DIR": SESSION,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        # Tests compile many programs and run each of them briefly: LLVM's optimisations do not pay.
+        "XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), *QUICKLY_COMPILED]).strip(),
     }
 elif "NPROC" not in os.environ:
     # XLA's threads: as many as there are processors to each worker.

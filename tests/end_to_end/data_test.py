@@ -10,10 +10,12 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from flowmatch_jax.config.experiments import experiment_config
+from flowmatch_jax.data.pipeline import train_batches
 from flowmatch_jax.data.prepare import prepare
 from flowmatch_jax.experiment import build
 from flowmatch_jax.runtime.workdir import open_workdir
 from flowmatch_jax.training.loop import train
+from flowmatch_jax.training.step import experiment_gradient
 from tests.data.prepare import archive_cases
 from tests.end_to_end.runs import TINY, bits, metrics, run, run_process, saved_state
 
@@ -42,11 +44,10 @@ TINY_UNET = {
 
 
 class ArchivesTest(parameterized.TestCase):
-    @parameterized.parameters(*SETS.items())
-    def test_from_the_archives_to_a_trained_step(self, name, config_name):
+    def prepared(self, name, config_name):
+        """The experiment on a small version of the set, prepared from its archives."""
         archives = Path(self.create_tempdir("archives").full_path)
         data_dir = Path(self.create_tempdir("data").full_path)
-        workdir = Path(self.create_tempdir("run").full_path)
         prepare.prepare(archive_cases.make(name, archives, (30, 2)), data_dir, archives)
         shutil.rmtree(archives)
         config = experiment_config(f"configs/{config_name}.py")
@@ -56,6 +57,23 @@ class ArchivesTest(parameterized.TestCase):
         config.data.version = name.partition("/")[2] or None
         experiment = build(config)
         self.assertEqual((len(experiment.train_data), len(experiment.test_data)), (30, 2))
+        return experiment
+
+    @parameterized.parameters(*SETS.items())
+    def test_from_the_archives_to_a_gradient(self, name, config_name):
+        """The gradient is traced, not compiled: shapes and settings fit."""
+        experiment = self.prepared(name, config_name)
+        batch = next(train_batches(experiment.train_data, 2, seed=0))
+        params = jax.eval_shape(experiment.init_params, jax.random.key(0))
+        gradient = experiment_gradient(experiment)
+        got, metrics = jax.eval_shape(gradient, params, batch, jax.random.key(0))
+        self.assertEqual(got, params)
+        self.assertEqual(metrics["loss"].shape, ())
+
+    @parameterized.parameters("fashion_mnist", "imagenet32/old")
+    def test_from_the_archives_to_trained_steps(self, name):
+        workdir = Path(self.create_tempdir("run").full_path)
+        experiment = self.prepared(name, SETS[name])
         open_workdir(workdir)
         train(experiment, workdir, lambda params, step: None)
         self.assertTrue(all(np.isfinite(line["loss"]) for line in metrics(workdir)))

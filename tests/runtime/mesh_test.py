@@ -110,10 +110,10 @@ class MeshTest(absltest.TestCase):
             self.check_split_state()
             self.check_evaluation()
             return
-        flags = f"--xla_force_host_platform_device_count={DEVICES}"
+        variables = {"JAX_NUM_CPU_DEVICES": str(DEVICES), "PYTHONPATH": os.pathsep.join(sys.path)}
         child = subprocess.run(
             [sys.executable, __file__],
-            env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env=os.environ | variables,
             capture_output=True,
             text=True,
             check=False,
