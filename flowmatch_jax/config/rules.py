@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from flowmatch_jax import likelihood
 from flowmatch_jax.config.field import check
 from flowmatch_jax.config.fields import FIELDS
-from flowmatch_jax.config.running import SCORES
 from flowmatch_jax.data import sets
+from flowmatch_jax.metrics.scores import SCORES
 from flowmatch_jax.runtime.errors import UserError, section
 from flowmatch_jax.solvers import ADAPTIVE, Solver
 
@@ -83,8 +83,8 @@ def _scores(config: ConfigDict) -> None:
     for name in config.scores:
         if (config.extractor, name) == ("pixels", "inception_score"):
             raise UserError("scores", name, "pixels have no class scores: leave it out")
-        if config.generated is not None and config.generated < SCORES[name]:
-            allowed = f"{name} takes {SCORES[name]} samples or more"
+        if config.generated is not None and config.generated < SCORES[name].least:
+            allowed = f"{name} takes {SCORES[name].least} samples or more"
             raise UserError("generated", config.generated, allowed)
     if config.reference is not None and not Path(config.reference).expanduser().is_file():
         raise UserError("reference", config.reference, "there is no such file")

@@ -15,13 +15,12 @@ from flowmatch_jax.config.checks import (
 )
 from flowmatch_jax.config.field import Field, Of, Section, owned
 from flowmatch_jax.metrics.features.extractors import EXTRACTORS
+from flowmatch_jax.metrics.scores import SCORES
 from flowmatch_jax.runtime.errors import seed
 from flowmatch_jax.solvers import Solver
 from flowmatch_jax.times import GRIDS
 
 WEIGHTS = ("ema", "raw")
-# score -> least number of samples: ten splits, two subsets of two, three nearest neighbours
-SCORES = {"inception_score": 10, "kernel_distance": 4, "precision_recall": 4}
 SOLVED = Of.SCORES | Of.FIGURES
 
 MAXIMUM_LIKELIHOOD: Section = {

@@ -7,15 +7,15 @@ from typing import Any
 
 from flowmatch_jax.arrays import Array, Params
 from flowmatch_jax.evaluation.quality import judge_samples
-from flowmatch_jax.evaluation.reference import Reference
 from flowmatch_jax.evaluation.samples import Sampler, items_of_batch, number_generated
 from flowmatch_jax.evaluation.super_resolution import SCORES
 from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.metrics.scores import FeatureSet
 from flowmatch_jax.pixels import centres
 from flowmatch_jax.solvers import Solution, counted
 
 
-def judge_baselines(experiment: Experiment, reference: Reference) -> dict[str, dict[str, Any]]:
+def judge_baselines(experiment: Experiment, reference: FeatureSet) -> dict[str, dict[str, Any]]:
     """Score the test images and their bicubically enlarged low resolution as samples.
 
     Returns:

@@ -17,10 +17,11 @@ from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.evaluation.baselines import judge_baselines
 from flowmatch_jax.evaluation.likelihoods import batch_size, make_scorer, score_split
 from flowmatch_jax.evaluation.quality import judge_samples, number_judged
-from flowmatch_jax.evaluation.reference import Reference, make_reference, moments_hash
+from flowmatch_jax.evaluation.reference import make_reference, moments_hash
 from flowmatch_jax.evaluation.samples import Sampler, draw, number_generated
 from flowmatch_jax.evaluation.summary import summarise
 from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.metrics.scores import FeatureSet
 from flowmatch_jax.runtime.files import read_json
 from flowmatch_jax.runtime.workdir import write_json
 
@@ -135,7 +136,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         return []
 
 
-def settings(experiment: Experiment, step: int, reference: Reference | None) -> dict[str, Any]:
+def settings(experiment: Experiment, step: int, reference: FeatureSet | None) -> dict[str, Any]:
     """Return the settings that the results of an evaluation depend on, besides the weights.
 
     They include the fields that are declared to identify scores (`config.field.Of`).
@@ -187,7 +188,7 @@ def settings(experiment: Experiment, step: int, reference: Reference | None) -> 
 
 
 def _frechet_settings(
-    experiment: Experiment, scored: dict[str, Any], reference: Reference
+    experiment: Experiment, scored: dict[str, Any], reference: FeatureSet
 ) -> dict[str, Any]:
     return {
         "extractor": experiment.extractor.name,

@@ -12,16 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowmatch_jax.arrays import Params
-from flowmatch_jax.evaluation.reference import NEED_FEATURES, Reference
 from flowmatch_jax.evaluation.samples import Sampler, items_of_batch
 from flowmatch_jax.evaluation.super_resolution import pair_scores, summary
 from flowmatch_jax.evaluation.tally import Tally
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.metrics.features.extractors import features_of, score_name
-from flowmatch_jax.metrics.frechet import Moments, frechet_distance
-from flowmatch_jax.metrics.inception_score import inception_score
-from flowmatch_jax.metrics.kid import kernel_distance
-from flowmatch_jax.metrics.precision_recall import precision_recall
+from flowmatch_jax.metrics.frechet import Moments
+from flowmatch_jax.metrics.scores import FeatureSet, compute_scores, few_images, need_features
 from flowmatch_jax.pixels import quantise
 from flowmatch_jax.runtime.errors import RunStopped
 from flowmatch_jax.runtime.mesh import to_host
@@ -39,7 +36,7 @@ def judge_samples(
     sampler: Sampler,
     params: Params,
     count: int,
-    reference: Reference,
+    reference: FeatureSet,
     silent: bool = False,
     partial: tuple[Path, str] | None = None,
 ) -> dict[str, Any]:
@@ -70,16 +67,11 @@ def judge_samples(
         "samples_not_finite": tally.not_finite,
     }
     if tally.converged and tally.moments.count >= 2:
-        results[score_name("fd", name)] = frechet_distance(tally.moments, reference.moments)
-        for score in config.scores:
-            results |= SCORES[score](tally, reference, name)
+        results |= compute_scores(tally.feature_set(), reference, name, config.scores)
         if tally.pairs:
             results |= summary(np.concatenate(tally.pairs))
-    if tally.moments.count <= experiment.extractor.dims:
-        results["warnings"] = [
-            f"{tally.moments.count} samples are too few for {experiment.extractor.dims} features: "
-            "the Fréchet distance is biased upwards"
-        ]
+    if warnings := few_images(tally.moments.count, experiment.extractor.dims):
+        results["warnings"] = warnings
     if partial is not None:
         partial[0].unlink(missing_ok=True)
     return results
@@ -140,7 +132,7 @@ def _add_batch(experiment: Experiment, tally: Tally, solution: Solution, count: 
     tally.not_finite += int((~finite).sum())
     tally.converged = tally.converged and bool(solution.converged)
     tally.nfe.append(float(solution.nfe))
-    if any(score in NEED_FEATURES for score in scores):
+    if need_features(scores):
         tally.features.append(features[:wanted][finite])
     if "inception_score" in scores:
         tally.logits.append(logits[:wanted][finite])
@@ -148,31 +140,3 @@ def _add_batch(experiment: Experiment, tally: Tally, solution: Solution, count: 
         originals = items_of_batch(experiment, len(images), batch)["x"]
         pairs = pair_scores(conditioning, to_host(images), originals)
         tally.pairs.append(pairs[:wanted][finite])
-
-
-def _inception_score(tally: Tally, reference: Reference, name: str) -> dict[str, float]:
-    score = inception_score(np.concatenate(tally.logits))
-    return {score_name("is", name): score.mean, f"{score_name('is', name)}_std": score.std}
-
-
-def _kernel_distance(tally: Tally, reference: Reference, name: str) -> dict[str, float]:
-    features = np.concatenate(tally.features)
-    size = min(1000, len(features) // 2, len(reference.features) // 2)
-    distance = kernel_distance(features, reference.features, subset_size=size)
-    key = score_name("kd", name)
-    return {key: distance.mean, f"{key}_standard_error": distance.standard_error}
-
-
-def _precision_recall(tally: Tally, reference: Reference, name: str) -> dict[str, float]:
-    found = precision_recall(np.concatenate(tally.features), reference.features)
-    return {
-        score_name("precision", name): found.precision,
-        score_name("recall", name): found.recall,
-    }
-
-
-SCORES = {
-    "inception_score": _inception_score,
-    "kernel_distance": _kernel_distance,
-    "precision_recall": _precision_recall,
-}

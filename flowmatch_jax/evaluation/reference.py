@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,31 +14,18 @@ from flowmatch_jax.evaluation.samples import number_generated
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.metrics.features.extractors import features_of
 from flowmatch_jax.metrics.frechet import Moments
-from flowmatch_jax.runtime.errors import UserError, section
-from flowmatch_jax.runtime.files import Unreadable, npz, remembered
+from flowmatch_jax.metrics.scores import FeatureSet, need_features
+from flowmatch_jax.metrics.statistics import Kind, Statistics
+from flowmatch_jax.runtime.errors import renamed
+from flowmatch_jax.runtime.files import Unreadable, remembered
 from flowmatch_jax.runtime.progress import progress_bar
 from flowmatch_jax.runtime.workdir import user_cache
 
 BATCH = 512  # training images per batch of features
-NEED_FEATURES = ("kernel_distance", "precision_recall")
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Features of the training images, without augmentation.
-
-    Attributes:
-        moments: moments of the features of all training images.
-        features: features [N, D] of as many training images as samples, if a score needs
-            them.
-    """
-
-    moments: Moments
-    features: np.ndarray | None = None
-
-
-def make_reference(experiment: Experiment) -> Reference:
-    """Create the reference of an experiment with an extractor.
+def make_reference(experiment: Experiment) -> FeatureSet:
+    """Create the reference of an experiment with an extractor: features of its training images.
 
     Moments are read from the file config.evaluate.reference, if it is set. Otherwise they are
     computed once and cached under the hashes of the images and of the network.
@@ -53,26 +39,17 @@ def make_reference(experiment: Experiment) -> Reference:
         moments = _published_moments(experiment)
     else:
         moments = _training_moments(experiment)
-    asked = any(score in NEED_FEATURES for score in config.scores)
-    return Reference(moments, _training_features(experiment) if asked else None)
+    asked = need_features(config.scores)
+    return FeatureSet(moments, _training_features(experiment) if asked else None)
 
 
 def _published_moments(experiment: Experiment) -> Moments:
     path = Path(experiment.config.evaluate.reference).expanduser()
-    with section("config.evaluate"):
-        try:
-            moments = Moments.load(path)
-        except UserError as error:
-            raise UserError("reference", error.got, error.allowed) from error
-        net, shape = experiment.extractor, experiment.train_data.shape
-        if len(moments.mean) != net.dims:
-            allowed = f"{net.name} has {net.dims} features"
-            raise UserError("reference", f"{path} of {len(moments.mean)} features", allowed)
-        with np.load(path) as file:  # only files of this package record the images' shape
-            held = tuple(file["shape"].tolist()) if "shape" in file else shape
-        if held != shape:
-            raise UserError("reference", f"{path} of images {held}", f"the samples are {shape}")
-    return moments
+    net, shape = experiment.extractor, experiment.train_data.shape
+    with renamed("config.evaluate.reference"):
+        found = Statistics.load(path)
+        found.kind.check_like(Kind(net.dims, net.name, shape), path)
+    return found.moments
 
 
 def _training_moments(experiment: Experiment) -> Moments:
@@ -89,7 +66,7 @@ def _training_moments(experiment: Experiment) -> Moments:
         return moments
 
     def dump(moments: Moments) -> bytes:
-        return npz(mu=moments.mean, sigma=moments.cov, count=moments.count, shape=source.shape)
+        return Statistics(moments, net.name, source.shape).to_bytes()
 
     def load(path: Path) -> Moments:
         path.stat()  # raises FileNotFoundError

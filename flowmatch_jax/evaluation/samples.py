@@ -11,12 +11,12 @@ import jax
 import numpy as np
 
 from flowmatch_jax.arrays import Array, Batch, Inputs, Params
-from flowmatch_jax.config.running import SCORES
 from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.data.pipeline import items_at
 from flowmatch_jax.evaluation.pictures import save_images, save_points
 from flowmatch_jax.evaluation.super_resolution import side_by_side
 from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.metrics.scores import SCORES
 from flowmatch_jax.runtime.mesh import gather, split_if_even, to_host
 from flowmatch_jax.runtime.messages import compiling
 from flowmatch_jax.solvers import Solution, Solver
@@ -38,7 +38,7 @@ def number_generated(experiment: Experiment) -> int:
     literature, and at least what each of the scores needs.
     """
     given = experiment.config.evaluate.generated
-    least = max(SCORES.values())
+    least = max(score.least for score in SCORES.values())
     return given or min(MOST_GENERATED, max(least, len(experiment.train_data)))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from flowmatch_jax.arrays import Array
 from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.images.resolution import resize
-from flowmatch_jax.metrics.similarity import RADIUS, psnr, ssim
+from flowmatch_jax.metrics.similarity import RADIUS, mean_and_error, psnr, ssim
 from flowmatch_jax.pixels import centres
 
 SCORES = ("psnr", "ssim", "consistency")
@@ -39,12 +39,7 @@ def summary(scores: np.ndarray) -> dict[str, float | None]:
 
     PSNR is None if an image equals its original; SSIM is None if it was not measured.
     """
-    found: dict[str, float | None] = {}
-    for name, values in zip(("psnr", "ssim"), scores.T, strict=False):
-        known = bool(np.isfinite(values).all())
-        error = values.std(ddof=1) / math.sqrt(len(values)) if known else None
-        found[name] = float(values.mean()) if known else None
-        found[f"{name}_standard_error"] = error and float(error)
+    found = mean_and_error("psnr", scores[:, 0]) | mean_and_error("ssim", scores[:, 1])
     return found | {"consistency_rmse": math.sqrt(scores[:, 2].mean())}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from flowmatch_jax.metrics.frechet import Moments
+from flowmatch_jax.metrics.scores import FeatureSet
 from flowmatch_jax.runtime.files import npz, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,11 @@ class Tally:
     features: list[np.ndarray] = field(default_factory=list)
     logits: list[np.ndarray] = field(default_factory=list)
     pairs: list[np.ndarray] = field(default_factory=list)
+
+    def feature_set(self) -> FeatureSet:
+        """Return what scores use of the samples."""
+        parts = (self.features, self.logits)
+        return FeatureSet(self.moments, *(np.concatenate(part) if part else None for part in parts))
 
     def save(self, path: Path, settings: str) -> None:
         """Write the statistics, without rounding, and the settings of the samples."""

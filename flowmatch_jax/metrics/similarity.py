@@ -7,6 +7,8 @@ rounded.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from flowmatch_jax.metrics.frechet import checked
@@ -59,6 +61,17 @@ def ssim(a: np.ndarray, b: np.ndarray, peak: float = 255) -> np.ndarray:
     """
     a, b = _checked(a, b, least=2 * RADIUS + 1)
     return np.array([_ssim(x, y, peak) for x, y in zip(a, b, strict=True)])
+
+
+def mean_and_error(name: str, values: np.ndarray) -> dict[str, float | None]:
+    """Average a score of images, [N], under {name, "<name>_standard_error"}.
+
+    Both are None if a value is not finite, and the error is None for a single image.
+    """
+    if not np.isfinite(values).all():
+        return {name: None, f"{name}_standard_error": None}
+    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {name: float(values.mean()), f"{name}_standard_error": error}
 
 
 def _ssim(x: np.ndarray, y: np.ndarray, peak: float) -> float:

@@ -51,10 +51,20 @@ def section(prefix: str) -> Iterator[None]:
     ``with section("config.solver")`` turns an error about ``steps`` into one about
     ``config.solver.steps``.
     """
+    with renamed(f"{prefix}.{{}}"):
+        yield
+
+
+@contextlib.contextmanager
+def renamed(pattern: str) -> Iterator[None]:
+    """Rename the fields of user errors that are raised in this block; {} stands for a field's name.
+
+    ``with renamed("--{}")`` turns an error about ``scores`` into one about ``--scores``.
+    """
     try:
         yield
     except UserError as error:
-        raise UserError(f"{prefix}.{error.field}", error.got, error.allowed) from error
+        raise UserError(pattern.format(error.field), error.got, error.allowed) from error
 
 
 def one_of(field: str, got: object, choices: object) -> None:

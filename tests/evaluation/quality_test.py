@@ -8,10 +8,11 @@ from absl.testing import absltest
 
 from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.evaluation import quality
-from flowmatch_jax.evaluation.reference import Reference, make_reference
+from flowmatch_jax.evaluation.reference import make_reference
 from flowmatch_jax.evaluation.samples import make_sampler
 from flowmatch_jax.metrics.features.extractors import pixels
 from flowmatch_jax.metrics.frechet import Moments, frechet_distance
+from flowmatch_jax.metrics.scores import FeatureSet
 from flowmatch_jax.pixels import quantise
 from flowmatch_jax.runtime.errors import RunStopped
 from tests.evaluation.cases import source_key
@@ -21,7 +22,7 @@ ONE = jnp.ones(())
 
 
 def reference(features):
-    return Reference(Moments.empty(features.shape[1]).add(features), features)
+    return FeatureSet(Moments.empty(features.shape[1]).add(features), features)
 
 
 class QualityTest(absltest.TestCase):

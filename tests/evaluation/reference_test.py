@@ -9,6 +9,8 @@ from absl.testing import absltest
 from flowmatch_jax.evaluation import reference
 from flowmatch_jax.evaluation.reference import make_reference, moments_hash
 from flowmatch_jax.metrics.features.extractors import pixels
+from flowmatch_jax.metrics.frechet import Moments
+from flowmatch_jax.metrics.statistics import Statistics
 from flowmatch_jax.runtime.errors import UserError
 from tests.evaluation.experiments import images
 
@@ -81,6 +83,10 @@ class ReferenceTest(absltest.TestCase):
         with self.assertRaisesRegex(
             UserError, r"images \(4, 16, 1\)'; the samples are \(8, 8, 1\)"
         ):
+            make_reference(other)
+        saved = Statistics(Moments(9, np.zeros(64), np.eye(64)), "inception", (8, 8, 1))
+        Path(path).write_bytes(saved.to_bytes())
+        with self.assertRaisesRegex(UserError, "of inception'; the extractor is pixels"):
             make_reference(other)
         Path(path).write_bytes(b"no npz")
         with self.assertRaisesRegex(UserError, "config.evaluate.reference: .*cannot be read"):

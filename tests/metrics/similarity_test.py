@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from flowmatch_jax.metrics.similarity import psnr, ssim
+from flowmatch_jax.metrics.similarity import mean_and_error, psnr, ssim
 from flowmatch_jax.runtime.errors import UserError
 
 
@@ -123,6 +123,17 @@ class BothTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, "^a: .* H and W must be 11"):
             ssim(a, a)
         self.assertEqual(psnr(a, a), [np.inf])
+
+
+class MeanTest(absltest.TestCase):
+    def test_mean_and_standard_error(self):
+        found = mean_and_error("psnr", np.array([20.0, 22.0, 27.0]))
+        self.assertAlmostEqual(found["psnr"], 23)
+        self.assertAlmostEqual(found["psnr_standard_error"], np.sqrt(13 / 3))
+        one = mean_and_error("ssim", np.array([0.5]))
+        self.assertEqual(one, {"ssim": 0.5, "ssim_standard_error": None})
+        none = mean_and_error("psnr", np.array([20.0, np.inf]))
+        self.assertEqual(none, {"psnr": None, "psnr_standard_error": None})
 
 
 if __name__ == "__main__":

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import io
 import warnings
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from flowmatch_jax.runtime.errors import UserError, at_least
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 LARGEST = 2**26  # pixels of an image: 8192 x 8192, for which decoding takes up to 1.7 GB
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name
+GREY = ("1", "L", "LA", "I", "I;16", "I;16B")  # Pillow's names of grey images
 
 # Pillow's warning beyond its own limit, which is higher than LARGEST, does not name the file. The
 # filter is global because `warnings.catch_warnings` is not thread-safe, and threads decode images.
@@ -76,6 +78,21 @@ def decode(
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image.convert(MODES[channels])
+
+
+def read_shape(path: Path) -> tuple[int, int, int]:
+    """Read the shape [H, W, C] of an image file from its header: C = 1 if it is grey, otherwise 3.
+
+    Height and width are those of the upright image.
+
+    Raises:
+        Exception: the file is no image; Pillow's readers raise errors of many types.
+    """
+    with Image.open(path, formats=FORMATS) as image:
+        # A PNG without EXIF data in its header would be decoded to look for them behind its pixels.
+        turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        width, height = reversed(image.size) if turned else image.size
+        return height, width, 1 if image.mode in GREY else 3
 
 
 def square(image: Image.Image, size: int | None) -> np.ndarray:

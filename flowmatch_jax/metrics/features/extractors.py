@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from flowmatch_jax.arrays import Array
+from flowmatch_jax.metrics.features import efficientnet, inception
 from flowmatch_jax.metrics.features.efficientnet import load_efficientnet_lite0
 from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.metrics.features.inception import load_inception
@@ -21,6 +22,7 @@ from flowmatch_jax.runtime.errors import UserError, one_of
 from flowmatch_jax.runtime.mesh import to_host
 
 EXTRACTORS = ("pixels", "efficientnet_lite0", "inception")
+NETWORK_DIMS = {"efficientnet_lite0": efficientnet.DIMS, "inception": inception.DIMS}
 NAMES_OF_INCEPTION = {"fd": "fid", "is": "inception_score", "kd": "kid"}
 
 

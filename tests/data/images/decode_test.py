@@ -210,5 +210,26 @@ class ValidateTest(parameterized.TestCase):
             np.testing.assert_array_equal(images.square(image, None), pixels)
 
 
+class ShapeTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("L", "PNG", 1), ("1", "PNG", 1), ("LA", "PNG", 1), ("I;16", "PNG", 1), ("P", "PNG", 3),
+        ("RGB", "PNG", 3), ("RGBA", "PNG", 3), ("L", "JPEG", 1), ("CMYK", "JPEG", 3),
+        ("RGB", "WEBP", 3),
+    )  # fmt: skip
+    def test_shape_of_a_header_is_that_of_the_picture(self, mode, kind, channels):
+        path = Path(self.create_tempdir().full_path) / "picture"
+        path.write_bytes(encoded(Image.new(mode, (7, 5)), kind))
+        self.assertEqual(images.read_shape(path), (5, 7, channels))
+
+    @parameterized.parameters(range(1, 9))
+    def test_orientation(self, orientation):
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        path = Path(self.create_tempdir().full_path) / "photo.jpg"
+        path.write_bytes(encoded(Image.new("RGB", (7, 5)), "JPEG", exif=exif))
+        upright = array(path.read_bytes(), upright=True)
+        self.assertEqual(images.read_shape(path), upright.shape)
+
+
 if __name__ == "__main__":
     absltest.main()
