@@ -36,11 +36,12 @@ from flowmatch_jax.config.command_line import load_config, split_overrides
 from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.data.pipeline import train_batches
 from flowmatch_jax.evaluation.pictures import save_images
-from flowmatch_jax.evaluation.reference import Reference, make_reference
+from flowmatch_jax.evaluation.reference import make_reference
 from flowmatch_jax.experiment import build
 from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.metrics.features.extractors import features_of, score_name
 from flowmatch_jax.metrics.frechet import Moments, frechet_distance
+from flowmatch_jax.metrics.scores import FeatureSet
 from flowmatch_jax.runtime.files import write_atomically
 from flowmatch_jax.runtime.progress import progress_bar
 from flowmatch_jax.runtime.workdir import write_json
@@ -169,7 +170,9 @@ def sample(
     return {"images": np.concatenate(images)[:count], "nfe": np.array(nfe)}
 
 
-def judge(net: Extractor, reference: Reference, samples: dict[str, np.ndarray]) -> dict[str, float]:
+def judge(
+    net: Extractor, reference: FeatureSet, samples: dict[str, np.ndarray]
+) -> dict[str, float]:
     """Compute the Fréchet distance to the reference, and the mean NFE over batches."""
     moments, images = Moments.empty(net.dims), samples["images"]
     for start in range(0, len(images), 512):

@@ -12,10 +12,11 @@ import numpy as np
 
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.evaluation.quality import judge_samples
-from flowmatch_jax.evaluation.reference import Reference, make_reference
+from flowmatch_jax.evaluation.reference import make_reference
 from flowmatch_jax.evaluation.samples import Sampler, make_sampler
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.metrics.features.extractors import score_name
+from flowmatch_jax.metrics.scores import FeatureSet
 from flowmatch_jax.runtime.progress import progress_bar
 from flowmatch_jax.solvers import Solver, count_calls
 
@@ -103,7 +104,7 @@ def over_training(experiment: Experiment, weights: Iterable[tuple[int, Params]])
 
 
 def _judged(
-    experiment: Experiment, sampler: Sampler, params: Params, reference: Reference
+    experiment: Experiment, sampler: Sampler, params: Params, reference: FeatureSet
 ) -> tuple[float, dict[str, float | None]]:
     """Return NFE and {"fd_...": Fréchet distance} of config.figures.generated samples."""
     count, name = experiment.config.figures.generated, score_name("fd", experiment.extractor.name)

@@ -161,12 +161,12 @@ class CommandTest(parameterized.TestCase):
 
     def test_efficientnet(self):
         """A set against itself; few images are warned of."""
-        a, _ = self.sets(A[:40])
-        folder = pictures(self.root / "a", A[:40])
+        a, _ = self.sets(A[:16])
+        folder = pictures(self.root / "a", A[:16])
         found, out = self.scores(a, folder, "--scores=inception_score")
         self.assertAlmostEqual(found["fd_efficientnet_lite0"], 0, places=6)
         self.assertBetween(found["is_efficientnet_lite0"], 1, 4)
-        self.assertIn("40 images in A are too few for 1280 features", table(out)[1][0])
+        self.assertIn("16 images in A are too few for 1280 features", table(out)[1][0])
 
     def test_sets_that_do_not_fit(self):
         a, b = self.sets()

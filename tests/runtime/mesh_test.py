@@ -13,11 +13,11 @@ from configs import checkerboard_ot, digits_ot
 from flowmatch_jax import objectives, paths
 from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.evaluation.quality import judge_samples
-from flowmatch_jax.evaluation.reference import Reference
 from flowmatch_jax.evaluation.samples import make_sampler
 from flowmatch_jax.experiment import build
 from flowmatch_jax.metrics.features.extractors import pixels
 from flowmatch_jax.metrics.frechet import Moments
+from flowmatch_jax.metrics.scores import FeatureSet
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.networks.unet import UNet
@@ -150,7 +150,7 @@ class MeshTest(absltest.TestCase):
         x = np.concatenate([draw_source(source_key(1, i), (8, 8, 8, 1)) for i in range(3)])
         reference = Moments.empty(64).add(pixels(np.asarray(quantise(x, 17)), 17))
         sampler = make_sampler(zero, 8)
-        judged = judge_samples(zero, sampler, jnp.ones(()), 24, Reference(reference), silent=True)
+        judged = judge_samples(zero, sampler, jnp.ones(()), 24, FeatureSet(reference), silent=True)
         self.assertAlmostEqual(judged["fd_pixels"], 0, places=9)
 
     def check_training(self):
