@@ -31,7 +31,7 @@ SETS = {
 TINY_UNET = {
     "network.dtype": "float32",  # CPUs are slow in bfloat16
     "network.unet.channels": 8,
-    "network.unet.multipliers": (1, 1),
+    "network.unet.multipliers": (1,),
     "network.unet.depth": 1,
     "network.unet.attention_sides": (),
     "network.unet.heads": 1,

@@ -25,7 +25,7 @@ DIGITS = "--config=configs/digits_ot.py"
 TINY = (
     "--config.network.unet.channels=8",
     "--config.network.unet.multipliers=(1,)",
-    "--config.network.unet.attention_sides=(8,)",
+    "--config.network.unet.attention_sides=()",
     "--config.network.unet.dropout=0.1",
     "--config.optimizer.warmup_steps=5",
     "--config.train.steps=60",

@@ -33,7 +33,7 @@ from tests.evaluation.cases import source_key
 from tests.evaluation.experiments import images
 
 DEVICES = 8
-STEPS = 20
+STEPS = 10
 
 
 class Training:
@@ -155,9 +155,13 @@ class MeshTest(absltest.TestCase):
 
     def check_training(self):
         """Losses and parameters do not depend on the layout, to the order of float32 sums."""
-        for training in (Training.of_images(), Training.of_points()):
+        layouts = ((8, 1), (4, 2), (1, 8))
+        for training, chosen in (
+            (Training.of_images(), layouts[1:2]),  # its program takes long to compile
+            (Training.of_points(), layouts),
+        ):
             expected, reference = training.run(one_device())
-            for data, fsdp in ((8, 1), (4, 2), (1, 8)):
+            for data, fsdp in chosen:
                 mesh = mesh_lib.make_mesh(fsdp)
                 self.assertEqual(tuple(mesh.shape.values()), (data, fsdp))
                 self.check_same(training.run(mesh), expected, reference)
