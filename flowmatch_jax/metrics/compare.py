@@ -110,7 +110,9 @@ def choose_scores(sets: Sets, net: Extractor | None, asked: Sequence[str] | None
         least |= {s: SCORES[s].least for s in chosen if SCORES[s].of_features or name == "A"}
         for score, number in least.items():
             if count is not None and count < number:
-                allowed = f"{score} takes {number} images or more: add some, or choose --scores"
+                allowed = f"{score} takes {number} images or more"
+                if score in SCORES:
+                    allowed += "; leave it out by --scores"
                 raise UserError(name, f"{count} images", allowed)
     return chosen
 

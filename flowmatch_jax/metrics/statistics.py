@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import ZipFile, is_zipfile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
@@ -87,7 +87,8 @@ class Statistics:
 
 def is_statistics(path: Path) -> bool:
     """Test whether a file is an npz archive with mu and sigma."""
-    if not path.is_file() or not is_zipfile(path):
+    try:
+        with ZipFile(path) as archive:
+            return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
+    except (OSError, BadZipFile):
         return False
-    with ZipFile(path) as archive:
-        return {"mu.npy", "sigma.npy"} <= set(archive.namelist())

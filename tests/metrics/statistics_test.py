@@ -29,6 +29,8 @@ class StatisticsTest(parameterized.TestCase):
         self.assertEqual(Statistics.load(path).kind, Kind(3, None, None))
         np.savez(path, mu=MOMENTS.mean)
         self.assertFalse(is_statistics(path))
+        path.write_bytes(path.read_bytes()[60:])  # its directory is whole, but lies elsewhere
+        self.assertFalse(is_statistics(path))
         path.write_bytes(b"no npz")
         self.assertFalse(is_statistics(path))
         self.assertFalse(is_statistics(path.parent))

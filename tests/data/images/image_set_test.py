@@ -118,6 +118,12 @@ class ImageSetTest(parameterized.TestCase):
             open_images(folder)
         path = self.root / "x.npz"
         np.savez(path, x=X)
+        whole = path.read_bytes()
+        for cut in (whole[:-30], whole[60:]):
+            path.write_bytes(cut)
+            with self.assertRaisesRegex(UserError, "x.npz'; it cannot be read"):
+                open_images(path)
+        path.write_bytes(whole)
         data = bytearray(path.read_bytes())
         data[500] ^= 1
         path.write_bytes(data)
