@@ -17,9 +17,9 @@ from flowmatch_jax.config.field import Of, select
 from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.data.dataset import Dataset
-from flowmatch_jax.evaluation.outputs import Archive, Item, Output, Pictures
+from flowmatch_jax.data.sample_files import Archive, Item, Output, Pictures
 from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.pixels import quantise
+from flowmatch_jax.pixels import as_bytes, quantise
 from flowmatch_jax.runtime.errors import RunStopped, UserError
 from flowmatch_jax.runtime.mesh import gather, split_if_even, to_host
 from flowmatch_jax.runtime.progress import progress_bar
@@ -52,7 +52,7 @@ def generate_samples(
         seeds: seeds of the noise.
         classes: numbers or names of classes. If it is empty and the model has classes, the class of
             a sample is drawn from the frequencies of the training labels, with its seed.
-        output: an .npz file, or a folder for one PNG file per sample (see `outputs`).
+        output: an .npz file, or a folder for one PNG file per sample (see `sample_files`).
         weights: what identifies the parameters in the run, such as their step. The output records
             it with the settings of the run and of the solver, and refuses others.
 
@@ -132,7 +132,7 @@ def _open(
     if output.suffix or not data.is_image:
         allowed = "give a folder (one PNG file per image) or an .npz file"
         raise UserError("--output", str(output), allowed if data.is_image else "give an .npz file")
-    return Pictures(output, items, settings, data.levels, data.classes)
+    return Pictures(output, items, settings, data.classes)
 
 
 def _draw(
@@ -182,5 +182,6 @@ def _draw_batch(
 
 
 def _stored(experiment: Experiment, x: Array) -> Array:
+    """Convert samples to what is stored: images become uint8 in [0, 255]."""
     levels = experiment.train_data.levels
-    return x if levels is None else quantise(x, levels).astype(jnp.uint8)
+    return x if levels is None else as_bytes(quantise(x, levels), levels)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from flowmatch_jax.pixels import as_bytes
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.files import Unreadable, move_folder, read_json
 from flowmatch_jax.runtime.workdir import write_json
@@ -39,7 +38,7 @@ class Output(Protocol):
         """Return which samples of the list are there already, bool [N]."""
 
     def add(self, rows: np.ndarray, x: np.ndarray) -> None:
-        """Write the samples at ``rows`` of the list: integers [n, H, W, C] or points [n, D]."""
+        """Write the samples at ``rows`` of the list: uint8 [n, H, W, C] or points [n, D]."""
 
     def finish(self) -> None:
         """Complete the output when all samples are there."""
@@ -54,7 +53,6 @@ class Pictures:
         folder: the folder.
         items: the samples.
         settings: what the samples depend on, kept in settings.json.
-        levels: grey levels, which are spread over 0 to 255.
         classes: names of the classes, where they are known.
 
     Raises:
@@ -66,11 +64,9 @@ class Pictures:
         folder: Path,
         items: Iterable[Item],
         settings: dict[str, Any],
-        levels: int,
         classes: Sequence[str] | None = None,
     ) -> None:
-        self._folder, self._levels, self._classes = folder, levels, classes
-        self._items = list(items)
+        self._folder, self._items, self._classes = folder, list(items), classes
         _make(folder, folder)
         _check_settings(folder, settings, folder)
 
@@ -89,7 +85,7 @@ class Pictures:
 
     def add(self, rows: np.ndarray, x: np.ndarray) -> None:
         """Write a file for each sample."""
-        for row, image in zip(rows, np.asarray(as_bytes(x, self._levels)), strict=True):
+        for row, image in zip(rows, x, strict=True):
             path = self.path(self._items[row])
             path.parent.mkdir(exist_ok=True)
             partial = path.with_suffix(".partial")
@@ -171,11 +167,15 @@ class Archive:
     def _open(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
         """Open an array of the folder, which is created with zeros."""
         path = self._folder / f"{name}.npy"
-        mode = "r+" if path.exists() else "w+"
-        array = np.lib.format.open_memmap(path, mode, dtype, shape=shape)
-        if (array.shape, array.dtype) != (shape, dtype):
-            raise UserError("--output", str(self._path), f"{path} is damaged; remove its folder")
-        return array
+        if not path.exists():
+            return np.lib.format.open_memmap(path, "w+", dtype, shape)
+        try:
+            array = np.lib.format.open_memmap(path, "r+")
+            if (array.shape, array.dtype) == (shape, dtype):
+                return array
+        except ValueError:  # no npy file
+            pass
+        raise UserError("--output", str(self._path), f"{path} is damaged; remove its folder")
 
     def _check_file(self) -> None:
         try:
