@@ -1,0 +1,208 @@
+"""Fit the coefficients of a solver to a model (Shaul et al. 2024, arXiv 2403.01329).
+
+The error of a solver with n calls is the mean squared difference per dimension between its end and
+the accurate solution from the same noise. `run` minimises the mean logarithm of the error by Adam,
+over the times of the calls and all coefficients, while the model is constant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from flowmatch_jax.arrays import Array, Field, Params, filled, sum_dims
+from flowmatch_jax.sampling.fitted import Coefficients, ab2, euler, midpoint, solve
+
+
+class Pairs(NamedTuple):
+    """Noises and the accurate solutions from them.
+
+    Attributes:
+        x0: noises, [N, ...].
+        x1: states at the end of the path, [N, ...].
+        inputs: conditioning inputs of the solutions, with leading axis N.
+    """
+
+    x0: np.ndarray
+    x1: np.ndarray
+    inputs: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.x0)
+
+    def at(self, rows: Any) -> Pairs:
+        """Select rows."""
+        return Pairs(self.x0[rows], self.x1[rows], {k: v[rows] for k, v in self.inputs.items()})
+
+
+class Variables(NamedTuple):
+    """What is optimised; all zeros is the solver that the fit begins with.
+
+    Attributes:
+        gaps: change of the logarithms of the distances between times, [n].
+        a: change of a, [n].
+        b: change of b, in units of the mean step, [n, n].
+    """
+
+    gaps: Array
+    a: Array
+    b: Array
+
+
+class State(NamedTuple):
+    """State of a fit: the step, the variables, Adam's state, and the best variables so far."""
+
+    step: Array
+    variables: Variables
+    adam: optax.OptState
+    best: Variables
+    least: Array  # error of the best variables on the pairs that select them
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fit of a solver to a model.
+
+    Attributes:
+        field: (params, inputs) -> vector field of the model.
+        start: the solver that the fit begins with.
+        t_end: end of the path.
+        pairs: pairs that the solver is fitted to.
+        chosen_by: pairs whose error chooses among the steps of the fit.
+        steps: number of Adam's steps; the learning rate decays to 0 by a cosine.
+        batch_size: pairs per step.
+        learning_rate: learning rate of the first step.
+        check_every: steps between the errors on ``chosen_by``.
+    """
+
+    field: Callable[[Params, dict[str, Array]], Field]
+    start: Coefficients
+    t_end: float
+    pairs: Pairs
+    chosen_by: Pairs
+    steps: int = 300
+    batch_size: int = 32
+    learning_rate: float = 5e-3
+    check_every: int = 25
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        return optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.steps))
+
+    def init(self, least: float) -> State:
+        """Return the state before the first step; ``least`` is the error of the start."""
+        n = len(self.start.t)
+        zeros = Variables(jnp.zeros(n), jnp.zeros(n), jnp.zeros((n, n)))
+        return State(jnp.int32(0), zeros, self.optimizer.init(zeros), zeros, jnp.float32(least))
+
+    def coefficients(self, variables: Variables) -> Coefficients:
+        """Return the solver of these variables."""
+        n = len(self.start.t)
+        gaps = np.diff(np.append(self.start.t, self.t_end))
+        shares = jax.nn.softmax(jnp.log(gaps) + variables.gaps)
+        times = self.t_end * jnp.concatenate([jnp.zeros(1), jnp.cumsum(shares)[:-1]])
+        change = self.t_end / n * jnp.tril(variables.b)
+        return Coefficients(times, self.start.a + variables.a, self.start.b + change)
+
+
+def errors(field: Field, coefficients: Coefficients, x0: Array, x1: Array) -> Array:
+    """Compute the mean squared error per dimension of a solver, [B]."""
+    return sum_dims((solve(field, x0, coefficients).x - x1) ** 2) / x0[0].size
+
+
+def make_mean_error(fit: Fit) -> Callable[[Params, Coefficients, Pairs], float]:
+    """Create the mean error of a solver over pairs, which are solved in batches."""
+    size = fit.batch_size
+
+    @jax.jit
+    def of_batch(params: Params, coefficients: Coefficients, pairs: Pairs) -> Array:
+        return errors(fit.field(params, pairs.inputs), coefficients, pairs.x0, pairs.x1)
+
+    def mean_error(params: Params, coefficients: Coefficients, pairs: Pairs) -> float:
+        parts = []
+        for begin in range(0, len(pairs), size):
+            part = pairs.at(slice(begin, begin + size))
+            whole = jax.tree.map(lambda x: filled(x, size), part)
+            parts.append(np.asarray(of_batch(params, coefficients, whole))[: len(part)])
+        return float(np.concatenate(parts).mean())
+
+    return mean_error
+
+
+def best_start(
+    error: Callable[[Coefficients], float], n: int, grids: dict[str, Callable[[int], np.ndarray]]
+) -> tuple[str, Coefficients, float]:
+    """Choose the best of Euler's, the AB2 and the midpoint method with n calls on each grid.
+
+    Args:
+        error: error of a solver.
+        n: number of calls; an odd number excludes the midpoint method.
+        grids: name -> function from a number of steps to times.
+
+    Returns:
+        The method's and the grid's name, the solver and its error.
+    """
+    found = {}
+    for name, grid in grids.items():
+        found[f"euler, {name}"] = euler(grid(n))
+        found[f"ab2, {name}"] = ab2(grid(n))
+        if n % 2 == 0:
+            found[f"midpoint, {name}"] = midpoint(grid(n // 2))
+    by_error = {name: error(coefficients) for name, coefficients in found.items()}
+    best = min(by_error, key=by_error.__getitem__)
+    return best, found[best], by_error[best]
+
+
+def run(
+    fit: Fit,
+    params: Params,
+    state: State,
+    mean_error: Callable[[Params, Coefficients, Pairs], float],
+    seed: int = 0,
+) -> Iterator[State]:
+    """Take the steps from a state on; yields the state after each check.
+
+    The batches are a function of the seed and the step, so that a fit that goes on from a saved
+    state ends with the same solver.
+
+    Args:
+        fit: the fit.
+        params: parameters of the model.
+        state: result of `Fit.init`, or a state that was yielded.
+        mean_error: result of `make_mean_error`.
+        seed: seed of the batches.
+    """
+    optimizer = fit.optimizer
+
+    @jax.jit
+    def step(params: Params, state: State, pairs: Pairs) -> State:
+        def loss(variables: Variables) -> Array:
+            field = fit.field(params, pairs.inputs)
+            error = errors(field, fit.coefficients(variables), pairs.x0, pairs.x1)
+            return jnp.log(error + jnp.finfo(error.dtype).tiny).mean()
+
+        gradient = jax.grad(loss)(state.variables)
+        updates, adam = optimizer.update(gradient, state.adam)
+        variables = optax.apply_updates(state.variables, updates)
+        return state._replace(step=state.step + 1, variables=variables, adam=adam)
+
+    while (now := int(state.step)) < fit.steps:
+        chosen = np.random.RandomState([seed, now]).permutation(len(fit.pairs))[: fit.batch_size]
+        state = step(params, state, fit.pairs.at(chosen))
+        if (now + 1) % fit.check_every == 0 or now + 1 == fit.steps:
+            error = mean_error(params, fit.coefficients(state.variables), fit.chosen_by)
+            if error < state.least:
+                state = state._replace(best=state.variables, least=jnp.float32(error))
+            yield state
+
+
+def begun_at(fit: Fit, start: Coefficients) -> Fit:
+    """Return the fit with another start."""
+    return dataclasses.replace(fit, start=start)

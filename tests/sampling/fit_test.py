@@ -1,0 +1,94 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+
+from flowmatch_jax import paths
+from flowmatch_jax.marginals import smoothed, velocity
+from flowmatch_jax.sampling import fit, fitted
+from flowmatch_jax.solvers import Solver, integrate
+
+CALLS = 4
+GRIDS = {
+    "uniform": lambda n: np.linspace(0, 1, n + 1),
+    "to the data": lambda n: np.sin(np.linspace(0, np.pi / 2, n + 1)),
+}
+POINTS = jnp.asarray([[1.0, 0.2], [-0.6, 0.9], [0.1, -1.1]])
+
+
+def mixture(scale, t, x):
+    """The field of the OT path to three Gaussians, of which ``scale`` multiplies the means."""
+    return velocity(smoothed(paths.optimal_transport(), 0.4), t, x, scale * POINTS)
+
+
+@functools.cache
+def problem():
+    x0 = jax.random.normal(jax.random.key(0), (300, 2))
+    solver = Solver("dopri5", rtol=1e-6, atol=1e-6)
+    x1 = integrate(functools.partial(mixture, 1.0), x0, solver=solver).x
+    pairs = fit.Pairs(np.asarray(x0), np.asarray(x1), {})
+    wanted = fit.Fit(
+        field=lambda scale, inputs: functools.partial(mixture, scale),
+        start=fitted.euler(GRIDS["uniform"](CALLS)),
+        t_end=1.0,
+        pairs=pairs.at(slice(200)),
+        chosen_by=pairs.at(slice(200, 250)),
+        steps=200,
+        batch_size=40,
+        learning_rate=2e-2,
+    )
+    mean_error = fit.make_mean_error(wanted)
+    name, start, least = fit.best_start(
+        lambda c: mean_error(1.0, c, wanted.chosen_by), CALLS, GRIDS
+    )
+    return fit.begun_at(wanted, start), mean_error, name, least, pairs.at(slice(250, 300))
+
+
+class FitTest(absltest.TestCase):
+    def test_start_is_the_best_of_all(self):
+        wanted, mean_error, name, least, _ = problem()
+        errors = [
+            mean_error(1.0, method(grid(steps)), wanted.chosen_by)
+            for grid in GRIDS.values()
+            for method, steps in ((fitted.euler, 4), (fitted.ab2, 4), (fitted.midpoint, 2))
+        ]
+        self.assertEqual((least, len(set(errors))), (min(errors), 6))
+        self.assertIn(",", name)
+
+    def test_no_change_is_the_start(self):
+        wanted, *_ = problem()
+        got = wanted.coefficients(wanted.init(1.0).variables)
+        for value, expected in zip(got, wanted.start, strict=True):
+            np.testing.assert_allclose(value, expected, atol=1e-6)
+
+    def test_error_is_that_of_the_solutions(self):
+        """Also of a last batch that is filled up."""
+        wanted, _, _, least, _ = problem()
+        pairs = wanted.chosen_by
+        x = fitted.solve(functools.partial(mixture, 1.0), jnp.asarray(pairs.x0), wanted.start).x
+        self.assertAlmostEqual(least, float(np.mean((x - pairs.x1) ** 2)), places=7)
+
+    def test_held_out_error_falls_and_a_fit_that_goes_on_ends_alike(self):
+        wanted, mean_error, _, least, held_out = problem()
+        states = list(fit.run(wanted, 1.0, wanted.init(least), mean_error))
+        self.assertEqual([int(state.step) for state in states], list(range(25, 201, 25)))
+        best = wanted.coefficients(states[-1].best)
+        before = mean_error(1.0, wanted.start, held_out)
+        self.assertLess(mean_error(1.0, best, held_out), 0.2 * before)
+        self.assertTrue((np.diff(best.t) > 0).all())
+        self.assertEqual(best.t[0], 0)
+        self.assertLess(best.t[-1], 1)
+        *_, resumed = fit.run(wanted, 1.0, states[3], mean_error)
+        jax.tree.map(np.testing.assert_array_equal, resumed, states[-1])
+
+    def test_steps_that_do_worse_are_not_chosen(self):
+        wanted, mean_error, *_ = problem()
+        state = wanted.init(0.0)._replace(step=jnp.int32(150))  # no error is below 0
+        *_, last = fit.run(wanted, 1.0, state, mean_error)
+        self.assertEqual(jax.tree.map(lambda x: float(abs(x).max()), last.best), (0, 0, 0))
+
+
+if __name__ == "__main__":
+    absltest.main()
