@@ -10,41 +10,43 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from flowmatch_jax import predictions
+from flowmatch_jax import own_parts, predictions
 from flowmatch_jax.arrays import Apply, Array, Field, Inputs, Params
 from flowmatch_jax.config.rules import data_options, solver_of, validate
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.dataset import Dataset, RecordedDataset
 from flowmatch_jax.metrics.features.extractor import Extractor
-from flowmatch_jax.networks import pure_apply
+from flowmatch_jax.networks import Network, computing_in, init_params, pure_apply
 from flowmatch_jax.objectives import OBJECTIVES, Objective
 from flowmatch_jax.parts import (
     WITHOUT_FIELD,
     check_classes,
     make_clock,
     make_conditioning,
+    make_coupling,
     make_extractor,
+    make_grid,
     make_guidance,
     make_matching,
     make_network,
     make_objective,
     make_path,
+    make_time,
 )
 from flowmatch_jax.paths import GaussianPath
 from flowmatch_jax.predictions import vector_field
 from flowmatch_jax.runtime.errors import UserError, section
 from flowmatch_jax.runtime.mesh import make_mesh
+from flowmatch_jax.runtime.own import is_own
 from flowmatch_jax.sampling import ancestral, piecewise
 from flowmatch_jax.sampling.guidance import Guidance, stretches
 from flowmatch_jax.solvers import Solution, Solver, counted, integrate
-from flowmatch_jax.times import GRIDS
 
 COMPUTING_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 SPLITS = ("train", "test")
@@ -59,7 +61,7 @@ class Experiment:
         train_data, test_data: the training and test split.
         path: the conditional path.
         objective: (apply, params, batch, key) -> (loss, metrics).
-        network: the Flax module, float32.
+        network: the network (see `networks`), float32.
         train_apply: the network as a function in the computing dtype of training.
         apply: the network as a function in float32, for evaluation.
         extractor: feature extractor of sample quality metrics, or None.
@@ -73,7 +75,7 @@ class Experiment:
     test_data: Dataset
     path: GaussianPath
     objective: Objective
-    network: nn.Module
+    network: Network
     train_apply: Apply
     apply: Apply
     extractor: Extractor | None
@@ -129,12 +131,13 @@ class Experiment:
         solver = solver_of(self.config.solver)
         if solver.steps is None:
             return solver
-        grid = GRIDS[self.config.solver.grid]
-        return replace(solver, steps=None, grid=grid(solver.steps, self.path))
+        grid = make_grid(self.config.solver, solver.steps, self.path)
+        return replace(solver, steps=None, grid=grid)
 
     def objective_at(self, t: Array) -> Objective | None:
         """Return the objective with all times equal to t []; None if it has no times."""
-        if self.config.objective.name not in OBJECTIVES:
+        name = self.config.objective.name
+        if name not in OBJECTIVES and not is_own(name):
             return None
         return make_matching(self.config.objective, self.path, lambda key, n, path: jnp.full(n, t))
 
@@ -143,7 +146,7 @@ class Experiment:
         batch = jax.tree.map(jnp.asarray, self.train_data.zeros(1))
         x = batch["x"].astype(jnp.float32)
         inputs = self.conditioning.inputs(batch)
-        return self.network.init(key, jnp.zeros(1), x, **inputs)["params"]
+        return init_params(self.network, key, jnp.zeros(1), x, **inputs)
 
 
 def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experiment:
@@ -167,24 +170,60 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
     path = make_path(config.path)
     conditioning = make_conditioning(config.condition, train_data)
     check_classes(config.evaluate, conditioning, train_data)
-    network, clock = (
-        make_network(config.network, train_data, conditioning),
-        make_clock(config, path),
-    )
-    return Experiment(
+    network = make_network(config.network, train_data, conditioning)
+    with section("config.network"):
+        training = computing_in(network, COMPUTING_DTYPES[config.network.dtype])
+    clock = make_clock(config, path)
+    experiment = Experiment(
         config=config,
         train_data=train_data,
         test_data=test_data,
         path=path,
         objective=make_objective(config, path),
         network=network,
-        train_apply=pure_apply(network.clone(dtype=COMPUTING_DTYPES[config.network.dtype]), clock),
+        train_apply=pure_apply(training, clock),
         apply=pure_apply(network, clock),
         extractor=make_extractor(config.evaluate, train_data),
         mesh=mesh,
         conditioning=conditioning,
         guidance=make_guidance(config, conditioning),
     )
+    _check_own_parts(experiment)
+    return experiment
+
+
+def _check_own_parts(experiment: Experiment) -> None:
+    """Call the user's own parts once; raises UserError if one does not return what it should."""
+    config = experiment.config
+    fields, solver = config.objective, config.solver
+    stored = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((config.train.batch_size, *a.shape[1:]), a.dtype),
+        experiment.train_data.zeros(1),
+    )
+    inputs = jax.eval_shape(experiment.conditioning.inputs, stored)
+    x = jax.ShapeDtypeStruct(stored["x"].shape, jnp.float32)
+    apply = experiment.train_apply
+    if is_own(config.network.name):
+        with section("config.network"):
+            own_parts.check_network(
+                "name", config.network.name, experiment.init_params, apply, x, inputs
+            )
+    with section("config.objective"):
+        if is_own(fields.coupling):
+            own_parts.check_coupling("coupling", fields.coupling, make_coupling(fields), x)
+        if is_own(fields.time):
+            time = make_time(fields)
+            own_parts.check_time("time", fields.time, time, x.shape[0], experiment.path)
+        if is_own(fields.name):
+            params = jax.eval_shape(experiment.init_params, jax.random.key(0))
+            batch = {"x": x, **inputs}
+            own_parts.check_objective(
+                "name", fields.name, experiment.objective, apply, params, batch
+            )
+    if is_own(solver.grid):
+        grid = experiment.solver().grid
+        with section("config.solver"):
+            own_parts.check_grid("grid", solver.grid, grid, solver.steps, experiment.path)
 
 
 def _dataset(

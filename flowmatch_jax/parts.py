@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
-import flax.linen as nn
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from flowmatch_jax import objectives, predictions
+from flowmatch_jax import objectives, own_parts, predictions
 from flowmatch_jax.arrays import Array
 from flowmatch_jax.config.rules import solver_of
 from flowmatch_jax.couplings import COUPLINGS
@@ -16,14 +18,17 @@ from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.metrics.features.extractors import load_extractor
+from flowmatch_jax.networks import Network, is_network, takes
+from flowmatch_jax.networks.from_nnx import FromNNX
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.networks.unet import UNet
-from flowmatch_jax.objectives import OBJECTIVES, Objective, Time
+from flowmatch_jax.objectives import OBJECTIVES, Coupling, Objective, Time
 from flowmatch_jax.paths import PATHS, GaussianPath, log_snr
 from flowmatch_jax.runtime.errors import UserError, one_of, section
+from flowmatch_jax.runtime.own import blamed, is_own, resolve
 from flowmatch_jax.sampling import ancestral
 from flowmatch_jax.sampling.guidance import Guidance
-from flowmatch_jax.times import TIMES
+from flowmatch_jax.times import GRIDS, TIMES
 
 WITHOUT_FIELD = {"regression": "data", "sr3": "noise"}  # objective -> prediction of its network
 
@@ -80,8 +85,15 @@ def check_classes(config: ConfigDict, conditioning: Conditioning, data: Dataset)
 
 def make_path(config: ConfigDict) -> GaussianPath:
     """Create the conditional path."""
-    with section(f"config.path.{config.name}"):
-        return PATHS[config.name](**config[config.name])
+    if not is_own(config.name):
+        with section(f"config.path.{config.name}"):
+            return PATHS[config.name](**config[config.name])
+    with section("config.path"):
+        make = resolve("name", config.name, PATHS, config.options)
+        with blamed("name", config.name):
+            path = make()
+        own_parts.check_path("name", config.name, path)
+        return path
 
 
 def make_objective(config: ConfigDict, path: GaussianPath) -> Objective:
@@ -103,9 +115,9 @@ def make_objective(config: ConfigDict, path: GaussianPath) -> Objective:
         return objectives.maximum_likelihood(path, fields.predicts, solver_of(options), **trace)
     with section("config.objective"):
         if fields.time == "importance":
-            coupling = COUPLINGS[fields.coupling]
+            coupling = make_coupling(fields)
             return objectives.scoreflow_by_importance(path, fields.predicts, coupling)
-        return make_matching(fields, path, TIMES[fields.time])
+        return make_matching(fields, path, make_time(fields))
 
 
 def _without_field(config: ConfigDict, path: GaussianPath) -> Objective:
@@ -121,14 +133,36 @@ def _without_field(config: ConfigDict, path: GaussianPath) -> Objective:
     return objectives.regression
 
 
+def make_coupling(fields: ConfigDict) -> Coupling:
+    """Return the coupling of noise and data."""
+    return resolve("coupling", fields.coupling, COUPLINGS, fields.coupling_options)
+
+
+def make_time(fields: ConfigDict) -> Time:
+    """Return the distribution of t in training."""
+    return resolve("time", fields.time, TIMES, fields.time_options)
+
+
 def make_matching(fields: ConfigDict, path: GaussianPath, time: Time) -> Objective:
     """Create a regression objective on the path, with t drawn by ``time``."""
-    return OBJECTIVES[fields.name](path, fields.predicts, COUPLINGS[fields.coupling], time)
+    make = resolve("name", fields.name, OBJECTIVES, fields.options)
+    with blamed("name", fields.name):
+        return make(path, fields.predicts, make_coupling(fields), time)
 
 
-def make_network(config: ConfigDict, data: Dataset, conditioning: Conditioning) -> nn.Module:
+def make_grid(config: ConfigDict, steps: int, path: GaussianPath) -> np.ndarray:
+    """Create the time grid of fixed-step solvers, [steps + 1]."""
+    with section("config.solver"):
+        grid = resolve("grid", config.grid, GRIDS, config.grid_options)
+        with blamed("grid", config.grid), jax.ensure_compile_time_eval():  # also inside jit
+            return np.asarray(grid(steps, path), np.float64)
+
+
+def make_network(config: ConfigDict, data: Dataset, conditioning: Conditioning) -> Network:
     """Create the network, with computations in float32."""
     with section("config.network"):
+        if is_own(config.name):
+            return _own_network(config.name, config.options)
         kind = "unet" if data.is_image else "mlp"
         if config.name != kind:
             what = "images" if data.is_image else "points"
@@ -145,6 +179,20 @@ def make_network(config: ConfigDict, data: Dataset, conditioning: Conditioning) 
             )
             network.validate(data.shape[:2])
             return network
+
+
+def _own_network(name: str, options: Mapping[str, Any]) -> Network:
+    """Create a user's own network; with an argument ``rngs``, the function makes an NNX module."""
+    make = resolve("name", name, {}, options)
+    with blamed("name", name):
+        network = FromNNX(make) if takes(make.func, "rngs") else make()
+    if not is_network(network):
+        allowed = (
+            f"it returns {type(network).__name__}: return a Flax module, or an object with init "
+            "and apply; a function that makes an NNX module has an argument rngs"
+        )
+        raise UserError("name", name, allowed)
+    return network
 
 
 def make_clock(config: ConfigDict, path: GaussianPath) -> Callable[[Array], Array]:

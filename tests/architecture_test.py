@@ -13,7 +13,7 @@ FLOORS = [
     {"couplings", "networks", "paths", "pixels", "solvers"},
     {"likelihood", "marginals", "predictions", "sampling", "times"},
     {"objectives"},
-    {"data"},
+    {"data", "own_parts"},
     {"metrics"},
     {"config"},
     {"parts"},

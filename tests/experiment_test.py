@@ -185,7 +185,7 @@ class BuildTest(parameterized.TestCase):
             tuple: ((), ("a",), (-1,), (1.5,), (math.nan,), (2**40,)),
         }
         # Sections of other paths, networks and data, and what training itself looks at.
-        of_no_use = ("path.v", "network.mlp", "data.folder", "optimizer")
+        of_no_use = ("path.v", "network.mlp", "data.folder", "data.arrays", "optimizer")
         told = 0
         for field, kind in fields(digits_ot.get_config()):
             for value in odd.get(kind, ()):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
+from typing import Any
 
 from flowmatch_jax.config.field import Check
 from flowmatch_jax.runtime.errors import UserError, at_least, one_of, whole_numbers
+from flowmatch_jax.runtime.own import one_of_or_own
 
 
 def least(n: float) -> Check:
@@ -18,6 +20,20 @@ def least(n: float) -> Check:
 def among(choices: Collection[str]) -> Check:
     """Check that a value is one of the choices."""
     return partial(one_of, choices=choices)
+
+
+def among_or_own(choices: Collection[str]) -> Check:
+    """Check that a value is one of the choices, or a user's own part: module:function."""
+    return partial(one_of_or_own, choices=choices)
+
+
+def own_options(name: str, got: Mapping[str, Any]) -> None:
+    """Check that options of a user's own part can be recorded as they are."""
+    for option, value in got.items():
+        for element in value if isinstance(value, tuple | list) else (value,):
+            if not isinstance(element, bool | int | float | str | None):
+                allowed = f"{option} may be a number, a text, True, False, None, or a tuple of them"
+                raise UserError(name, value, allowed)
 
 
 def all_among(choices: Collection[str]) -> Check:

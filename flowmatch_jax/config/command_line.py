@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import ast
 from difflib import get_close_matches
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
@@ -41,7 +43,8 @@ def load_config(path: str, overrides: list[str]) -> FrozenConfigDict:
     # Of a field that is given twice the last value counts; tuples would be added up.
     given = {o.partition("=")[0].lstrip("-"): o for o in overrides}
     unset = [name for name, o in given.items() if o.endswith("=None") and _is_optional(name)]
-    arguments = ["", *(o for name, o in given.items() if name not in unset)]
+    options = {name: _literal(o) for name, o in given.items() if _is_new_option(name, config)}
+    arguments = ["", *(o for name, o in given.items() if name not in {*unset, *options})]
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
@@ -50,7 +53,9 @@ def load_config(path: str, overrides: list[str]) -> FrozenConfigDict:
     except (flags.Error, AttributeError, KeyError) as error:
         _explain(error, experiment_config(path), arguments[1:])
         raise UserError("--config", path, str(error)) from error
-    config.update_from_flattened_dict({name.removeprefix("config."): None for name in unset})
+    apart = {n.removeprefix("config."): v for n, v in (dict.fromkeys(unset) | options).items()}
+    with config.unlocked():
+        config.update_from_flattened_dict(apart)
     return FrozenConfigDict(config)
 
 
@@ -61,6 +66,26 @@ def _is_optional(name: str) -> bool:
     except (KeyError, TypeError):
         return False
     return isinstance(field, Field) and field.kind is not None
+
+
+def _is_new_option(name: str, config: ConfigDict) -> bool:
+    """Whether a full path is that of an option in a free-form field that the config lacks."""
+    path, _, option = name.removeprefix("config.").rpartition(".")
+    try:
+        field, values = at(FIELDS, path), at(config, path)
+    except (KeyError, TypeError):
+        return False
+    return isinstance(field, Field) and field.default == {} and option not in values
+
+
+def _literal(override: str) -> Any:
+    """Return the value of an override: a number, True, None, a tuple, ... or else the text."""
+    text = override.partition("=")[2]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if isinstance(value, bool | int | float | str | tuple | None) else text
 
 
 def _explain(error: Exception, defaults: ConfigDict, overrides: list[str]) -> None:
@@ -78,4 +103,7 @@ def _explain(error: Exception, defaults: ConfigDict, overrides: list[str]) -> No
             section, node = node, node[field]
         if f"--{name}={value}:" in str(error):
             kind = section.get_type(field).__name__
-            raise UserError(f"--{name}", value, f"it takes a value of type {kind}")
+            allowed = f"it takes a value of type {kind}"
+            if isinstance(node, ConfigDict):
+                allowed = f"it is a section: set one of its fields, --{name}.<field>=..."
+            raise UserError(f"--{name}", value, allowed)

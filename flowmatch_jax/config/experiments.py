@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from flowmatch_jax.config.identity import from_record
 from flowmatch_jax.config.methods import METHODS
 from flowmatch_jax.runtime.errors import UserError
+from flowmatch_jax.runtime.own import add_folder
 from flowmatch_jax.runtime.workdir import read_record
 
 PACKAGE = Path(__file__).parents[1]
@@ -23,7 +24,8 @@ def experiment_config(path: str) -> ConfigDict:
 
     The file defines a function `get_config`. If <data>_<method>.py does not exist, the config of
     <data>_ot.py, or of <data>.py, is changed by a method: a function in the dict METHODS of that
-    file or of `methods`. This project's own files are found from every working directory.
+    file or of `methods`. This project's own files are found from every working directory. A user's
+    own parts may be imported from the folder of the file.
 
     Args:
         path: path of the file, such as configs/digits_ot.py.
@@ -31,6 +33,7 @@ def experiment_config(path: str) -> ConfigDict:
     Raises:
         UserError: there is no such file or method, or the file is not a config file.
     """
+    add_folder(Path(path).parent)
     file = find(Path(path))
     if file is not None and file.suffix == ".json":
         return from_record(read_record(file, "its run is not needed any more"))

@@ -1,7 +1,8 @@
 """Declarations of the configuration's fields, and functions over them.
 
 A declaration states a field's default, type, range, and what its value identifies. Sections are
-dicts of fields and of nested sections.
+dicts of fields and of nested sections. A field whose default is {} is free-form: its value is a
+dict with names of the user's choice. Its own name is `options`, or ends in `_options`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ml_collections.config_dict import placeholder
 
 from flowmatch_jax.runtime.errors import UserError
 
+OPTIONS = "options"  # end of the names of free-form fields
 # (the field's name, its value): raises UserError where the value is not allowed
 Check = Callable[[str, Any], None]
 
@@ -101,7 +103,7 @@ def select(section: Section, config: Mapping[str, Any], of: Of) -> dict[str, Any
     """Select the values of a configuration that identify ``of``, nested in their sections.
 
     Of alternative sections, such as `config.path.ot` and `config.path.vp`, only the one that
-    `name` selects is included.
+    `name` selects is included. Free-form fields are included unless they are empty.
 
     Args:
         section: the declarations.
@@ -116,16 +118,17 @@ def select(section: Section, config: Mapping[str, Any], of: Of) -> dict[str, Any
             chosen |= {name: inner} if inner else {}
         elif of in entry.of:
             if name in config:
-                chosen[name] = plain(config[name])
+                value = plain(config[name])
+                chosen |= {} if value == {} else {name: value}
             elif entry.before is not None:
                 chosen[name] = entry.before
     return chosen
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Flatten the result of `select` into pairs (full path, value)."""
+    """Flatten the result of `select` into pairs (full path, value); options are one value."""
     for name, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and not name.endswith(OPTIONS):
             yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
@@ -138,4 +141,6 @@ def at(section: Section, path: str) -> Field | Section:
 
 def plain(value: Any) -> Any:
     """Convert a value to what JSON returns: tuples become lists."""
+    if isinstance(value, ConfigDict | Mapping):
+        return {name: plain(item) for name, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, tuple | list) else value

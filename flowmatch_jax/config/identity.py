@@ -21,7 +21,9 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     All others (steps, optimiser, solver, evaluation) may change between starts. The batch size
     may not, because the position in the data is counted in batches.
     """
-    return dict(flat(select(FIELDS, config, Of.RUN)))
+    chosen = dict(flat(select(FIELDS, config, Of.RUN)))
+    options = {name for name, field in flat(FIELDS) if field.default == {} and Of.RUN in field.of}
+    return chosen | {name: {} for name in sorted(options - set(chosen))}
 
 
 def check_identity(workdir: Path, config: ConfigDict) -> None:
@@ -74,11 +76,16 @@ def from_record(values: Mapping[str, Any]) -> ConfigDict:
         except KeyError:
             allowed = "there is no such field in this version of flowmatch_jax"
             raise UserError(f"config.{name}", value, allowed) from None
-        value = tuple(value) if isinstance(value, list) else value
-        config.update_from_flattened_dict({name: value})
+        if isinstance(value, Mapping):
+            value = {option: _tuples(x) for option, x in value.items()}
+        config.update_from_flattened_dict({name: _tuples(value)})
     older = set(dict(flat(FIELDS))) - set(dict(flat(values)))
     for name in older:
         before = at(FIELDS, name).before
         if before is not None:
             config.update_from_flattened_dict({name: before})
     return config
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowmatch_jax.config.checks import among, least
+from flowmatch_jax.config.checks import among, among_or_own, least, own_options
 from flowmatch_jax.config.field import EVERYTHING, TRAINED, Field, Of, Section, owned
 from flowmatch_jax.couplings import COUPLINGS
 from flowmatch_jax.data import sets
@@ -20,10 +20,20 @@ DTYPES = ("float32", "bfloat16")
 NETWORKS = ("unet", "mlp")
 TIME_INPUTS = ("t", "log_snr")
 
+
+def options_of(part: str, of: Of) -> Field:
+    """Declare the free-form options of a user's own part."""
+    return Field({}, f"Keyword arguments of your own {part} (module:function).", own_options, of)
+
+
 DATA: Section = {
     "name": Field(
-        "digits", f"The dataset, one of: {', '.join(sets.NAMES)}.", among(sets.NAMES), TRAINED
+        "digits",
+        f"The dataset, one of: {', '.join(sets.NAMES)}, or your own: module:function.",
+        among_or_own(sets.NAMES),
+        TRAINED,
     ),
+    "options": options_of("dataset", TRAINED),
     "version": owned(
         sets.Options, "version", "imagenet32 and imagenet64: antialiased or old.", kind=str
     ),
@@ -73,6 +83,26 @@ DATA: Section = {
             sets.FolderOptions, "exclude", 'Patterns of files to leave out, such as "*-thumb.*".'
         ),
     },
+    "arrays": {
+        "train": owned(
+            sets.ArrayOptions,
+            "train",
+            "A .npy or .npz file: images uint8 [N, H, W, C] or points [N, D].",
+            of=Of.NOTHING,
+            kind=str,
+        ),
+        "test": owned(
+            sets.ArrayOptions,
+            "test",
+            "The same of the test split; unset: test_fraction of the first file.",
+            of=Of.NOTHING,
+            kind=str,
+        ),
+        "test_fraction": owned(
+            sets.ArrayOptions, "test_fraction", "Fraction of the items in the test split."
+        ),
+        "levels": owned(sets.ArrayOptions, "levels", "Grey levels of images, from 0."),
+    },
 }
 
 CONDITION: Section = {
@@ -118,7 +148,13 @@ GUIDANCE: Section = {
 }
 
 PATH: Section = {
-    "name": Field("ot", "The conditional path p_t(x | x_1).", among(PATHS), EVERYTHING),
+    "name": Field(
+        "ot",
+        "The conditional path p_t(x | x_1): ot | vp | ve, or your own: module:function.",
+        among_or_own(PATHS),
+        EVERYTHING,
+    ),
+    "options": options_of("path", EVERYTHING),
     "ot": {
         "sigma_min": owned(PATHS["ot"], "sigma_min", "Standard deviation at t = 1.", of=EVERYTHING)
     },
@@ -137,10 +173,12 @@ OBJECTIVE: Section = {
     "name": Field(
         "flow_matching",
         "flow_matching | ddpm | score_matching | scoreflow | maximum_likelihood; for "
-        "super-resolution, without a vector field: regression | sr3.",
-        among((*OBJECTIVES, "maximum_likelihood", "regression", "sr3")),
+        "super-resolution, without a vector field: regression | sr3; or your own: "
+        "module:function.",
+        among_or_own((*OBJECTIVES, "maximum_likelihood", "regression", "sr3")),
         EVERYTHING,
     ),
+    "options": options_of("objective", EVERYTHING),
     "predicts": Field(
         "velocity",
         "The network's output: velocity | noise | score | data.",
@@ -148,14 +186,20 @@ OBJECTIVE: Section = {
         EVERYTHING,
     ),
     "coupling": Field(
-        "independent", "Coupling of noise and data in a batch.", among(COUPLINGS), EVERYTHING
-    ),
-    "time": Field(
-        "uniform",
-        "Distribution of t: uniform | skewed (towards the data) | importance (scoreflow's weight).",
-        among((*TIMES, "importance")),
+        "independent",
+        "Coupling of noise and data in a batch: independent, or your own: module:function.",
+        among_or_own(COUPLINGS),
         EVERYTHING,
     ),
+    "coupling_options": options_of("coupling", EVERYTHING),
+    "time": Field(
+        "uniform",
+        "Distribution of t: uniform | skewed (towards the data) | importance (scoreflow's "
+        "weight), or your own: module:function.",
+        among_or_own((*TIMES, "importance")),
+        EVERYTHING,
+    ),
+    "time_options": options_of("time distribution", EVERYTHING),
 }
 
 SR3: Section = {
@@ -164,7 +208,13 @@ SR3: Section = {
 }
 
 NETWORK: Section = {
-    "name": Field("unet", "unet (images) | mlp (points).", among(NETWORKS), TRAINED),
+    "name": Field(
+        "unet",
+        "unet (images) | mlp (points), or your own: module:function.",
+        among_or_own(NETWORKS),
+        TRAINED,
+    ),
+    "options": options_of("network", TRAINED),
     "dtype": Field("float32", "Computing dtype in training.", among(DTYPES), Of.ROW),
     "time_input": Field(
         "t",

@@ -13,12 +13,26 @@ from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.data import sets
 from flowmatch_jax.metrics.scores import SCORES
 from flowmatch_jax.runtime.errors import UserError, section
+from flowmatch_jax.runtime.own import is_own
 from flowmatch_jax.solvers import ADAPTIVE, Solver
+
+# (section, field that may name a user's own part, field of its options)
+OWN = (
+    ("data", "name", "options"),
+    ("path", "name", "options"),
+    ("objective", "name", "options"),
+    ("objective", "coupling", "coupling_options"),
+    ("objective", "time", "time_options"),
+    ("network", "name", "options"),
+    ("solver", "grid", "grid_options"),
+)
 
 
 def validate(config: ConfigDict) -> None:
     """Raise UserError for a field that is out of its range or conflicts with another field."""
     check(FIELDS, config)
+    for section_name, field, options in OWN:
+        _options(f"config.{section_name}", config[section_name], field, options)
     with section("config.data"):
         _data(config.data)
     with section("config.train"):
@@ -33,6 +47,12 @@ def validate(config: ConfigDict) -> None:
             _scores(config.evaluate)
 
 
+def _options(prefix: str, config: ConfigDict, field: str, options: str) -> None:
+    if config[options] and not is_own(config[field]):
+        allowed = f"only a part of your own takes any, and {prefix}.{field} is {config[field]!r}"
+        raise UserError(f"{prefix}.{options}", config[options].to_dict(), allowed)
+
+
 def data_options(config: ConfigDict) -> sets.Options:
     """Convert config.data to the options of `sets`."""
     folder = sets.FolderOptions(**config.folder)
@@ -43,7 +63,9 @@ def data_options(config: ConfigDict) -> sets.Options:
         size=config.size,
         storage=config.storage,
         max_corrupt=config.max_corrupt,
-        folder=folder,
+        folder=sets.FolderOptions(**config.folder),
+        arrays=sets.ArrayOptions(**config.arrays),
+        options=dict(config.options),
     )
 
 

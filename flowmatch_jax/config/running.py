@@ -6,9 +6,11 @@ from flowmatch_jax import likelihood, solvers
 from flowmatch_jax.config.checks import (
     all_among,
     among,
+    among_or_own,
     counts,
     even_calls,
     least,
+    own_options,
     some_among,
     tile_overlap,
     training_steps,
@@ -76,7 +78,15 @@ SOLVER: Section = {
     "rtol": owned(Solver, "rtol", "Relative tolerance of adaptive methods.", of=SOLVED),
     "atol": owned(Solver, "atol", "Absolute tolerance of adaptive methods.", of=SOLVED),
     "steps": owned(Solver, "steps", "Steps of fixed methods.", of=SOLVED, kind=int),
-    "grid": Field("uniform", "Time grid of fixed methods: uniform | edm.", among(GRIDS), SOLVED),
+    "grid": Field(
+        "uniform",
+        "Time grid of fixed methods: uniform | edm, or your own: module:function.",
+        among_or_own(GRIDS),
+        SOLVED,
+    ),
+    "grid_options": Field(
+        {}, "Keyword arguments of your own grid (module:function).", own_options, SOLVED
+    ),
 }
 
 EVALUATE: Section = {

@@ -23,6 +23,7 @@ def show(config: ConfigDict, file: str, overridden: Collection[str]) -> str:
     rows = [("field", "value", "set by", "meaning")]
     for name, value in flat(config.to_dict()):
         path = f"config.{name}"
-        by = "command line" if path in overridden else "" if value == usual[name] else file
+        is_overridden = any(f"{given}.".startswith(f"{path}.") for given in overridden)
+        by = "command line" if is_overridden else "" if value == usual[name] else file
         rows.append((path, repr(value), by, at(FIELDS, name).help))
     return aligned(rows, right=())

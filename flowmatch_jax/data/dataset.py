@@ -75,9 +75,12 @@ class Dataset:
 
         Of arrays, values of up to CHECKED items are looked at, evenly spaced.
         """
+        self._require(hasattr(self.x, "shape"), "x is an array, or images with a shape")
         self._require(len(self) > 0, "it is empty")
         if self.label is not None:
-            self._require(len(self.label) == len(self), "it has a label for each item")
+            is_integers = isinstance(self.label, np.ndarray) and self.label.dtype.kind in "iu"
+            self._require(is_integers, "its labels are an array of integers")
+            self._require(self.label.shape == (len(self),), "it has a label for each item")
             known = self.num_classes is not None and len(self) > 0
             inside = known and self.label.min() >= 0 and self.label.max() < self.num_classes
             self._require(inside, "its labels are in [0, num_classes)")

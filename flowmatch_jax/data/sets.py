@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from flowmatch_jax.data.arrays import ArrayOptions, open_arrays
 from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.data.digits import digits
 from flowmatch_jax.data.images import decode as images
@@ -19,11 +21,12 @@ from flowmatch_jax.data.images.records import default_data_dir, open_records
 from flowmatch_jax.data.prepare.layouts import LAYOUTS
 from flowmatch_jax.data.toy2d import DENSITIES
 from flowmatch_jax.runtime.errors import UserError, fraction, one_of, section
+from flowmatch_jax.runtime.own import blamed, is_own, one_of_or_own, resolve
 
 # Datasets generated in memory: name -> function (split: "train" | "test") -> Dataset
 MADE = {"digits": digits, **DENSITIES}
 PREPARED = sorted({name.partition("/")[0] for name in LAYOUTS})
-NAMES = (*MADE, *PREPARED, "folder")
+NAMES = (*MADE, *PREPARED, "folder", "arrays")
 STORAGES = ("memory", "records", "device")
 
 
@@ -43,7 +46,7 @@ class Options:
     """The choice of a dataset and its storage.
 
     Attributes:
-        name: one of NAMES.
+        name: one of NAMES, or a user's own dataset, module:function.
         version: version, for datasets with several.
         data_dir: folder of prepared datasets and decoded images; None: `default_data_dir`.
         size: images are cropped and resized to squares with this side; None: unchanged.
@@ -51,6 +54,8 @@ class Options:
             each device and indexed in the step) or "records" (decoded on access).
         max_corrupt: maximum number of unreadable images.
         folder: options of the dataset "folder".
+        arrays: options of the dataset "arrays".
+        options: keyword arguments of a user's own dataset.
     """
 
     name: str
@@ -60,18 +65,23 @@ class Options:
     storage: str = "memory"
     max_corrupt: int = 10
     folder: FolderOptions = FolderOptions()
+    arrays: ArrayOptions = field(default_factory=ArrayOptions)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def validate(self) -> None:
         """Raise UserError for invalid options, as far as they can be checked without files."""
-        one_of("name", self.name, NAMES)
+        one_of_or_own("name", self.name, NAMES)
         one_of("storage", self.storage, STORAGES)
         versions = [n.partition("/")[2] for n in LAYOUTS if n.startswith(f"{self.name}/")]
         if versions:
             one_of("version", self.version, versions)
         elif self.version is not None:
             raise UserError("version", self.version, f"{self.name} has one: leave it unset")
-        if self.name in MADE and self.size is not None:
+        if self.size is not None and (self.name in (*MADE, "arrays") or is_own(self.name)):
             raise UserError("size", self.size, f"{self.name} has its own: leave it unset")
+        if self.name == "arrays":
+            with section("arrays"):
+                self.arrays.validate()
         if self.name == "folder":
             with section("folder"):
                 if self.folder.path is None:
@@ -90,12 +100,25 @@ def open_dataset(options: Options, split: str) -> Dataset:
         UserError: the dataset is not prepared, is damaged, has no images, or has too many
             unreadable images.
     """
-    if options.name in MADE:
-        return MADE[options.name](split)
+    if options.name in MADE or is_own(options.name):
+        return _make(options, split)
+    if options.name == "arrays":
+        with section("arrays"):
+            return open_arrays(options.arrays, split)
     data_dir = Path(options.data_dir).expanduser() if options.data_dir else default_data_dir()
     if options.name == "folder":
         return _open_folder(options, split, data_dir)
     return _open_prepared(options, split, data_dir)
+
+
+def _make(options: Options, split: str) -> Dataset:
+    make = resolve("name", options.name, MADE, options.options)
+    with blamed("name", options.name):
+        dataset = make(split)
+    if not isinstance(dataset, Dataset):
+        allowed = f"it returns {type(dataset).__name__} for the split {split!r}: return a Dataset"
+        raise UserError("name", options.name, allowed)
+    return dataset
 
 
 def _open_prepared(options: Options, split: str, data_dir: Path) -> Dataset:

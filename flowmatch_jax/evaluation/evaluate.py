@@ -23,6 +23,7 @@ from flowmatch_jax.evaluation.summary import summarise
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.metrics.scores import FeatureSet
 from flowmatch_jax.runtime.files import read_json
+from flowmatch_jax.runtime.own import is_own
 from flowmatch_jax.runtime.workdir import write_json
 
 logger = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ def settings(experiment: Experiment, step: int, reference: FeatureSet | None) ->
                 "levels": data.levels,
                 "entropy": data.entropy,
             },
-            "path": {"name": path, **config["path"][path]},
+            "path": {"name": path, **config["path"].get("options" if is_own(path) else path, {})},
             "objective": config["objective"],
             "solver": config["solver"],
             "likelihood": {

@@ -40,6 +40,19 @@ class FieldTest(absltest.TestCase):
         flattened = {"seed": 0, "path.name": "ot", "path.ot.width": 1.0}
         self.assertEqual(dict(flat(select(SECTION, config, Of.RUN))), flattened)
 
+    def test_free_form_fields(self):
+        section = {"path": SECTION["path"] | {"options": Field({}, "Any.", of=EVERYTHING)}}
+        config = defaults(section)
+        self.assertEqual(
+            select(section, config, Of.RUN), {"path": {"name": "ot", "ot": {"width": 1}}}
+        )
+        config.path.update(name="mine:make", options={"powers": (1, 2)})
+        chosen = {"path": {"name": "mine:make", "options": {"powers": [1, 2]}}}
+        self.assertEqual(select(section, config, Of.RUN), chosen)
+        flattened = {"path.name": "mine:make", "path.options": {"powers": [1, 2]}}
+        self.assertEqual(dict(flat(chosen)), flattened)
+        self.assertEqual(defaults(section).path.options.to_dict(), {})  # and are no one else's
+
     def test_a_record_that_is_older_than_a_field(self):
         record = {"path": {"name": "vp", "vp": {"beta": 3.0}}}
         wanted = {"path": {"name": "vp", "vp": {"beta": 3.0}}, "size": 4}

@@ -4,7 +4,7 @@ from pathlib import Path
 from absl.testing import absltest, parameterized
 
 from configs import digits_ot
-from flowmatch_jax.config.identity import check_identity, record
+from flowmatch_jax.config.identity import check_identity, from_record, record
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.workdir import write_config
 
@@ -72,6 +72,37 @@ class IdentityTest(parameterized.TestCase):
         self.config[section][field] = value
         with self.assertRaisesRegex(UserError, f"config.{section}.{field}: .* has {was}; go on"):
             check_identity(self.workdir, self.config)
+
+    @parameterized.parameters(
+        ({"width": 9}, "{'width': 9}", "{'width': 8}"),
+        ({}, "{}", "{'width': 8}"),
+        ({"width": 8, "depth": 1}, "{'depth': 1, 'width': 8}", "{'width': 8}"),
+    )
+    def test_options_of_one_s_own_parts(self, options, got, was):
+        self.config.network.update(name="mine:make", options={"width": 8})
+        self.start_run()
+        check_identity(self.workdir, self.config)
+        self.config.network.options = options
+        with self.assertRaisesRegex(
+            UserError, f"^config.network.options: got {got}; .* has {was}; go on"
+        ):
+            check_identity(self.workdir, self.config)
+
+    def test_a_run_from_before_one_s_own_parts_has_no_options(self):
+        self.start_run()
+        recorded = json.loads((self.workdir / "config.json").read_text())
+        del recorded["path"]["options"]
+        (self.workdir / "config.json").write_text(json.dumps(recorded))
+        check_identity(self.workdir, self.config)
+        self.config.path.options = {"power": 2}
+        with self.assertRaisesRegex(UserError, "config.path.options: got {'power': 2}; .* has {}"):
+            check_identity(self.workdir, self.config)
+
+    def test_options_come_back_from_the_record(self):
+        self.config.network.update(name="mine:make", options={"widths": (8, 4), "norm": None})
+        self.config.solver.grid_options = {"power": 2.0, "name": "x"}
+        again = from_record(record(self.config))
+        self.assertEqual(again.to_dict(), self.config.to_dict())
 
     def test_a_folder_of_images_may_move_but_not_be_read_otherwise(self):
         self.config.data.name, self.config.data.size = "folder", 64

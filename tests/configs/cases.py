@@ -27,6 +27,8 @@ ITEMS = {
     "imagenet64": ((64, 64, 3), 256),
     "imagenet128": ((128, 128, 3), 256),
     "imagenet256": ((256, 256, 3), 256),
+    "arrays": ((32, 32, 3), 256),
+    "points": ((2,), None),
 }
 # Of the sets that have a class-conditional config.
 CLASSES = {"digits": 10, "imagenet64": 1000}
@@ -71,7 +73,7 @@ def empty(config, split):
     if config.name == "folder":
         shape, levels = (config.size, config.size, config.folder.channels), 256
     else:
-        shape, levels = ITEMS[config.name]
+        shape, levels = ITEMS[config.arrays.train or config.name]
         if config.size is not None:
             shape = (config.size, config.size, shape[-1])
     dtype = np.float32 if levels is None else np.uint8
@@ -82,8 +84,11 @@ def empty(config, split):
 
 
 def build(config):
-    if config.data.name == "folder":  # what the user gives
+    # What the user gives.
+    if config.data.name == "folder":
         config.data.folder.path = "pictures"
+    if config.data.name == "arrays":
+        config.data.arrays.train = "points" if config.network.name == "mlp" else "arrays"
     with mock.patch.object(experiment, "open_dataset", empty):
         return experiment.build(config)
 

@@ -65,7 +65,8 @@ class EveryConfigTest(ConfigTestCase):
         of_sr = [data for sr, (data, *_) in SUPER_RESOLUTION.items() if name.startswith(sr)]
         resized = [data for other, (data, _) in RESIZED.items() if name.startswith(other)]
         named = [data for data in (*ITEMS, "folder") if name.startswith(data)]
-        self.assertIn(config.data.name, of_sr or resized or named)
+        of_files = ["arrays"] if name.startswith("points") else []
+        self.assertIn(config.data.name, of_sr or resized or of_files or named)
         build(config)
         schedule(config)
         fields = config.optimizer
@@ -181,6 +182,12 @@ class OtherRecipesTest(ConfigTestCase):
 
     def test_folder_waits_for_its_path(self):
         self.check(load("folder_ot"), {"data.folder.path": None, "data.flip": True})
+
+    def test_files_have_the_recipes_of_folders_and_of_the_plane(self):
+        for name, other in (("arrays_ot", "folder_ot"), ("points_ot", "checkerboard_ot")):
+            self.check(load(name), {"data.arrays.train": None, "data.flip": False})
+            self.assertEqual(load(name).optimizer, load(other).optimizer)
+            self.assertEqual(load(name).train, load(other).train)
 
     def test_fashion_mnist(self):
         config = load("fashion_mnist_ot")

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,9 @@ from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.files import Unreadable, read_json, remembered
 from flowmatch_jax.runtime.progress import progress_bar
 
+logger = logging.getLogger(__name__)
+
+SHOWN = 10  # classes in the log
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -76,7 +81,7 @@ def open_folder(
     files = list_pictures(root, exclude)
     hashes = _hashes(root, files, cache)
     first = {sha: path for path, sha in zip(reversed(files), reversed(hashes), strict=True)}
-    chosen = [sha for sha in sorted(first) if _is_test(sha, test_fraction) == (split == "test")]
+    chosen = [sha for sha in sorted(first) if is_test(sha, test_fraction) == (split == "test")]
     if len(chosen) < 2:
         allowed = f"that leaves the {split} split {len(chosen)} of {len(first)} images in {root}"
         raise UserError("test_fraction", test_fraction, allowed)
@@ -86,12 +91,32 @@ def open_folder(
     if all(len(Path(path).parts) > 1 for path in files):
         numbers = {name: number for number, name in enumerate(classes)}
         label = np.array([numbers[Path(path).parts[0]] for path in paths], np.int32)
-    return FolderFiles(
-        root, tuple(paths), tuple(chosen), label, tuple(classes) if label is not None else ()
+    classes = classes if label is not None else []
+    tests = sum(is_test(sha, test_fraction) for sha in first)
+    _tell(root, len(files), len(first), tests, tuple(classes))
+    return FolderFiles(root, tuple(paths), tuple(chosen), label, tuple(classes))
+
+
+@cache  # once for both splits
+def _tell(root: Path, files: int, pictures: int, tests: int, classes: tuple[str, ...]) -> None:
+    """Log what was found in a folder."""
+    more = files - pictures
+    duplicates = f", {more} duplicate{'s' if more > 1 else ''}" if more else ""
+    shown = ", ".join(f"{number} {name}" for number, name in enumerate(classes[:SHOWN]))
+    last = f", ... {len(classes) - 1} {classes[-1]}" if len(classes) > SHOWN else ""
+    logger.info(
+        "%s: %d pictures%s; %d to train, %d to test; %s",
+        root,
+        pictures,
+        duplicates,
+        pictures - tests,
+        tests,
+        f"classes {shown}{last}" if classes else "no classes",
     )
 
 
-def _is_test(sha: str, fraction: float) -> bool:
+def is_test(sha: str, fraction: float) -> bool:
+    """Whether the item with this sha256 belongs to the test split, a fraction of all items."""
     return int(sha[:8], 16) < fraction * 2**32
 
 

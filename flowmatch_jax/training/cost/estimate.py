@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
@@ -38,7 +39,7 @@ def model_flops(experiment: Experiment, batch_size: int | None = None) -> float 
     if config.objective.name == "maximum_likelihood":
         return None
     network = experiment.network
-    if hasattr(network, "remat"):
+    if isinstance(network, nn.Module) and hasattr(network, "remat"):
         network = network.clone(remat=False)
     gradient = make_gradient(
         experiment.objective,

@@ -59,6 +59,30 @@ class FolderTest(absltest.TestCase):
         self.assertEqual(train.content_hash, hashes)
         self.assertFalse(any("copies" in path for path in train.paths))
 
+    def test_what_was_found_is_said_once(self):
+        shutil.copy(self.root / "cats" / "1.png", self.root / "cats" / "copy.png")
+        with self.assertLogs("flowmatch_jax.data.images.folder", "INFO") as logs:
+            train, test = self.open("train"), self.open("test")
+            self.open("train")
+        (line,) = (record.getMessage() for record in logs.records)
+        self.assertEqual(
+            line,
+            f"{self.root}: 60 pictures, 1 duplicate; {len(train)} to train, {len(test)} to test; "
+            "classes 0 cats, 1 dogs",
+        )
+        (self.root / "cats" / "copy.png").unlink()
+        self.write("loose.png", 1000)
+        with self.assertLogs("flowmatch_jax.data.images.folder", "INFO") as logs:
+            self.open("train")
+        self.assertRegex(logs.output[0], "61 pictures; [0-9]+ to train, [0-9]+ to test; no classes")
+
+    def test_many_classes_are_shortened(self):
+        for i in range(100, 160):
+            self.write(f"{i}/{i}.png", i)
+        with self.assertLogs("flowmatch_jax.data.images.folder", "INFO") as logs:
+            self.open("train")
+        self.assertEndsWith(logs.output[0], "8 108, 9 109, ... 61 dogs")
+
     def test_other_files_and_excluded_ones_are_no_images(self):
         (self.root / "notes.txt").write_text("x")
         self.write("cats/._0.png", 200)
