@@ -55,7 +55,6 @@ def _options(prefix: str, config: ConfigDict, field: str, options: str) -> None:
 
 def data_options(config: ConfigDict) -> sets.Options:
     """Convert config.data to the options of `sets`."""
-    folder = sets.FolderOptions(**config.folder)
     return sets.Options(
         name=config.name,
         version=config.version,
