@@ -167,6 +167,9 @@ def make_network(config: ConfigDict, data: Dataset, conditioning: Conditioning) 
         if config.name != kind:
             what = "images" if data.is_image else "points"
             raise UserError("name", config.name, f"{data.name} is a set of {what}: use {kind}")
+        if kind == "mlp" and conditioning.labels:
+            allowed = "it takes no label: leave config.condition.labels off, or name your own"
+            raise UserError("name", kind, allowed)
         with section(kind):
             if kind == "mlp":
                 return MLP(**config.mlp)

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +62,14 @@ class BuildTest(parameterized.TestCase):
             build(config)
         config.condition.update(labels=False, low_resolution=1)
         with self.assertRaisesRegex(UserError, "config.condition.low_resolution: .*points"):
+            build(config)
+
+    def test_labels_of_points_take_one_s_own_network(self):
+        path = Path(self.create_tempdir().full_path) / "points.npz"
+        np.savez(path, points=np.random.RandomState(0).randn(100, 2), labels=np.arange(100) % 3)
+        config = experiment_config("configs/points_ot.py")
+        config.data.arrays.train, config.condition.labels = str(path), True
+        with self.assertRaisesRegex(UserError, "config.network.name: got 'mlp'; it takes no label"):
             build(config)
 
     def test_what_it_is_conditioned_on_reaches_network_and_field(self):

@@ -33,7 +33,7 @@ def model_flops(experiment: Experiment, batch_size: int | None = None) -> float 
 
     Returns:
         The number of operations; None for maximum likelihood, whose solver makes a variable number
-        of network calls, and if JAX has no CPU backend (JAX_PLATFORMS).
+        of network calls, and where `traced_flops` has no count.
     """
     config, source = experiment.config, experiment.train_data
     if config.objective.name == "maximum_likelihood":
@@ -59,15 +59,19 @@ def traced_flops(function: Any, *shapes: Any) -> float | None:
 
     The CPU backend counts the program lowered for TPUs, in which attention is neither a loop, as it
     is on CPUs, nor an opaque call. The result is None if JAX has no CPU backend, because the
-    backends of accelerators count compiled programs only.
+    backends of accelerators count compiled programs only, and if the function has a part that
+    cannot be lowered for TPUs, such as a call of Python.
     """
     try:
         cpu = jax.local_devices(backend="cpu")[0]
     except RuntimeError:
         return None
     with jax.default_device(cpu):
-        program = jax.jit(function).trace(*shapes).lower(lowering_platforms=("tpu",))
-        return program.cost_analysis()["flops"]
+        traced = jax.jit(function).trace(*shapes)
+        try:
+            return traced.lower(lowering_platforms=("tpu",)).cost_analysis()["flops"]
+        except (ValueError, NotImplementedError):
+            return None
 
 
 def bytes_a_device(layout: Any) -> int:

@@ -70,6 +70,10 @@ class FlopsTest(absltest.TestCase):
     def test_maximum_likelihood_has_no_count(self):
         self.assertIsNone(cost.model_flops(build(experiment_config("configs/checkerboard_cnf.py"))))
 
+    def test_no_count_of_calls_of_python(self):
+        call = lambda x: jax.pure_callback(np.sort, x, x)  # noqa: E731
+        self.assertIsNone(cost.traced_flops(call, jnp.zeros(3)))
+
     def test_no_count_without_a_cpu_backend(self):
         with mock.patch.object(jax, "local_devices", side_effect=RuntimeError):
             self.assertIsNone(cost.traced_flops(jnp.sin, jnp.zeros(3)))
