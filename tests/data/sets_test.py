@@ -3,12 +3,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from flowmatch_jax.data.arrays import ArrayOptions
+from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.data.images import decode as images
 from flowmatch_jax.data.images import encoded
 from flowmatch_jax.data.images.encoded import CorruptImage
@@ -259,6 +262,11 @@ class ValidateTest(parameterized.TestCase):
         (Options("imagenet64"), "version: got None; it may be one of: antialiased, old"),
         (Options("imagenet32", version="new"), "version: got 'new'"),
         (Options("digits", size=16), "size: got 16; digits has its own"),
+        (Options("mine:make", size=16), "size: got 16; mine:make has its own"),
+        (Options("mine:make", version="old"), "version: got 'old'; mine:make has one"),
+        (Options("mine.py:make"), "name: got 'mine.py:make'; your own is module:function"),
+        (Options("arrays"), "arrays.train: got None; name a .npy or .npz file"),
+        (Options("arrays", arrays=ArrayOptions("x.npy"), size=8), "size: got 8; arrays has its"),
         (Options("folder", size=8), "folder.path: got None; name the folder"),
         (Options("folder", folder=FolderOptions("x")), "size: got None; pictures of a folder"),
         (Options("cifar10", size=0), "size: got 0"),
@@ -277,8 +285,20 @@ class ValidateTest(parameterized.TestCase):
             options.validate()
 
     def test_all_names(self):
-        for name in ("digits", "checkerboard", "rings", "cifar10", "imagenet256", "folder"):
+        for name in ("digits", "rings", "cifar10", "imagenet256", "folder", "arrays"):
             self.assertIn(name, NAMES)
+
+    def test_one_s_own_data_are_given_the_split_and_the_options(self):
+        module = types.ModuleType("own_data")
+        module.make = lambda split, n: Dataset("own", "1", split, np.zeros((n, 2), np.float32))
+        module.none = lambda split: None
+        with mock.patch.dict(sys.modules, own_data=module):
+            dataset = open_dataset(Options("own_data:make", options={"n": 3}), "test")
+            self.assertEqual((dataset.split, dataset.shape, len(dataset)), ("test", (2,), 3))
+            with self.assertRaisesRegex(UserError, "^name: .*it raised TypeError: .*'m'"):
+                open_dataset(Options("own_data:make", options={"m": 3}), "test")
+            with self.assertRaisesRegex(UserError, "it returns NoneType for the split 'train'"):
+                open_dataset(Options("own_data:none"), "train")
 
 
 if __name__ == "__main__":
