@@ -19,8 +19,6 @@ from flowmatch_jax.paths import GaussianPath
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.own import blamed
 
-KEY = jax.eval_shape(lambda: jax.random.key(0))
-
 
 def check_path(field: str, name: str, path: Any) -> None:
     """Check that a path is a `GaussianPath` for t [] or [B] and data of any shape."""
@@ -43,7 +41,7 @@ def check_path(field: str, name: str, path: Any) -> None:
 def check_coupling(field: str, name: str, coupling: Coupling, x1: Any) -> None:
     """Check that a coupling returns x_0 of the shape and dtype of x_1 [B, ...]."""
     with blamed(field, name):
-        x0 = jax.eval_shape(coupling, KEY, x1)
+        x0 = jax.eval_shape(coupling, _key(), x1)
     if _shown(x0) != _shown(x1):
         raise _returns(field, name, x0, f"a coupling of x_1 {_shown(x1)} returns {_shown(x1)}")
 
@@ -79,11 +77,11 @@ def check_network(
         x, inputs: shapes of its input and of its conditioning inputs.
     """
     with blamed(field, name):
-        params = jax.eval_shape(init, KEY)
+        params = jax.eval_shape(init, _key())
     leaves = jax.tree.leaves(params)
     if not leaves or not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
         raise _returns(field, name, leaves, "its parameters are arrays of floats, one or more")
-    for key in (None, KEY):
+    for key in (None, _key()):
         with blamed(field, name):
             call = lambda params, t, x, inputs, key: apply(params, t, x, **inputs, key=key)  # noqa: E731
             output = jax.eval_shape(call, params, _float32(x.shape[0]), x, inputs, key)
@@ -105,13 +103,13 @@ def check_objective(
         raise _returns(field, name, objective, "return a function (apply, params, batch, key)")
     call = lambda params, batch, key: objective(apply, params, batch, key)  # noqa: E731
     with blamed(field, name):
-        result = jax.eval_shape(call, params, batch, KEY)
+        result = jax.eval_shape(call, params, batch, _key())
     is_pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
     if not is_pair or "loss" not in result[1] or any(a.shape for a in jax.tree.leaves(result)):
         allowed = 'return a scalar loss, and a dict of scalars with "loss"'
         raise _returns(field, name, result, allowed)
     with blamed(field, name):
-        jax.eval_shape(jax.grad(call, has_aux=True), params, batch, KEY)
+        jax.eval_shape(jax.grad(call, has_aux=True), params, batch, _key())
 
 
 def _returns(field: str, name: str, got: Any, expected: str) -> UserError:
@@ -127,6 +125,10 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"({', '.join(map(_shown, value))})"
     return repr(value) if isinstance(value, int | float) else type(value).__name__
+
+
+def _key() -> jax.ShapeDtypeStruct:
+    return jax.eval_shape(lambda: jax.random.key(0))
 
 
 def _float32(*shape: int) -> jax.ShapeDtypeStruct:
