@@ -200,4 +200,29 @@ def variance_exploding(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Gaus
     )
 
 
-PATHS = {"ot": optimal_transport, "vp": variance_preserving, "ve": variance_exploding}
+def cosine(eps: float = 1e-5) -> GaussianPath:
+    """Create the cosine path, mu_t = sin(pi t / 2) x_1, sigma_t = cos(pi t / 2).
+
+    It is variance preserving, and x_t turns from noise to data at constant angular velocity
+    (Albergo & Vanden-Eijnden 2023; the cosine schedule of Nichol & Dhariwal 2021 in continuous
+    time).
+
+    Args:
+        eps: the path ends at t_end = 1 - eps, because sigma_t is 0 at t = 1.
+    """
+    if not 0 < eps < 1:
+        raise UserError("eps", eps, "it must be in (0, 1)")
+    return GaussianPath(
+        mean=lambda t, x1: jnp.sin(jnp.pi / 2 * expand_time(t, x1)) * x1,
+        # The sine of 1 - t avoids the cancellation of the cosine near the data.
+        std=lambda t, x1: jnp.sin(jnp.pi / 2 * (1 - expand_time(t, x1))),
+        t_end=1.0 - eps,
+    )
+
+
+PATHS = {
+    "ot": optimal_transport,
+    "vp": variance_preserving,
+    "ve": variance_exploding,
+    "cosine": cosine,
+}

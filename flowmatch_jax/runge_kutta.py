@@ -1,8 +1,9 @@
-"""Runge-Kutta components missing in diffrax: the classical method, and a first step size."""
+"""Runge-Kutta solves by diffrax, and what it lacks: the classical method, a first step size."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import diffrax
@@ -10,6 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+TreeField = Callable[[Array, Any], Any]  # v(t, x), where x may be a pytree of arrays
+Norm = Callable[[Any], Array]
 
 
 class RK4(diffrax.AbstractERK):
@@ -30,15 +34,119 @@ class RK4(diffrax.AbstractERK):
         return 4
 
 
+FIXED = {"euler": diffrax.Euler, "midpoint": diffrax.Midpoint, "heun": diffrax.Heun, "rk4": RK4}
+ADAPTIVE = {
+    "dopri5": diffrax.Dopri5,
+    "tsit5": diffrax.Tsit5,
+    "dopri8": diffrax.Dopri8,
+    "bosh3": diffrax.Bosh3,
+}
+# name -> function from the step size control of the backward solve to the adjoint
+ADJOINTS = {
+    "checkpointed": lambda control: diffrax.RecursiveCheckpointAdjoint(),
+    "backsolve": lambda control: diffrax.BacksolveAdjoint(stepsize_controller=control),
+}
+
+
+def count_calls(method: str, steps: Array | int) -> Array | int:
+    """Count the calls of the field in a number of steps, accepted and rejected, of a method.
+
+    A method whose last stage is the next step's first (FSAL) saves one call per step. Choosing the
+    first step of an adaptive method takes two calls (Hairer et al., II.4); FSAL reuses one of them.
+    """
+    if method == "euler":
+        return steps
+    tableau = (FIXED | ADAPTIVE)[method].tableau
+    return steps * (tableau.num_stages - tableau.fsal) + 2 * (method in ADAPTIVE)
+
+
+def fixed_steps(times: Array, adjoint: str) -> dict[str, Any]:
+    """Return `solve`'s arguments for steps between these times, [N + 1]."""
+    # diffrax reverses time, so that it increases, before it calls the adjoint.
+    turned = diffrax.StepTo(times[::-1] * jnp.sign(times[-1] - times[0]))
+    return dict(
+        dt0=None,
+        stepsize_controller=diffrax.StepTo(times),
+        adjoint=ADJOINTS[adjoint](turned),
+        max_steps=len(times) - 1,
+    )
+
+
+def adaptive_steps(
+    field: TreeField,
+    x: Any,
+    t0: Array,
+    t1: Array,
+    method: str,
+    tolerances: tuple[float, float],
+    norm: Norm,
+    adjoint: str,
+) -> dict[str, Any]:
+    """Return `solve`'s arguments for steps by the tolerances (rtol, atol) of an error norm."""
+    stepper = ADAPTIVE[method]()
+    order = stepper.order(diffrax.ODETerm(field))
+    dt0, v0 = first_step(field, x, t0, t1, order, *tolerances, norm)
+    if adjoint == "backsolve":
+        v0 = jax.lax.stop_gradient(v0)  # the adjoint equation includes its derivatives
+    # A step near the resolution of t means that the field is not finite: stop the solve. Below five
+    # units in the last place, a step that is shortened by a tenth may be rounded back to itself.
+    smallest = 3 * jnp.finfo(t0.dtype).eps * jnp.maximum(jnp.abs(t0), jnp.abs(t1))
+    control = partial(diffrax.PIDController, *tolerances, dtmin=smallest, force_dtmin=False)
+    return dict(
+        dt0=dt0,
+        # State of an FSAL method: whether the first stage is missing, and its value.
+        solver_state=(jnp.array(False), v0) if stepper.tableau.fsal else None,
+        stepsize_controller=control(norm=norm),
+        adjoint=ADJOINTS[adjoint](control(norm=diffrax.adjoint_rms_seminorm)),
+    )
+
+
+def solve(
+    field: TreeField,
+    x: Any,
+    t0: Array,
+    t1: Array,
+    method: str,
+    save_at: Array | None,
+    **steps: Any,
+) -> diffrax.Solution:
+    """Solve dx/dt = field(t, x) by diffrax; its ys are x(t1) [1, ...], with the states at save_at.
+
+    Args:
+        field: v(t, x).
+        x: state at t0.
+        t0, t1: start and end time.
+        method: name of a fixed or adaptive method.
+        save_at: times at which to save the state.
+        **steps: result of `fixed_steps` or `adaptive_steps`, and max_steps.
+    """
+    # Backsolve needs the arrays that the field closes over as arguments, for their derivatives.
+    field, closed_over = jax.closure_convert(field, t0, x)
+    kept = diffrax.SubSaveAt(t1=True)
+    if save_at is not None:
+        kept = (kept, diffrax.SubSaveAt(ts=save_at))
+    return diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, x, arrays: field(t, x, *arrays)),
+        (FIXED | ADAPTIVE)[method](),
+        t0=t0,
+        t1=t1,
+        y0=x,
+        args=closed_over,
+        saveat=diffrax.SaveAt(subs=kept),
+        throw=False,
+        **steps,
+    )
+
+
 def first_step(
-    field: Callable[[Array, Any], Any],
+    field: TreeField,
     x: Any,
     t0: Array,
     t1: Array,
     order: int,
     rtol: float,
     atol: float,
-    error_norm: Callable[[Any], Array],
+    error_norm: Norm,
 ) -> tuple[Array, Any]:
     """Choose a signed first step h whose error should be just acceptable; returns (h, v(t0, x)).
 

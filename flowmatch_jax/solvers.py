@@ -7,9 +7,9 @@ of the field, including those that choose the first step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import diffrax
@@ -18,26 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix
 
+from flowmatch_jax import multistep, runge_kutta
 from flowmatch_jax.arrays import Array
-from flowmatch_jax.runge_kutta import RK4, first_step
+from flowmatch_jax.multistep import MULTISTEP
+from flowmatch_jax.paths import GaussianPath
+from flowmatch_jax.predictions import convert
+from flowmatch_jax.runge_kutta import ADAPTIVE, ADJOINTS, FIXED, Norm, TreeField
 from flowmatch_jax.runtime.errors import UserError, at_least, one_of, positive
 
-TreeField = Callable[[Array, Any], Any]  # v(t, x), where x may be a pytree of arrays
 Times = Sequence[float] | Array
-Norm = Callable[[Any], Array]
-
-FIXED = {"euler": diffrax.Euler, "midpoint": diffrax.Midpoint, "heun": diffrax.Heun, "rk4": RK4}
-ADAPTIVE = {
-    "dopri5": diffrax.Dopri5,
-    "tsit5": diffrax.Tsit5,
-    "dopri8": diffrax.Dopri8,
-    "bosh3": diffrax.Bosh3,
-}
-# name -> function from the step size control of the backward solve to the adjoint
-ADJOINTS = {
-    "checkpointed": lambda control: diffrax.RecursiveCheckpointAdjoint(),
-    "backsolve": lambda control: diffrax.BacksolveAdjoint(stepsize_controller=control),
-}
+NO_DENSITIES = "it solves for samples, not for log-densities: choose another method, such as ab2"
 
 
 @dataclass(frozen=True)
@@ -45,16 +35,20 @@ class Solver:
     """The method and the steps with which a vector field is integrated.
 
     Attributes:
-        method: euler, midpoint, heun, rk4 (fixed) or dopri5, tsit5, dopri8, bosh3 (adaptive).
+        method: euler, midpoint, heun, rk4 (fixed), ab2, ab3, abm2, dpmpp2m (fixed, one call per
+            step; see `multistep`) or dopri5, tsit5, dopri8, bosh3 (adaptive).
         rtol, atol: tolerances of an adaptive method; fixed methods ignore them.
         steps: number of equal steps of a fixed method.
         grid: alternative to ``steps``: the len(grid) - 1 steps of a fixed method as strictly
             monotonic times from t0 to t1.
         adjoint: reverse-mode differentiation. "checkpointed" differentiates through the steps
             exactly and recomputes states between checkpoints. "backsolve" solves the adjoint
-            equation backwards in time with the same method, in constant memory.
+            equation backwards in time with the same method, in constant memory; a multistep method
+            does not take it.
         max_steps: an adaptive solve that needs more steps fails (converged = False); required for
             "checkpointed" derivatives of an adaptive solve.
+        path: the path whose field is solved, for dpmpp2m. In `Experiment.generate` it may be
+            another path than the model's: the model's field is then turned into that path's.
     """
 
     method: str = "dopri5"
@@ -64,6 +58,7 @@ class Solver:
     grid: Times | None = None
     adjoint: str = "checkpointed"
     max_steps: int | None = None
+    path: GaussianPath | None = None
 
     @property
     def is_adaptive(self) -> bool:
@@ -72,8 +67,11 @@ class Solver:
 
     def validate(self) -> None:
         """Raise UserError unless the method is known and the settings are consistent."""
-        one_of("method", self.method, FIXED | ADAPTIVE)
+        one_of("method", self.method, FIXED | MULTISTEP | ADAPTIVE)
         one_of("adjoint", self.adjoint, ADJOINTS)
+        if self.method in MULTISTEP and self.adjoint == "backsolve":
+            allowed = f"the multistep method {self.method!r} takes 'checkpointed'"
+            raise UserError("adjoint", self.adjoint, allowed)
         if self.is_adaptive:
             self._validate_adaptive()
         elif (self.steps is None) == (self.grid is None):
@@ -90,7 +88,7 @@ class Solver:
             if value is not None:
                 allowed = (
                     f"the adaptive method {self.method!r} takes rtol and atol only; "
-                    f"leave {field} unset or choose one of: {', '.join(sorted(FIXED))}"
+                    f"leave {field} unset or choose one of: {', '.join(sorted(FIXED | MULTISTEP))}"
                 )
                 raise UserError(field, value, allowed)
         positive("rtol", self.rtol)
@@ -125,15 +123,8 @@ def counted(x: Array, calls: int) -> Solution:
 
 
 def count_calls(method: str, steps: Array | int) -> Array | int:
-    """Count the calls of the field in a number of steps, accepted and rejected, of a method.
-
-    A method whose last stage is the next step's first (FSAL) saves one call per step. Choosing the
-    first step of an adaptive method takes two calls (Hairer et al., II.4); FSAL reuses one of them.
-    """
-    if method == "euler":
-        return steps
-    tableau = (FIXED | ADAPTIVE)[method].tableau
-    return steps * (tableau.num_stages - tableau.fsal) + 2 * (method in ADAPTIVE)
+    """Count the calls of the field in a number of steps, accepted and rejected, of a method."""
+    return steps if method in MULTISTEP else runge_kutta.count_calls(method, steps)
 
 
 def all_finite(x: Any) -> Array:
@@ -167,32 +158,35 @@ def integrate(
             the root mean square over all elements of the batch, as in torchdiffeq.
 
     Raises:
-        UserError: the solver is invalid, its grid does not go from t0 to t1, or ``save_at`` is not
-            in order between t0 and t1 or is combined with backsolve.
+        UserError: the solver is invalid, its grid does not go from t0 to t1, ``save_at`` is not in
+            order between t0 and t1 or is combined with backsolve, or dpmpp2m has no path or a state
+            that is a pytree.
     """
-    _validate(solver, t0, t1, save_at)
+    _validate(solver, x, t0, t1, save_at)
     given = jnp.result_type(*jax.tree.leaves(x))
     dtype = jnp.promote_types(given, jnp.float32)
     if dtype != given:
         # Small steps would vanish in rounding: the state is float32, the field gets its own dtype.
         field, x = _in_lower_precision(field, given, dtype), _cast(x, dtype)
-    t0, t1 = jnp.asarray(t0, dtype), jnp.asarray(t1, dtype)
-    solution = _solve(field, x, t0, t1, solver, save_at, error_norm)
-    end, trajectory = solution.ys if save_at is not None else (solution.ys, None)
-    x1 = jax.tree.map(lambda y: y[0], end)
-    successful = solution.result == diffrax.RESULTS.successful
-    return Solution(
-        x=_cast(x1, given),
-        nfe=count_calls(solver.method, solution.stats["num_steps"]),
-        steps=solution.stats["num_steps"],
-        rejected=solution.stats["num_rejected_steps"],
-        converged=successful & all_finite((x1, t0, t1)),
-        trajectory=_cast(trajectory, given),
+    if solver.method in MULTISTEP:
+        solution = _by_multistep(field, x, t0, t1, solver, save_at)
+    else:
+        solution = _by_runge_kutta(field, x, t0, t1, solver, save_at, error_norm)
+    return solution._replace(
+        x=_cast(solution.x, given), trajectory=_cast(solution.trajectory, given)
     )
 
 
-def _validate(solver: Solver, t0: float, t1: float, save_at: Times | None) -> None:
+def _validate(solver: Solver, x: Any, t0: float, t1: float, save_at: Times | None) -> None:
     solver.validate()
+    if solver.method in MULTISTEP and MULTISTEP[solver.method].predicts_data:
+        if solver.path is None:
+            allowed = (
+                f"{solver.method} takes the path of the field: Solver({solver.method!r}, path=...)"
+            )
+            raise UserError("path", None, allowed)
+        if not isinstance(x, Array | np.ndarray):
+            raise UserError("method", solver.method, NO_DENSITIES)
     if solver.grid is not None:
         _validate_grid(solver.grid, t0, t1)
     if save_at is not None:
@@ -223,71 +217,55 @@ def _validate_save_at(save_at: Times, t0: float, t1: float) -> None:
         raise UserError("save_at", save_at, f"its times must be in order from {t0} to {t1}")
 
 
-def _fixed_steps(t0: Array, t1: Array, solver: Solver) -> dict[str, Any]:
-    """Return diffrax's arguments for the steps of a fixed method."""
+def _times(solver: Solver, t0: Any, t1: Any, xp: ModuleType) -> Any:
+    """Return the times between which a fixed method steps, by NumPy or jax.numpy."""
     if solver.grid is None:
-        times = jnp.linspace(t0, t1, solver.steps + 1)
+        times = xp.linspace(t0, t1, solver.steps + 1)
     else:
-        times = jnp.asarray(solver.grid, t0.dtype)
-    # Set the ends exactly, since linspace or the caller's grid may be rounded.
-    times = times.at[0].set(t0).at[-1].set(t1)
-    # diffrax reverses time, so that it increases, before it calls the adjoint.
-    turned = diffrax.StepTo(times[::-1] * jnp.sign(t1 - t0))
-    return dict(
-        dt0=None,
-        stepsize_controller=diffrax.StepTo(times),
-        adjoint=ADJOINTS[solver.adjoint](turned),
-        max_steps=len(times) - 1,
-    )
+        times = xp.asarray(solver.grid, getattr(t0, "dtype", np.float64))
+    # The ends are exact; linspace or the caller's grid may be rounded.
+    return xp.concatenate([xp.stack([t0]), times[1:-1], xp.stack([t1])])
 
 
-def _adaptive_steps(
-    field: TreeField, x: Any, t0: Array, t1: Array, solver: Solver, norm: Norm
-) -> dict[str, Any]:
-    """Return diffrax's arguments for the steps of an adaptive method."""
-    rtol, atol, method = solver.rtol, solver.atol, ADAPTIVE[solver.method]()
-    order = method.order(diffrax.ODETerm(field))
-    dt0, v0 = first_step(field, x, t0, t1, order, rtol, atol, norm)
-    if solver.adjoint == "backsolve":
-        v0 = jax.lax.stop_gradient(v0)  # the adjoint equation includes its derivatives
-    # A step too small to change t means that the field is not finite: stop the solve.
-    smallest = jnp.finfo(t0.dtype).eps * jnp.abs(t1 - t0)
-    control = partial(diffrax.PIDController, rtol, atol, dtmin=smallest, force_dtmin=False)
-    return dict(
-        dt0=dt0,
-        # State of an FSAL method: whether the first stage is missing, and its value.
-        solver_state=(jnp.array(False), v0) if method.tableau.fsal else None,
-        stepsize_controller=control(norm=norm),
-        adjoint=ADJOINTS[solver.adjoint](control(norm=diffrax.adjoint_rms_seminorm)),
-        max_steps=solver.max_steps,
-    )
-
-
-def _solve(
-    field: TreeField, x: Any, t0: Array, t1: Array, solver: Solver, save: Times | None, norm: Norm
-) -> diffrax.Solution:
+def _by_runge_kutta(
+    field: TreeField, x: Any, t0: float, t1: float, solver: Solver, save_at: Any, norm: Norm
+) -> Solution:
+    dtype = jnp.result_type(*jax.tree.leaves(x))
+    t0, t1 = jnp.asarray(t0, dtype), jnp.asarray(t1, dtype)
     if solver.is_adaptive:
         # No step can be accepted from a start that is not finite: take none.
         t1 = jnp.where(all_finite(x), t1, t0)
-        steps = _adaptive_steps(field, x, t0, t1, solver, norm)
+        how = solver.method, (solver.rtol, solver.atol), norm, solver.adjoint
+        steps = runge_kutta.adaptive_steps(field, x, t0, t1, *how)
+        steps["max_steps"] = solver.max_steps
     else:
-        steps = _fixed_steps(t0, t1, solver)
-    # Backsolve needs the arrays that the field closes over as arguments, for their derivatives.
-    field, closed_over = jax.closure_convert(field, t0, x)
-    kept = diffrax.SubSaveAt(t1=True)
-    if save is not None:
-        kept = (kept, diffrax.SubSaveAt(ts=jnp.asarray(save, t0.dtype)))
-    return diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, x, arrays: field(t, x, *arrays)),
-        (FIXED | ADAPTIVE)[solver.method](),
-        t0=t0,
-        t1=t1,
-        y0=x,
-        args=closed_over,
-        saveat=diffrax.SaveAt(subs=kept),
-        throw=False,
-        **steps,
+        steps = runge_kutta.fixed_steps(_times(solver, t0, t1, jnp), solver.adjoint)
+    save_at = None if save_at is None else jnp.asarray(save_at, dtype)
+    solution = runge_kutta.solve(field, x, t0, t1, solver.method, save_at, **steps)
+    end, trajectory = (solution.ys, None) if save_at is None else solution.ys
+    x1 = jax.tree.map(lambda y: y[0], end)
+    successful = solution.result == diffrax.RESULTS.successful
+    return Solution(
+        x=x1,
+        nfe=count_calls(solver.method, solution.stats["num_steps"]),
+        steps=solution.stats["num_steps"],
+        rejected=solution.stats["num_rejected_steps"],
+        converged=successful & all_finite((x1, t0, t1)),
+        trajectory=trajectory,
     )
+
+
+def _by_multistep(
+    field: TreeField, x: Any, t0: float, t1: float, solver: Solver, save_at: Any
+) -> Solution:
+    method, path = MULTISTEP[solver.method], solver.path
+    times = _times(solver, np.float64(t0), np.float64(t1), np)
+    if method.predicts_data:
+        velocity = field
+        field = lambda t, x: convert(path, t, x, velocity(t, x), "velocity", "data")  # noqa: E731
+    save_at = None if save_at is None else np.asarray(save_at, np.float64)
+    x1, trajectory = multistep.solve(method, field, x, times, path, save_at)
+    return counted(x1, len(times) - 1)._replace(trajectory=trajectory)
 
 
 def _cast(x: Any, dtype: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 
 from flowmatch_jax.arrays import Array
 from flowmatch_jax.paths import GaussianPath, log_snr, time_at_log_snr
+from flowmatch_jax.runtime.errors import UserError, positive
 
 
 def uniform(key: Array, n: int, path: GaussianPath) -> Array:
@@ -66,4 +67,52 @@ def edm_grid(steps: int, path: GaussianPath) -> np.ndarray:
     return np.concatenate([[0.0], times, [path.t_end]])
 
 
-GRIDS = {"uniform": uniform_grid, "edm": edm_grid}
+def cosine_grid(steps: int, path: GaussianPath) -> np.ndarray:
+    """Create the grid t_end (1 - cos(pi u)) / 2 for equal steps of u: short steps at both ends.
+
+    The longest step is pi/2 times as long as an equal one.
+    """
+    return path.t_end * (1 - np.cos(np.pi * np.linspace(0, 1, steps + 1))) / 2
+
+
+def shift_grid(steps: int, path: GaussianPath, k: float = 3.0) -> np.ndarray:
+    """Create the grid t_end u / (u + k (1 - u)) for equal steps of u.
+
+    On the OT path it multiplies the noise-to-signal ratio of equal steps by k (Esser et al. 2024,
+    where k is the square root of a ratio of numbers of pixels).
+
+    Args:
+        steps: number of steps.
+        path: the path.
+        k: above 1 steps are short at the noise end, below 1 at the data end.
+    """
+    positive("k", k)
+    u = np.linspace(0, 1, steps + 1)
+    return path.t_end * u / (u + k * (1 - u))
+
+
+def sway_grid(steps: int, path: GaussianPath, s: float = -1.0) -> np.ndarray:
+    """Create F5-TTS's grid t_end (u + s (cos(pi u / 2) - 1 + u)) for equal steps of u.
+
+    It is called sway sampling there (Chen et al. 2024).
+
+    Args:
+        steps: number of steps.
+        path: the path.
+        s: in [-1, 2 / (pi - 2)], where the times increase; below 0 steps are short at the noise
+            end, above 0 at the data end.
+    """
+    if not -1 <= s <= 2 / (np.pi - 2):
+        raise UserError("s", s, "it must be in [-1, 2 / (pi - 2)], where the times increase")
+    u = np.linspace(0, 1, steps + 1)
+    swayed = u + s * (np.cos(np.pi / 2 * u) - 1 + u)
+    return path.t_end * swayed / swayed[-1]  # which is 1 but for rounding
+
+
+GRIDS = {
+    "uniform": uniform_grid,
+    "edm": edm_grid,
+    "cosine": cosine_grid,
+    "shift": shift_grid,
+    "sway": sway_grid,
+}

@@ -12,6 +12,7 @@ PATHS = {
     "ot_sigma_min_0.1": paths.optimal_transport(0.1),
     "vp": paths.variance_preserving(),
     "ve": paths.variance_exploding(),
+    "cosine": paths.cosine(),
 }
 
 EACH_PATH = [{"testcase_name": name, "path": path} for name, path in PATHS.items()]

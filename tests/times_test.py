@@ -1,10 +1,13 @@
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.special import logit
 from scipy.stats import kstest, norm
 
 from flowmatch_jax import paths, times
+from flowmatch_jax.runtime.errors import UserError
 from tests.cases import EACH_PATH, PATHS
 
 
@@ -64,6 +67,45 @@ class GridTest(parameterized.TestCase):
 
     def test_uniform(self):
         np.testing.assert_allclose(times.uniform_grid(4, PATHS["ot"]), [0, 0.25, 0.5, 0.75, 1])
+
+    @parameterized.parameters("ot", "vp")
+    def test_cosine_steps_are_chords_of_a_half_circle(self, name):
+        """Their times are the feet of points at equal angles; a step is sin(pi (i + 1/2) / n)."""
+        grid, n = times.cosine_grid(12, PATHS[name]), 12
+        chords = np.sin(np.pi * (np.arange(n) + 0.5) / n)
+        expected = PATHS[name].t_end * chords / chords.sum()
+        np.testing.assert_allclose(np.diff(grid), expected, rtol=1e-9)
+
+    @given(st.floats(0.05, 20))
+    @settings(max_examples=20, deadline=None)
+    def test_shift_multiplies_noise_over_signal_on_ot(self, k):
+        path = PATHS["ot_sigma_min_0"]
+        equal, shifted = (
+            times.uniform_grid(9, path) / path.t_end,
+            times.shift_grid(9, path, k=k) / path.t_end,
+        )
+        ratio = (1 / shifted[1:-1] - 1) / (1 / equal[1:-1] - 1)
+        np.testing.assert_allclose(ratio, k, rtol=1e-9)
+
+    def test_sway_s_ends(self):
+        """s = 0: equal steps; s = -1: 1 - cos(pi u / 2); in between the mean of the two."""
+        path, u = PATHS["ot"], np.linspace(0, 1, 9)
+        ends = u, 1 - np.cos(np.pi / 2 * u)
+        for s in (0.0, -0.3, -1.0):
+            expected = (1 + s) * ends[0] - s * ends[1]
+            np.testing.assert_allclose(times.sway_grid(8, path, s=s), expected, rtol=1e-9)
+        self.assertLess(np.diff(times.sway_grid(8, path, s=1.0))[-1], 1 / 8)
+
+    @parameterized.parameters(
+        (times.shift_grid, "k", 0.0),
+        (times.shift_grid, "k", np.nan),
+        (times.sway_grid, "s", -1.1),
+        (times.sway_grid, "s", 2.0),
+        (times.sway_grid, "s", np.nan),
+    )
+    def test_parameters_out_of_range(self, grid, name, value):
+        with self.assertRaisesRegex(UserError, f"^{name}: got"):
+            grid(5, PATHS["ot"], **{name: value})
 
     @parameterized.named_parameters(EACH_PATH)
     def test_edm_s_formula_for_noise_over_signal(self, path):
