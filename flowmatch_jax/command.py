@@ -4,6 +4,7 @@
     python main.py --mode=report --runs=runs/a,runs/b
     python main.py --mode=compare --data=digits --seeds=0,1,2
     python main.py --config=configs/digits_ot.py --profile=steps
+    python main.py --config=configs/digits_ot.py --sweep=config.optimizer.learning_rate=1e-4,3e-4
 
 Exit codes: 0 success; 2 an error in the flags or the config, reported in one line; 1 any other
 error, including a signal or a full disk, which are reported in one line too.
@@ -30,12 +31,13 @@ from flowmatch_jax.runtime import errors, messages, processes, stops
 from flowmatch_jax.runtime.errors import RunStopped, UserError, one_of, tell
 from flowmatch_jax.runtime.files import full_disk_stops
 from flowmatch_jax.runtime.workdir import check_run, use_compilation_cache
+from flowmatch_jax.sweep import sweep
 
 logger = logging.getLogger("flowmatch_jax")
 
 # mode -> its flags besides --workdir
 MODES = {
-    "train": ("config", "profile"),
+    "train": ("config", "profile", "sweep"),
     "evaluate": ("config", "step"),
     "sample": ("config", "step"),
     "figures": ("config",),
@@ -103,6 +105,12 @@ _PROFILE = flags.DEFINE_string(
     "steps: instead of training, trace a few steps into <workdir>/profile and print their ten "
     "slowest operations.",
 )
+_SWEEP = flags.DEFINE_multi_string(
+    "sweep",
+    None,
+    "config.section.field=value,value: train, evaluate and report a run for each value; if it is "
+    "given for several fields, for each combination of their values.",
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
@@ -130,6 +138,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         one_of("--mode", _MODE.value, MODES)
         if _PROFILE.present:
             one_of("--profile", _PROFILE.value, PROFILES)
+            if _SWEEP.present:
+                raise UserError("--profile", _PROFILE.value, "it is of one run: leave out --sweep")
         taken = MODES[_MODE.value]
         for name in {name for names in MODES.values() for name in names}.difference(taken):
             if flags.FLAGS[name].present:
@@ -193,6 +203,8 @@ def main(overrides: list[str]) -> None:
 def run_mode(mode: str, overrides: list[str]) -> None:
     """Run a mode with the values of its flags."""
     name = Path(_CONFIG.value).stem if _CONFIG.value else mode
+    if _SWEEP.value:
+        name = f"{name}_sweep"
     workdir = Path(_WORKDIR.value or Path("runs") / name).expanduser()
     processes.same_everywhere("--mode", mode)
     with full_disk_stops(workdir):
@@ -201,6 +213,8 @@ def run_mode(mode: str, overrides: list[str]) -> None:
         elif mode == "compare":
             seeds = _seeds(_SEEDS.value or ["0"])
             modes.compare(_DATA.value, _METHODS.value, seeds, overrides, workdir)
+        elif _SWEEP.value:
+            sweep(_CONFIG.value, overrides, _SWEEP.value, workdir)
         elif mode == "config":
             _show_config(_config(workdir, overrides), overrides)
         else:

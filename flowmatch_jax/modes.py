@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import jax
 from ml_collections import FrozenConfigDict
 
+from flowmatch_jax.arrays import Params
 from flowmatch_jax.config.command_line import load_config
 from flowmatch_jax.config.experiments import find
 from flowmatch_jax.config.identity import check_identity
-from flowmatch_jax.evaluation.evaluate import evaluate, is_evaluated
+from flowmatch_jax.evaluation.evaluate import evaluate, is_evaluated, numbers
 from flowmatch_jax.evaluation.generate import generate_samples
-from flowmatch_jax.evaluation.samples import draw, make_sampler
+from flowmatch_jax.evaluation.samples import Sampler, draw, make_sampler, picture_file
 from flowmatch_jax.evaluation.upsample import upsample_pictures
 from flowmatch_jax.experiment import Experiment, build
 from flowmatch_jax.report.figures import are_drawn, draw_figures
 from flowmatch_jax.report.report import write_report
 from flowmatch_jax.runtime import processes
+from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.workdir import check_run, open_workdir, recorded_data
+from flowmatch_jax.tracking.log import RunLog
 from flowmatch_jax.training.cost.profile import profile_steps, table
 from flowmatch_jax.training.loop import train
 from flowmatch_jax.training.setup import check_training
@@ -72,22 +74,45 @@ def run_opened(mode: str, experiment: Experiment, workdir: Path, step: int | Non
     if mode == "figures":
         draw_run(experiment, workdir)
         return
-    config = experiment.config.evaluate
-    sampler, kinds = make_sampler(experiment, config.samples), config.weights
-    if mode == "train":
-        trained = train(experiment, workdir, partial(draw, experiment, sampler, workdir, "ema"))
-        if not config.after_training:
-            logger.info("%s is trained. --mode=evaluate evaluates it.", workdir)
-            return
-        if not trained and processes.everywhere(is_evaluated(experiment, workdir)):
-            logger.info("%s is trained and evaluated already.", workdir)
-            return
-    ((step, weights),) = load_weights(experiment, workdir, kinds, step=step).items()
+    sampler = make_sampler(experiment, experiment.config.evaluate.samples)
     if mode == "sample":
+        kinds = experiment.config.evaluate.weights
+        ((step, weights),) = load_weights(experiment, workdir, kinds, step=step).items()
         for kind, params in weights.items():
             draw(experiment, sampler, workdir, kind, params, step, keep_arrays=True)
-    else:
-        evaluate(experiment, sampler, weights, step, workdir)
+        return
+    with RunLog(workdir, experiment.config) as log:
+        if mode == "evaluate" or train_run(experiment, sampler, workdir, log):
+            evaluate_run(experiment, sampler, workdir, log, step)
+
+
+def train_run(experiment: Experiment, sampler: Sampler, workdir: Path, log: RunLog) -> bool:
+    """Train a run; returns whether its evaluation is wanted and has not been made."""
+
+    def draw_samples(params: Params, step: int) -> None:
+        draw(experiment, sampler, workdir, "ema", params, step)
+        log.picture(step, "samples/ema", picture_file(workdir, step, "ema"))
+
+    trained = train(experiment, workdir, draw_samples, log)
+    if not experiment.config.evaluate.after_training:
+        logger.info("%s is trained. --mode=evaluate evaluates it.", workdir)
+        return False
+    if not trained and processes.everywhere(is_evaluated(experiment, workdir)):
+        logger.info("%s is trained and evaluated already.", workdir)
+        return False
+    return True
+
+
+def evaluate_run(
+    experiment: Experiment, sampler: Sampler, workdir: Path, log: RunLog, step: int | None
+) -> None:
+    """Evaluate a checkpoint of a run, and log its scores and samples."""
+    kinds = experiment.config.evaluate.weights
+    ((step, weights),) = load_weights(experiment, workdir, kinds, step=step).items()
+    record = evaluate(experiment, sampler, weights, step, workdir)
+    log.write(step, numbers(record))
+    for kind in weights:
+        log.picture(step, f"samples/{kind}", picture_file(workdir, step, kind))
 
 
 def draw_run(experiment: Experiment, workdir: Path) -> None:
@@ -157,25 +182,54 @@ def compare(
     Runs are in folder/<data>_<method>_seed<seed>, reports in folder/report_<data>. Completed parts
     are skipped. Figures are drawn for the first seed only.
     """
-    configs = {
+    runs = {
         name: {
-            (method, seed): load_config(file, [*overrides, f"--config.seed={seed}"])
+            folder / f"{name}_{method}_seed{seed}": load_config(
+                file, [*overrides, f"--config.seed={seed}"]
+            )
             for method, file in compared(name, methods).items()
             for seed in seeds
         }
         for name in data
     }
-    for of_data in configs.values():
-        for config in of_data.values():  # reports errors before any training
-            check_training(build(config))
-    for name, of_data in configs.items():
-        workdirs = []
-        for (method, seed), config in of_data.items():
-            workdirs.append(folder / f"{name}_{method}_seed{seed}")
-            complete(config, workdirs[-1], with_figures=seed == seeds[0])
-            jax.clear_caches()  # the next method does not use these programs
-        if jax.process_index() == 0:
-            write_report(workdirs, folder / f"report_{name}")
+    for configs in runs.values():
+        for workdir, config in configs.items():  # reports errors before any training
+            check(workdir, config)
+    for name, configs in runs.items():
+        drawn = {workdir for workdir, config in configs.items() if config.seed == seeds[0]}
+        complete_all(configs, drawn, folder / f"report_{name}")
+
+
+def check(workdir: Path, config: FrozenConfigDict) -> Experiment:
+    """Build the experiment of a run; raises UserError unless it can be trained and reported."""
+    if not config.evaluate.after_training:
+        allowed = "the report needs the evaluations: leave it True"
+        raise UserError("config.evaluate.after_training", False, allowed)
+    check_identity(workdir, config)
+    experiment = build(config)
+    check_training(experiment)
+    return experiment
+
+
+def complete_all(
+    configs: Mapping[Path, FrozenConfigDict],
+    drawn: Collection[Path],
+    report: Path,
+    rows: Mapping[Path, str] | None = None,
+) -> None:
+    """Complete runs one after another, and write a report of them.
+
+    Args:
+        configs: config of each run by its folder.
+        drawn: folders of the runs whose figures are drawn.
+        report: folder of the report.
+        rows: names of the runs' rows in the report, by folder; None: by method.
+    """
+    for workdir, config in configs.items():
+        complete(config, workdir, with_figures=workdir in drawn)
+        jax.clear_caches()  # the next run may not use these programs
+    if jax.process_index() == 0:
+        write_report(list(configs), report, rows)
 
 
 def complete(config: FrozenConfigDict, workdir: Path, with_figures: bool) -> None:

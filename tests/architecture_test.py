@@ -16,11 +16,12 @@ FLOORS = [
     {"data", "own_parts"},
     {"metrics"},
     {"config"},
-    {"parts"},
+    {"parts", "tracking"},
     {"experiment"},
     {"launch", "training", "evaluation"},
     {"model", "report"},
     {"modes"},
+    {"sweep"},
     {"command"},
 ]
 # Tests of the whole, or of what is outside the package.

@@ -57,6 +57,27 @@ class MistakesTest(parameterized.TestCase):
             "--profile",
             "sample has no use for it",
         ),
+        (
+            "sweep_of_samples",
+            (DIGITS, "--mode=sample", "--sweep=config.optimizer.learning_rate=1e-4"),
+            "--sweep",
+            "sample has no use for it",
+        ),
+        (
+            "profile_of_a_sweep",
+            (DIGITS, "--profile=steps", "--sweep=config.optimizer.learning_rate=1e-4"),
+            "--profile: got 'steps'; it is of one run: leave out --sweep",
+        ),
+        (
+            "sweep_of_no_field",
+            (DIGITS, "--sweep=learning_rate=1e-4"),
+            "--sweep: got 'learning_rate=1e-4'; it is written",
+        ),
+        (
+            "sweep_checks_before_it_trains",
+            ("--config=configs/checkerboard_ot.py", "--sweep=config.optimizer.ema_decay=0.9,2"),
+            "config.optimizer.ema_decay: got 2.0",
+        ),
         ("compare_unknown_data", ("--mode=compare", "--data=moons"), "configs/moons_ot.py"),
         ("compare_no_seed", ("--mode=compare", "--seeds=x"), "--seeds", "0,1,2"),
         (

@@ -62,10 +62,22 @@ TRAIN: Section = {
         least(1),
     ),
     "log_every": Field(100, "Steps between measurements.", least(1)),
+    "validation_batches": Field(
+        0,
+        "Batches of the test split whose loss is measured every log_every steps, with each of "
+        "config.evaluate.weights; 0: none.",
+        least(0),
+    ),
     "sample_every": Field(5_000, "Steps between grids of samples.", least(1)),
     "checkpoint_every": Field(5_000, "Steps between checkpoints.", least(1)),
     "keep_last": Field(2, "Number of newest checkpoints to keep.", least(1)),
     "keep_every": Field(None, "Also keep checkpoints at multiples of this.", least(1), kind=int),
+    "tracker": Field(
+        None,
+        "Also gets numbers and pictures: wandb, or your own as module:function; unset: none.",
+        among_or_own(("wandb",)),
+        kind=str,
+    ),
 }
 
 SOLVER: Section = {

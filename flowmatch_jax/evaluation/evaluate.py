@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import math
 import platform
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,16 @@ def is_evaluated(experiment: Experiment, workdir: Path) -> bool:
         and all(record.get(name) == wanted[name] for name in wanted)
         for record in read_records(path)
     )
+
+
+def numbers(record: dict[str, Any]) -> dict[str, float | None]:
+    """Return the numbers of a record by name, evaluation/<weights>/<name>; None if not finite."""
+    return {
+        f"evaluation/{weights}/{name}": float(value) if math.isfinite(value) else None
+        for weights, results in record["results"].items()
+        for name, value in results.items()
+        if isinstance(value, bool | int | float)
+    }
 
 
 def add_record(path: Path, record: dict[str, Any]) -> None:

@@ -162,13 +162,18 @@ def draw(
     if jax.process_index() == 0:
         guided = f"_guidance{experiment.guidance.scale:g}" if experiment.guidance else ""
         how = f"{guided}_nfe{solution.nfe}" if keep_arrays else ""
-        path = workdir / "samples" / f"{step}_{weights}{how}.png"
+        path = picture_file(workdir, step, f"{weights}{how}")
         _save_picture(experiment, path, x, None if rows is None else rows.shape[1])
         if keep_arrays:
             labels = {} if rows is None else {"label": rows.ravel()}
             np.savez_compressed(path.with_suffix(".npz"), x=x, **labels)
         logger.info("Samples by %d function evaluations are in %s.", solution.nfe, path)
     return solution
+
+
+def picture_file(workdir: Path, step: int, weights: str) -> Path:
+    """Return the file of the picture that `draw` writes."""
+    return workdir / "samples" / f"{step}_{weights}.png"
 
 
 def class_rows(experiment: Experiment) -> np.ndarray | None:

@@ -6,6 +6,7 @@ Results are rows for CSV files: dicts with equal keys.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,18 @@ from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.metrics.features.extractors import score_name
 from flowmatch_jax.metrics.scores import FeatureSet
 from flowmatch_jax.runtime.progress import progress_bar
+from flowmatch_jax.runtime.workdir import read_metrics
 from flowmatch_jax.solvers import Solver, count_calls
 
 Rows = list[dict[str, Any]]
 
 METHODS = ("euler", "midpoint", "rk4")
+# name in metrics.jsonl -> label of the curve
+LOSSES = {
+    "loss": "training",
+    "validation_loss_ema": "validation, ema weights",
+    "validation_loss_raw": "validation, raw weights",
+}
 
 
 def steps_for(method: str, nfe: int) -> int | None:
@@ -45,6 +53,18 @@ def solve_batches(
     batches = range(-(-seeds // batch_size(experiment)))
     solutions = [sampler(params, batch) for batch in batches]
     return np.concatenate([s.x for s in solutions])[:seeds], int(solutions[0].nfe)
+
+
+def losses(workdir: Path) -> Rows:
+    """Read the losses of a run from its metrics.jsonl.
+
+    Returns:
+        Rows of "step", "loss" (the mean since the row before) and, where they were measured,
+        "validation_loss_<weights>"; None where a step lacks one.
+    """
+    lines = [line for line in read_metrics(workdir / "metrics.jsonl") if "loss" in line]
+    names = dict.fromkeys(name for line in lines for name in line if name in LOSSES)
+    return [{"step": line["step"]} | {name: line.get(name) for name in names} for line in lines]
 
 
 def over_nfe(experiment: Experiment, params: Params) -> Rows:

@@ -67,6 +67,7 @@ def draw_figures(
         draw_density(experiment, params, folder)
     if experiment.conditioning.low_resolution is not None:
         draw_super_resolution(experiment, params, folder)
+    draw_losses(curves.losses(workdir), folder)
     draw_over_training(experiment, checkpoints, folder)
     write_json(folder / "figures.json", settings(experiment, step))
     logger.info("Figures are in %s.", folder)
@@ -235,6 +236,19 @@ def draw_over_training(
         plots.save_curves(
             path, {experiment.config.evaluate.weights[0]: line}, "step", label, name != "nfe"
         )
+
+
+def draw_losses(rows: curves.Rows, folder: Path) -> None:
+    """Draw the training and validation losses over training, if there are any."""
+    if not rows:
+        return
+    write_csv(folder / "losses.csv", rows)
+    lines = {
+        label: ([row["step"] for row in rows], [row[name] for row in rows])
+        for name, label in curves.LOSSES.items()
+        if name in rows[0]
+    }
+    plots.save_curves(folder / "losses.png", lines, "step", "loss")
 
 
 def reach(experiment: Experiment) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 
 from flowmatch_jax.metrics.features.extractors import score_name
 from flowmatch_jax.report import plots
-from flowmatch_jax.report.curves import METHODS, Rows
+from flowmatch_jax.report.curves import LOSSES, METHODS, Rows
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.files import Unreadable, read_json
 from flowmatch_jax.runtime.workdir import write_csv
@@ -29,7 +29,9 @@ Arrays = dict[str, np.ndarray]
 DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile, zlib.error, csv.Error)
 
 
-def draw_overlays(sources: dict[str, Path], levels: int | None, folder: Path) -> list[Path]:
+def draw_overlays(
+    sources: dict[str, Path], levels: int | None, folder: Path, losses: bool = False
+) -> list[Path]:
     """Draw Figures 5, 6, 7 and 10 of the paper, and 4 for points, with all methods in each.
 
     A figure that needs a damaged file is skipped with a warning.
@@ -38,6 +40,7 @@ def draw_overlays(sources: dict[str, Path], levels: int | None, folder: Path) ->
         sources: label -> folder of a run's figures, see `figures.draw_figures`.
         levels: grey levels of the images; None for points.
         folder: output folder; the data of curves is written there as CSV.
+        losses: also draw training and validation losses, those of runs with one objective.
 
     Returns:
         The files drawn.
@@ -60,6 +63,8 @@ def draw_overlays(sources: dict[str, Path], levels: int | None, folder: Path) ->
             path = folder / f"figure7_{side}_{solver}.png"
             pictures.append(partial(_overlay, sources, "over_nfe", "nfe", y, path, solver))
     pictures.append(partial(over_training, "nfe", folder / "figure10.png"))
+    for name in LOSSES if losses else ():
+        pictures.append(partial(_overlay, sources, "losses", "step", name, folder / f"{name}.png"))
     return [path for draw in pictures if (path := _unless_damaged(draw)) is not None]
 
 
@@ -91,7 +96,9 @@ def _overlay(
         label: tuple(zip(*[(r[x], r[y]) for r in rows if r["method"] == label], strict=True))
         for label in dict.fromkeys(row["method"] for row in rows)
     }
-    plots.save_curves(path, curves, x, f"{y} ({solver})" if solver else y, log_y=y != "nfe")
+    plots.save_curves(
+        path, curves, x, f"{y} ({solver})" if solver else y, log_y=y != "nfe" and y not in LOSSES
+    )
     return path
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -24,7 +24,9 @@ logger = logging.getLogger(__name__)
 Rows = dict[str, list[Run]]
 
 
-def write_report(workdirs: Sequence[Path], folder: Path) -> None:
+def write_report(
+    workdirs: Sequence[Path], folder: Path, names: Mapping[Path, str] | None = None
+) -> None:
     """Write report.md with its tables (.md, .csv, .tex) and figures.
 
     Super-resolution has table2; other models have table1 and, for images, table4. Runs with
@@ -33,6 +35,7 @@ def write_report(workdirs: Sequence[Path], folder: Path) -> None:
     Args:
         workdirs: folders of runs; runs that differ only in their seed share a row.
         folder: folder of the report.
+        names: names of the runs' rows, by folder; the others are named by their methods.
 
     Raises:
         UserError: a folder is not an evaluated run, or runs were evaluated with different settings.
@@ -46,7 +49,7 @@ def write_report(workdirs: Sequence[Path], folder: Path) -> None:
     if not runs:
         raise UserError("--runs", "", "give the folders of one or more runs, a,b,...")
     wanted = runs_.alike(runs)
-    rows = _labelled(runs_.group_by_seed(runs))
+    rows = _labelled(runs_.group_by_seed(runs), names or {})
     if wanted.get("condition.low_resolution"):
         tables = {"table2": table_2(rows, wanted)}
     else:
@@ -58,7 +61,7 @@ def write_report(workdirs: Sequence[Path], folder: Path) -> None:
         write_atomically(folder / f"{name}.md", table.markdown())
         write_atomically(folder / f"{name}.tex", table.latex())
     figures = {label: found for label, runs in rows.items() if (found := _figures(runs))}
-    drawn = draw_overlays(figures, wanted["data.levels"], folder)
+    drawn = draw_overlays(figures, wanted["data.levels"], folder, _share_objective(runs))
     text = "\n".join(table.markdown() for table in tables.values())
     without = [label for label in rows if label not in figures]
     if without:
@@ -165,12 +168,18 @@ def _figures(runs: list[Run]) -> Path | None:
     return None
 
 
-def _labelled(groups: list[list[Run]]) -> Rows:
-    """Label groups of runs by their method, and by their folder if two groups share a method."""
-    methods = [runs[0].method for runs in groups]
+def _share_objective(runs: Sequence[Run]) -> bool:
+    """Test whether the losses of the runs are those of one objective on one path."""
+    parts = [{name: run.config[name] for name in ("objective", "path")} for run in runs]
+    return all(part == parts[0] for part in parts)
+
+
+def _labelled(groups: list[list[Run]], names: Mapping[Path, str]) -> Rows:
+    """Label groups of runs by their name or method, and by their folder if two groups share it."""
+    labels = [names.get(runs[0].workdir) or runs[0].method for runs in groups]
     return {
-        method if methods.count(method) == 1 else f"{method} ({runs[0].workdir.name})": runs
-        for method, runs in zip(methods, groups, strict=True)
+        label if labels.count(label) == 1 else f"{label} ({runs[0].workdir.name})": runs
+        for label, runs in zip(labels, groups, strict=True)
     }
 
 

@@ -1,106 +1,57 @@
-"""The log of a training run: metrics.jsonl, TensorBoard events, and a progress bar."""
+"""What is seen of a training: means and rates of its steps, and a progress bar."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
+from typing import ClassVar
 
 import jax
 import numpy as np
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
-from flowmatch_jax.runtime.files import write_atomically
 from flowmatch_jax.runtime.processes import largest
 from flowmatch_jax.runtime.progress import progress_bar
-from flowmatch_jax.runtime.workdir import read_metrics
-
-FLUSH_EVERY = 60.0  # seconds between two flushes of TensorBoard events
 
 
-class RunLog:
-    """Write the measurements of a run; only process 0 writes.
+class Progress:
+    """The progress bar of a training, with the newest losses and speed.
 
     Args:
-        workdir: folder of the run.
-        start, steps: first and last step. Lines of metrics.jsonl after ``start`` are deleted,
-            because a run that was killed measures those steps again.
+        start, steps: first and last step.
     """
 
-    def __init__(self, workdir: Path, start: int, steps: int) -> None:
-        self._writes = jax.process_index() == 0
-        self._path = workdir / "metrics.jsonl"
-        self._events = None
-        if self._writes:
-            _keep_lines_until(self._path, start)
-            self._events = _Events(workdir / "tensorboard", start + 1)
+    SHOWN: ClassVar[dict[str, str]] = {
+        "loss": "loss {:.4f}",
+        "validation_loss_ema": "validation {:.4f}",
+        "validation_loss_raw": "validation (raw) {:.4f}",
+        "images_per_second": "{:.0f} images/s",
+    }
+
+    def __init__(self, start: int, steps: int) -> None:
         self._start, self._steps = start, steps
 
     @cached_property
     def _bar(self) -> tqdm:
-        """The progress bar, created after the first steps so that its times exclude compilation."""
+        """The bar, created after the first steps so that its times exclude compilation."""
         return progress_bar(total=self._steps, initial=self._start, desc="training")
 
     def advance(self, steps: int) -> None:
-        """Advance the progress bar by a number of steps."""
+        """Advance by a number of steps."""
         self._bar.update(steps)
 
-    def write(self, step: int, metrics: dict[str, float | None]) -> None:
-        """Record the metrics of a step; None marks a metric without a value."""
-        if not self._writes:
-            return
-        line = {"step": step, "time": round(time.time(), 3), **metrics}
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        measured = {name: value for name, value in metrics.items() if value is not None}
-        self._events.write(step, measured)
-        forms = {"loss": "loss {:.4f}", "images_per_second": "{:.0f} images/s"}
-        shown = [form.format(measured[name]) for name, form in forms.items() if name in measured]
+    def show(self, metrics: dict[str, float | None]) -> None:
+        """Show metrics from the next redraw on; None marks a metric without a value."""
+        known = {name: metrics[name] for name in self.SHOWN if metrics.get(name) is not None}
+        shown = [self.SHOWN[name].format(value) for name, value in known.items()]
         self._bar.set_postfix_str(", ".join(shown), refresh=False)
 
     def close(self) -> None:
-        """Flush the events to disk, and close the progress bar."""
+        """End the bar's line."""
         if "_bar" in vars(self):
             self._bar.close()
-        if self._events is not None:
-            self._events.close()
-
-
-class _Events:
-    """Writer of a TensorBoard event file.
-
-    tensorboardX's own SummaryWriter writes in a thread, which dies with a traceback when the disk
-    is full, and the run then waits for it forever.
-
-    Args:
-        folder: folder of the event files, one for each start of the run.
-        first: first step of this start; TensorBoard hides later events of earlier starts.
-    """
-
-    def __init__(self, folder: Path, first: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"))
-        self._flushed = -FLUSH_EVERY
-        start = SessionLog(status=SessionLog.START)
-        self._writer.write_event(Event(step=first, wall_time=time.time(), session_log=start))
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Record values of a step; events are flushed every `FLUSH_EVERY` seconds."""
-        summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
-        self._writer.write_event(Event(step=step, wall_time=time.time(), summary=summary))
-        if time.monotonic() - self._flushed > FLUSH_EVERY:
-            self._writer.flush()
-            self._flushed = time.monotonic()
-
-    def close(self) -> None:
-        """Flush the events to disk."""
-        self._writer.close()
 
 
 class Meter:
@@ -176,9 +127,3 @@ class Meter:
         }
         self._start()
         return means | rates
-
-
-def _keep_lines_until(path: Path, step: int) -> None:
-    if path.exists():
-        kept = [line for line in read_metrics(path) if line["step"] <= step]
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -22,10 +22,11 @@ from flowmatch_jax.runtime.workdir import (
     write_config,
     write_data,
 )
+from flowmatch_jax.tracking.log import RunLog
 from flowmatch_jax.training.checkpoints import Checkpoints
 from flowmatch_jax.training.cost import estimate as cost
 from flowmatch_jax.training.diagnosis import write_diagnosis
-from flowmatch_jax.training.log import Meter, RunLog
+from flowmatch_jax.training.log import Meter, Progress
 from flowmatch_jax.training.setup import Run
 from flowmatch_jax.training.state import TrainState, roll_back
 
@@ -47,7 +48,7 @@ class NotFinite(Exception):
         self.state, self.batch = state, batch
 
 
-def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples) -> bool:
+def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples, log: RunLog) -> bool:
     """Train to config.train.steps, resuming from the newest checkpoint if there is one.
 
     A run that was interrupted and resumed ends with the same bits as an uninterrupted one.
@@ -57,6 +58,7 @@ def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples) -> b
         workdir: folder of the run, opened by `flowmatch_jax.runtime.workdir`.
         draw_samples: called with the averaged parameters and the step, every
             config.train.sample_every steps.
+        log: the run's log.
 
     Returns:
         Whether there were steps left to train.
@@ -86,7 +88,7 @@ def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples) -> b
         with StopNotice() as notice:
             while state.step < config.steps:
                 try:
-                    state = _advance(run, workdir, state, checkpoints, notice, draw_samples)
+                    state = _advance(run, log, state, checkpoints, notice, draw_samples)
                 except NotFinite as failure:
                     state = _go_back(run, workdir, failure, checkpoints)
     return True
@@ -106,7 +108,7 @@ def _record(experiment: Experiment, workdir: Path, step: int) -> None:
 
 def _advance(
     run: Run,
-    workdir: Path,
+    log: RunLog,
     state: TrainState,
     checkpoints: Checkpoints,
     notice: StopNotice,
@@ -118,7 +120,8 @@ def _advance(
     step = start
     batches = run.batches(start, int(state.rollbacks))
     meter = Meter(config.batch_size)
-    with closing(RunLog(workdir, start, config.steps)) as log:
+    log.begin(start)
+    with closing(Progress(start, config.steps)) as progress:
         while step < config.steps:
             n = min(at_once - step % at_once, config.steps - step)
             with meter.waiting(), section("config.data"):
@@ -129,13 +132,13 @@ def _advance(
             state, metrics = run.programs[n](state, batch, run.images)
             step += n
             meter.add(metrics)
-            log.advance(n)
+            progress.advance(n)
 
             last, stop = step == config.steps, notice.reached(step)
             due = step % config.checkpoint_every == 0
             if step % config.log_every == 0 or last:
-                measured = meter.read()
-                log.write(step, measured | run.rates(step, measured["images_per_second"]))
+                measured = _measure(run, state, meter, log)
+                progress.show(measured)
                 if step <= start + config.log_every and not last:
                     rate = measured["images_per_second"] / config.batch_size
                     logger.info("About %s left.", cost.time_left(config.steps - step, rate))
@@ -153,6 +156,16 @@ def _advance(
                 checkpoints.finish()
                 raise _stopped(notice, step)
     return state
+
+
+def _measure(run: Run, state: TrainState, meter: Meter, log: RunLog) -> dict[str, float | None]:
+    """Log the means and rates since the last measurement and the validation loss; returns them."""
+    step, measured = int(state.step), meter.read()
+    with meter.paused():
+        measured |= run.validate(state)
+    measured |= run.rates(step, measured["images_per_second"])
+    log.write(step, measured)
+    return measured
 
 
 def _stopped(notice: StopNotice, step: int) -> RunStopped:

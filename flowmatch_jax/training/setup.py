@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import jax
 import optax
@@ -15,10 +16,12 @@ from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.runtime.errors import fraction, section
 from flowmatch_jax.runtime.mesh import check_batch, put_whole, with_shardings
 from flowmatch_jax.runtime.messages import compiling
+from flowmatch_jax.tracking.tracker import find_tracker
 from flowmatch_jax.training.cost import estimate as cost
 from flowmatch_jax.training.optimizer import adam, learning_rate_schedule
 from flowmatch_jax.training.state import TrainState, data_seed, init_state
 from flowmatch_jax.training.step import TrainStep, experiment_gradient, make_train_step
+from flowmatch_jax.training.validation import Validate, make_validation
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +73,11 @@ class Run:
             flops=cost.model_flops(experiment),
         )
 
+    @cached_property
+    def validate(self) -> Validate:
+        """The function of `make_validation`; its batches are read when it is first asked for."""
+        return make_validation(self.experiment)
+
     def compile(self, n: int, state: TrainState, batch: Batch) -> None:
         """Compile n steps; logs the cost of the first program."""
         with compiling("the training step"):
@@ -118,9 +126,11 @@ def check_training(experiment: Experiment) -> tuple[optax.Schedule, optax.Gradie
     """Return the learning-rate schedule and the optimiser.
 
     Raises:
-        UserError: a field of training is invalid, or incompatible with the devices.
+        UserError: a field of training is invalid, incompatible with the devices, or needs a
+            package that is not installed.
     """
     config = experiment.config
+    find_tracker(config.train.tracker)
     with section("config.train"):
         check_batch(config.train.batch_size, experiment.mesh, config.train.accumulate)
     with section("config.optimizer"):

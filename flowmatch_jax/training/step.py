@@ -18,6 +18,8 @@ from flowmatch_jax.runtime.mesh import replicated, state_shardings
 from flowmatch_jax.training.state import TrainState, ema_update
 
 Metrics = dict[str, Array]
+# (params, batch, key) -> (loss, metrics)
+Loss = Callable[[Params, Batch, Array], tuple[Array, Metrics]]
 # (params, batch, key) -> (gradients, metrics)
 Gradient = Callable[[Params, Batch, Array], tuple[Params, Metrics]]
 # (batch, key) -> inputs
@@ -26,23 +28,20 @@ TrainingInputs = Callable[[Batch, Array], Inputs]
 TrainStep = jax.stages.Wrapped
 
 
-def make_gradient(
+def make_loss(
     objective: Objective,
     apply: Apply,
     levels: int | None,
     flip: bool = False,
-    microbatches: int = 1,
     training_inputs: TrainingInputs | None = None,
-) -> Gradient:
-    """Create the gradient of an objective over a batch of the stored data.
+) -> Loss:
+    """Create the loss of an objective over a batch of the stored data.
 
     Args:
         objective: (apply, params, batch, key) -> (loss, metrics).
         apply: the network.
         levels: grey levels of the batch's images, which are dequantised; None for points.
         flip: mirror each image left to right with probability 1/2.
-        microbatches: number of gradient-accumulation micro-batches, which save memory; gradients
-            and metrics are their means.
         training_inputs: (batch, key) -> conditioning inputs of the network, computed from the
             stored batch after flips; None: no conditioning.
     """
@@ -59,6 +58,25 @@ def make_gradient(
             x = dequantise(noise_key, x, levels)
         return objective(apply, params, {"x": x, **inputs}, objective_key)
 
+    return loss
+
+
+def make_gradient(
+    objective: Objective,
+    apply: Apply,
+    levels: int | None,
+    flip: bool = False,
+    microbatches: int = 1,
+    training_inputs: TrainingInputs | None = None,
+) -> Gradient:
+    """Create the gradient of the loss that `make_loss` creates.
+
+    Args:
+        objective, apply, levels, flip, training_inputs: as in `make_loss`.
+        microbatches: number of gradient-accumulation micro-batches, which save memory; gradients
+            and metrics are their means.
+    """
+    loss = make_loss(objective, apply, levels, flip, training_inputs)
     gradient = jax.grad(loss, has_aux=True)
     return gradient if microbatches == 1 else _accumulated(gradient, microbatches)
 

@@ -14,6 +14,7 @@ from flowmatch_jax.data.pipeline import train_batches
 from flowmatch_jax.data.prepare import prepare
 from flowmatch_jax.experiment import build
 from flowmatch_jax.runtime.workdir import open_workdir
+from flowmatch_jax.tracking.log import RunLog
 from flowmatch_jax.training.loop import train
 from flowmatch_jax.training.step import experiment_gradient
 from tests.data.prepare import archive_cases
@@ -75,7 +76,8 @@ class ArchivesTest(parameterized.TestCase):
         workdir = Path(self.create_tempdir("run").full_path)
         experiment = self.prepared(name, SETS[name])
         open_workdir(workdir)
-        train(experiment, workdir, lambda params, step: None)
+        with RunLog(workdir, experiment.config) as log:
+            train(experiment, workdir, lambda params, step: None, log)
         self.assertTrue(all(np.isfinite(line["loss"]) for line in metrics(workdir)))
         self.assertLen(metrics(workdir), 2)
 

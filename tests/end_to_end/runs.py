@@ -125,7 +125,12 @@ def run_process(*flags, **variables):
 
 
 def metrics(workdir):
-    """The lines of metrics.jsonl that a stopped or running process has finished."""
+    """The measurements of a training that a stopped or running process has finished."""
+    return [line for line in lines_of(workdir) if "loss" in line]
+
+
+def lines_of(workdir):
+    """The lines of metrics.jsonl that are finished, those of evaluations among them."""
     path = Path(workdir) / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -32,6 +32,7 @@ SAME = (
     f"--config.train.steps={STEPS}",
     "--config.train.log_every=1",
     "--config.optimizer.eps=1e-3",
+    "--config.train.validation_batches=2",
 )
 POINTS = (
     "--config=configs/checkerboard_ot.py",
@@ -76,7 +77,7 @@ class SeveralProcessesTest(absltest.TestCase):
         """Losses, parameters and scores, to the order of float32 sums."""
         lines, wanted_lines = metrics(workdir), metrics(wanted)
         self.assertEqual([line["step"] for line in lines], list(range(1, STEPS + 1)))
-        for name in ("loss", "gradient_norm"):
+        for name in ("loss", "gradient_norm", "validation_loss_ema"):
             got, expected = ([line[name] for line in each] for each in (lines, wanted_lines))
             np.testing.assert_allclose(got, expected, rtol=2e-5)
         (step, state), (_, expected) = map(saved_state, (workdir, wanted))

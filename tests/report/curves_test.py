@@ -1,4 +1,6 @@
+import json
 import math
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,20 @@ class CurvesTest(parameterized.TestCase):
     )
     def test_steps_that_make_so_many_calls(self, method, nfe, steps):
         self.assertEqual(curves.steps_for(method, nfe), steps)
+
+    def test_losses_are_those_of_the_measurements(self):
+        """Lines of evaluations have none, and a step may lack a validation loss."""
+        workdir = Path(self.create_tempdir().full_path)
+        lines = [
+            {"step": 10, "loss": 2.0, "learning_rate": 0.1},
+            {"step": 20, "loss": None, "validation_loss_raw": 1.0},
+            {"step": 20, "evaluation/ema/fid": 3.0},
+        ]
+        (workdir / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        rows = curves.losses(workdir)
+        first = {"step": 10, "loss": 2.0, "validation_loss_raw": None}
+        self.assertEqual(rows, [first, {"step": 20, "loss": None, "validation_loss_raw": 1.0}])
+        self.assertEqual(curves.losses(workdir / "elsewhere"), [])
 
     def test_errors_in_closed_form(self):
         """dx/dt = a x: n steps of order p end in (1 + h + ... + h^p / p!)^n x_0, h = a / n."""

@@ -37,6 +37,16 @@ class FiguresTest(absltest.TestCase):
         t = float(ot[24]["t"])
         np.testing.assert_allclose(middle, (1 - t) * start + t * end, atol=1e-4)  # straight
 
+    def test_losses_over_training(self):
+        figures.draw_losses([], self.folder)
+        self.assertEmpty(list(self.folder.iterdir()))
+        losses = [{"step": 1, "loss": 2.0, "validation_loss_ema": None}]
+        figures.draw_losses(
+            [*losses, {"step": 2, "loss": -1.0, "validation_loss_ema": 1.5}], self.folder
+        )
+        self.assertEqual(self.pictures(), {"losses"})
+        self.assertEqual(self.rows("losses")[1]["validation_loss_ema"], "1.5")
+
     def test_density_of_the_model(self):
         """dx/dt = a x carries N(0, I) to N(0, e^2a I)."""
         figures.draw_density(points(evaluate__batch_size=2500), ONE, self.folder)

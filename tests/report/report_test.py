@@ -101,6 +101,31 @@ class ReportTest(absltest.TestCase):
         for label in ("FM w/ OT (short)", "FM w/ OT (long)", "FM w/ OT (long) (raw weights)"):
             self.assertIn(f"| {label} |", text)
 
+    def test_rows_that_are_given_names(self):
+        """Seeds share a row and its name; runs without a name have that of their method."""
+        names = {}
+        for name, channels, seed in (("a", 8, 0), ("b", 8, 1), ("c", 16, 0)):
+            network = {"name": "unet", "unet": {"channels": channels}}
+            run = write_run(self.folder / name, CONFIG | {"network": network, "seed": seed})
+            names[run] = f"channels = {channels}"
+        write_run(self.folder / "other", VP)
+        workdirs = [*names, self.folder / "other"]
+        write_report(workdirs, self.report, names)
+        rows = [row["method"] for row in self.table("table1")]
+        self.assertEqual(rows, ["channels = 8", "channels = 16", "FM w/ Diffusion"])
+
+    def test_losses_of_one_objective_are_drawn_on_the_same_axes(self):
+        """Those of several have no common scale."""
+        longer = changed(CONFIG, train__steps=900)
+        for name, config in (("ot", CONFIG), ("long", longer), ("vp", VP)):
+            run = write_run(self.folder / name, config)
+            write_figures(run)
+            (run / "figures" / "losses.csv").write_text("step,loss\n50,1.5\n100,-0.5\n")
+        self.assertIn("(loss.png)", self.write("ot", "long"))
+        losses = [float(row["loss"]) for row in self.table("loss")]
+        self.assertEqual(losses, [1.5, -0.5, 1.5, -0.5])
+        self.assertNotIn("(loss.png)", self.write("ot", "vp"))
+
     def test_fixed_steps_say_where_they_lie(self):
         solver = {"method": "heun", "rtol": 1e-5, "atol": 1e-5, "steps": 50, "grid": "edm"}
         write_run(self.folder / "ot", records=[record({"ema": scores()}, solver=solver)])
