@@ -150,7 +150,7 @@ GUIDANCE: Section = {
 PATH: Section = {
     "name": Field(
         "ot",
-        "The conditional path p_t(x | x_1): ot | vp | ve, or your own: module:function.",
+        "The conditional path p_t(x | x_1): ot | vp | ve | cosine, or your own: module:function.",
         among_or_own(PATHS),
         EVERYTHING,
     ),
@@ -166,6 +166,9 @@ PATH: Section = {
     "ve": {
         "sigma_min": owned(PATHS["ve"], "sigma_min", "Standard deviation at t = 1.", of=EVERYTHING),
         "sigma_max": owned(PATHS["ve"], "sigma_max", "Standard deviation at t = 0.", of=EVERYTHING),
+    },
+    "cosine": {
+        "eps": owned(PATHS["cosine"], "eps", "The path ends at t = 1 - eps.", of=EVERYTHING)
     },
 }
 

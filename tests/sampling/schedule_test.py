@@ -1,0 +1,69 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from flowmatch_jax import marginals
+from flowmatch_jax.sampling.schedule import along
+from flowmatch_jax.solvers import Solver, integrate
+from tests.cases import PATHS, Float64TestCase, gaussian_velocity
+
+NAMES = ("ot", "vp", "ve", "cosine")
+PAIRS = list(itertools.permutations(NAMES, 2))
+# Paths whose ratios of signal to noise are among those of the other path, ends included.
+COVERED = [(a, b) for a, b in PAIRS if (a, b) in itertools.product(("ot", "cosine"), ("vp", "ve"))]
+POINTS = np.array([[-1.0, 0.5], [0.3, -0.7], [1.2, 1.0]])
+NOISE = np.random.RandomState(0).randn(6, 2)
+
+
+def fields(path):
+    """Exact fields: of a Gaussian, and of a mixture of three."""
+    smoothed = marginals.smoothed(path, 0.4)
+    mixture = lambda t, x: marginals.velocity(smoothed, t, x, jnp.asarray(POINTS, x.dtype))  # noqa: E731
+    return gaussian_velocity(path, 0.7, 0.4), mixture
+
+
+class AlongTest(Float64TestCase):
+    @parameterized.parameters(*PAIRS)
+    def test_exact_fields_become_exact_fields(self, a, b):
+        path, other = PATHS[a], PATHS[b]
+        ends = (0.0, other.t_end) if (a, b) in COVERED else ()
+        for t in (*ends, 0.2, 0.5, 0.9):
+            x = other.mean(jnp.float64(t), POINTS[[0, 1, 2] * 2]) + other.std(t, NOISE) * NOISE
+            for field, exact in zip(fields(path), fields(other), strict=True):
+                np.testing.assert_allclose(
+                    along(field, path, other)(t, x), exact(t, x), rtol=1e-5, atol=1e-5
+                )
+
+    def test_a_time_for_each_sample(self):
+        path, other, t = PATHS["ot"], PATHS["vp"], jnp.linspace(0, PATHS["vp"].t_end, 6)
+        got = along(fields(path)[1], path, other)(t, NOISE)
+        np.testing.assert_allclose(got, fields(other)[1](t, NOISE), rtol=1e-5, atol=1e-7)
+
+    @parameterized.parameters(
+        ("ot", "vp", 2e-3), ("cosine", "ve", 0.03), ("vp", "ot", 0.03), ("ve", "cosine", 0.03)
+    )
+    def test_noise_flows_to_the_same_data(self, a, b, tolerance):
+        """To within the paths' own ends: signal of 1/150 at VP's, noise of 1/100 at VE's."""
+        path, other, accurate = PATHS[a], PATHS[b], Solver(rtol=1e-7, atol=1e-7)
+        field = fields(path)[1]
+        x = integrate(field, path.source_std * NOISE, 0.0, path.t_end, accurate).x
+        moved = along(field, path, other)
+        same = integrate(moved, other.source_std * NOISE, 0.0, other.t_end, accurate).x
+        np.testing.assert_allclose(same, x, atol=tolerance)
+
+
+class EndsTest(parameterized.TestCase):
+    @parameterized.parameters(*PAIRS)
+    def test_finite_at_both_ends_in_float32(self, a, b):
+        path, other = PATHS[a], PATHS[b]
+        field = jax.jit(along(fields(path)[1], path, other))
+        for t in (0.0, other.t_end):
+            x = other.source_std * jnp.asarray(NOISE, jnp.float32)
+            self.assertTrue(bool(jnp.isfinite(field(t, x)).all()))
+
+
+if __name__ == "__main__":
+    absltest.main()
