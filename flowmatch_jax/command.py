@@ -41,6 +41,7 @@ MODES = {
     "evaluate": ("config", "step"),
     "sample": ("config", "step"),
     "figures": ("config",),
+    "fit_solver": ("config", "step"),
     "generate": ("config", "n", "seeds", "classes", "output", "step"),
     "upsample": ("config", "input", "output", "step"),
     "config": ("config",),
@@ -64,6 +65,7 @@ _MODE = flags.DEFINE_string(
     "train",
     "train: train to the last step, resuming from the workdir's checkpoint, then evaluate; "
     "evaluate: evaluate the newest checkpoint; sample: draw a grid of samples from it; "
+    "fit_solver: fit a solver with config.fit_solver.calls calls to the run; "
     "generate: write --n samples to --output; "
     "figures: draw the paper's figures for the run; upsample: enlarge your own images, --input, "
     "with a super-resolution model; report: tables and figures of several --runs; "
@@ -235,7 +237,9 @@ def _show_config(config: FrozenConfigDict, overrides: list[str]) -> None:
 
 
 def _run_one(mode: str, config: FrozenConfigDict, workdir: Path) -> None:
-    if mode == "generate":
+    if mode == "fit_solver":
+        modes.fit_run_solver(config, workdir, _STEP.value)
+    elif mode == "generate":
         seeds, output = _generated_seeds(), Path(_OUTPUT.value).expanduser()
         modes.generate(config, workdir, seeds, _CLASSES.value, output, _STEP.value)
     elif mode == "upsample":

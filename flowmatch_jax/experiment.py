@@ -31,6 +31,7 @@ from flowmatch_jax.parts import (
     make_conditioning,
     make_coupling,
     make_extractor,
+    make_fitted,
     make_grid,
     make_guidance,
     make_matching,
@@ -39,13 +40,15 @@ from flowmatch_jax.parts import (
     make_path,
     make_time,
 )
-from flowmatch_jax.paths import GaussianPath
+from flowmatch_jax.paths import PATHS, GaussianPath
 from flowmatch_jax.predictions import vector_field
 from flowmatch_jax.runtime.errors import UserError, section
 from flowmatch_jax.runtime.mesh import make_mesh
 from flowmatch_jax.runtime.own import is_own
-from flowmatch_jax.sampling import ancestral, piecewise
-from flowmatch_jax.sampling.guidance import Guidance, stretches
+from flowmatch_jax.sampling import ancestral, fitted, piecewise
+from flowmatch_jax.sampling.fitted import Coefficients
+from flowmatch_jax.sampling.guidance import Guidance, network_calls, stretches, whole_field
+from flowmatch_jax.sampling.schedule import along
 from flowmatch_jax.solvers import Solution, Solver, counted, integrate
 
 COMPUTING_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
@@ -99,7 +102,7 @@ class Experiment:
         x0: Array,
         key: Array,
         inputs: Inputs,
-        solver: Solver | None = None,
+        solver: Solver | Coefficients | None = None,
         save_at: Sequence[float] | Array | None = None,
     ) -> Solution:
         """Generate samples from source noise x0 [B, ...] by the method's sampler.
@@ -109,8 +112,9 @@ class Experiment:
             x0: the source noise.
             key: key of the noise in SR3's steps; unused by other methods.
             inputs: conditioning inputs of the samples.
-            solver: solver of a flow; None: the config's.
-            save_at: times of a flow's trajectory, as in `solvers.integrate`.
+            solver: solver of a flow, which may be a fitted one; None: the config's. If it has a
+                path, samples are drawn along that.
+            save_at: times of a flow's trajectory, as in `solvers.integrate`, on the same path.
         """
         name = self.config.objective.name
         if name == "regression":
@@ -120,18 +124,43 @@ class Experiment:
             predict = lambda a, x: self.apply(params, a, x, **inputs)  # noqa: E731
             levels = ancestral.noise_levels(self.path, self.config.sr3.steps)
             return ancestral.sample(predict, key, x0, levels)
-        how = (0.0, self.path.t_end, solver or self.solver(), save_at)
+        solver = solver or self.solver(self.sampling_path)
+        if isinstance(solver, Coefficients):
+            if save_at is not None:
+                allowed = "it has no states between its ends: choose another method"
+                raise UserError("config.solver.method", "fitted", allowed)
+            solution = fitted.solve(self.whole_field(params, **inputs), x0, solver)
+            return solution._replace(nfe=network_calls(jnp.asarray(solver.t), self.guidance))
+        path = solver.path or self.path
+        x0 = x0 * (path.source_std / self.path.source_std)
+        how = (0.0, path.t_end, replace(solver, path=path), save_at)
+        field_given = lambda **inputs: along(self.field(params, **inputs), self.path, path)  # noqa: E731
         if self.guidance:
-            fields = stretches(partial(self.field, params), inputs, self.guidance)
-            return piecewise.follow(fields, x0, *how)
-        return integrate(self.field(params, **inputs), x0, *how)
+            return piecewise.follow(stretches(field_given, inputs, self.guidance), x0, *how)
+        return integrate(field_given(**inputs), x0, *how)
 
-    def solver(self) -> Solver:
-        """Return the configuration's solver, with its time grid from t = 0 to the path's end."""
-        solver = solver_of(self.config.solver)
+    def whole_field(self, params: Params, **inputs: Array) -> Field:
+        """Create the vector field of samples, with guidance, as one function of all times."""
+        return whole_field(partial(self.field, params), inputs, self.guidance)
+
+    @property
+    def sampling_path(self) -> GaussianPath:
+        """The path along which samples are drawn."""
+        name = self.config.solver.path
+        return self.path if name in (None, self.config.path.name) else PATHS[name]()
+
+    def solver(self, path: GaussianPath | None = None) -> Solver | Coefficients:
+        """Return the configuration's solver on a path, with its time grid from 0 to the path's end.
+
+        Args:
+            path: the path; None: the one of training, as for likelihoods.
+        """
+        if self.config.solver.method == "fitted":
+            return make_fitted(self.config)
+        solver = replace(solver_of(self.config.solver), path=path or self.path)
         if solver.steps is None:
             return solver
-        grid = make_grid(self.config.solver, solver.steps, self.path)
+        grid = make_grid(self.config.solver, solver.steps, solver.path)
         return replace(solver, steps=None, grid=grid)
 
     def objective_at(self, t: Array) -> Objective | None:

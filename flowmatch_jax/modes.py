@@ -18,6 +18,7 @@ from flowmatch_jax.evaluation.generate import generate_samples
 from flowmatch_jax.evaluation.samples import Sampler, draw, make_sampler, picture_file
 from flowmatch_jax.evaluation.upsample import upsample_pictures
 from flowmatch_jax.experiment import Experiment, build
+from flowmatch_jax.fit_solver import fit_solver, with_solver_file
 from flowmatch_jax.report.figures import are_drawn, draw_figures
 from flowmatch_jax.report.report import write_report
 from flowmatch_jax.runtime import processes
@@ -50,7 +51,7 @@ def open_run(config: FrozenConfigDict, workdir: Path, trains: bool = True) -> Ex
     check_identity(workdir, config)
     if not trains:
         check_run(workdir)
-        return build(config, recorded_data(workdir))
+        return build(with_solver_file(config, workdir), recorded_data(workdir))
     experiment = build(config)
     check_training(experiment)
     open_workdir(workdir)
@@ -113,6 +114,14 @@ def evaluate_run(
     log.write(step, numbers(record))
     for kind in weights:
         log.picture(step, f"samples/{kind}", picture_file(workdir, step, kind))
+
+
+def fit_run_solver(config: FrozenConfigDict, workdir: Path, step: int | None = None) -> None:
+    """Fit a solver to a run, with the first kind in config.evaluate.weights."""
+    experiment = open_run(config, workdir, trains=False)
+    kind = config.evaluate.weights[0]
+    ((step, weights),) = load_weights(experiment, workdir, (kind,), step=step).items()
+    fit_solver(experiment, weights[kind], workdir, {"step": step, "weights": kind})
 
 
 def draw_run(experiment: Experiment, workdir: Path) -> None:

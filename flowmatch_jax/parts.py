@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 
 from flowmatch_jax import objectives, own_parts, predictions
 from flowmatch_jax.arrays import Array
+from flowmatch_jax.config.identity import fitted_to
 from flowmatch_jax.config.rules import solver_of
 from flowmatch_jax.couplings import COUPLINGS
 from flowmatch_jax.data.conditioning import Conditioning
@@ -26,7 +28,8 @@ from flowmatch_jax.objectives import OBJECTIVES, Coupling, Objective, Time
 from flowmatch_jax.paths import PATHS, GaussianPath, log_snr
 from flowmatch_jax.runtime.errors import UserError, one_of, section
 from flowmatch_jax.runtime.own import blamed, is_own, resolve
-from flowmatch_jax.sampling import ancestral
+from flowmatch_jax.sampling import ancestral, fitted
+from flowmatch_jax.sampling.fitted import Coefficients
 from flowmatch_jax.sampling.guidance import Guidance
 from flowmatch_jax.times import GRIDS, TIMES
 
@@ -156,6 +159,23 @@ def make_grid(config: ConfigDict, steps: int, path: GaussianPath) -> np.ndarray:
         grid = resolve("grid", config.grid, GRIDS, config.grid_options)
         with blamed("grid", config.grid), jax.ensure_compile_time_eval():  # also inside jit
             return np.asarray(grid(steps, path), np.float64)
+
+
+def make_fitted(config: ConfigDict) -> Coefficients:
+    """Read the fitted solver of config.solver.file; raises UserError if it is another model's."""
+    with section("config.solver"):
+        if config.solver.file is None:
+            allowed = "give the file of a fitted solver, which --mode=fit_solver writes"
+            raise UserError("file", None, allowed)
+        coefficients, facts = fitted.read(Path(config.solver.file).expanduser())
+        if len(coefficients.t) != config.solver.steps:
+            allowed = f"the solver in {config.solver.file} has {len(coefficients.t)} calls"
+            raise UserError("steps", config.solver.steps, allowed)
+        for name, value in fitted_to(config).items():
+            if facts.get(name) != value:
+                allowed = f"it was fitted to another {name}; fit one with --mode=fit_solver"
+                raise UserError("file", config.solver.file, allowed)
+        return coefficients
 
 
 def make_network(config: ConfigDict, data: Dataset, conditioning: Conditioning) -> Network:

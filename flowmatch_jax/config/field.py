@@ -49,6 +49,8 @@ class Field:
         of: what the value identifies.
         kind: type of a field whose default is None.
         before: value in effect in runs that are older than the field.
+        omit_unset: whether `select` leaves the field out while it is None, as if the run were older
+            than the field.
     """
 
     default: Any
@@ -57,6 +59,7 @@ class Field:
     of: Of = Of.NOTHING
     kind: type | None = None
     before: Any = None
+    omit_unset: bool = False
 
 
 def owned(
@@ -119,7 +122,8 @@ def select(section: Section, config: Mapping[str, Any], of: Of) -> dict[str, Any
         elif of in entry.of:
             if name in config:
                 value = plain(config[name])
-                chosen |= {} if value == {} else {name: value}
+                is_empty = value == {} or (value is None and entry.omit_unset)
+                chosen |= {} if is_empty else {name: value}
             elif entry.before is not None:
                 chosen[name] = entry.before
     return chosen

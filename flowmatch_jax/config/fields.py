@@ -14,6 +14,7 @@ from flowmatch_jax.config.model import CONDITION, DATA, GUIDANCE, NETWORK, OBJEC
 from flowmatch_jax.config.running import (
     EVALUATE,
     FIGURES,
+    FIT_SOLVER,
     MAXIMUM_LIKELIHOOD,
     OPTIMIZER,
     SOLVER,
@@ -39,6 +40,7 @@ FIELDS: Section = {
     "train": TRAIN,
     "solver": SOLVER,
     "evaluate": EVALUATE,
+    "fit_solver": FIT_SOLVER,
     "upsample": UPSAMPLE,
     "figures": FIGURES,
     "mesh": {"fsdp": Field(1, "Devices that shard parameters and optimiser state.", least(1))},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -12,9 +13,11 @@ from flowmatch_jax.config.field import check
 from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.data import sets
 from flowmatch_jax.metrics.scores import SCORES
+from flowmatch_jax.paths import optimal_transport
 from flowmatch_jax.runtime.errors import UserError, section
 from flowmatch_jax.runtime.own import is_own
 from flowmatch_jax.solvers import ADAPTIVE, Solver
+from flowmatch_jax.times import GRIDS
 
 # (section, field that may name a user's own part, field of its options)
 OWN = (
@@ -24,7 +27,6 @@ OWN = (
     ("objective", "coupling", "coupling_options"),
     ("objective", "time", "time_options"),
     ("network", "name", "options"),
-    ("solver", "grid", "grid_options"),
 )
 
 
@@ -69,8 +71,8 @@ def data_options(config: ConfigDict) -> sets.Options:
 
 
 def solver_of(config: ConfigDict) -> Solver:
-    """Convert a section with a solver's fields to a `Solver` without a grid."""
-    names = {field.name for field in fields(Solver)} - {"grid"}
+    """Convert a section with a solver's fields to a `Solver` without a grid and a path."""
+    names = {field.name for field in fields(Solver)} - {"grid", "path"}
     return Solver(**{name: config[name] for name in names.intersection(config)})
 
 
@@ -89,10 +91,31 @@ def _train(config: ConfigDict) -> None:
 
 
 def _solver(config: ConfigDict) -> None:
+    if config.method == "fitted":
+        if config.steps is None:
+            raise UserError("steps", None, "give the number of calls of the fitted solver")
+        if config.grid != "uniform":
+            raise UserError("grid", config.grid, "a fitted solver has its own times: leave it")
+        return
     solver_of(config).validate()
     if config.method in ADAPTIVE and config.grid != "uniform":
         allowed = "an adaptive method chooses its own steps: leave it uniform"
         raise UserError("grid", config.grid, allowed)
+    if config.grid_options and not is_own(config.grid):
+        _grid_options(config.grid, config.grid_options)
+
+
+def _grid_options(grid: str, options: ConfigDict) -> None:
+    """Raise UserError unless a grid of this package takes these options."""
+    taken = list(signature(GRIDS[grid]).parameters)[2:]
+    with section("grid_options"):
+        for name, value in options.items():
+            if name not in taken:
+                allowed = f"the grid {grid} takes " + (", ".join(taken) or "no options")
+                raise UserError(name, value, allowed)
+            if not isinstance(value, int | float):
+                raise UserError(name, value, "it takes a number")
+        GRIDS[grid](1, optimal_transport(), **options)
 
 
 def _likelihoods(config: ConfigDict) -> None:

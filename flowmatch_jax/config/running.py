@@ -18,7 +18,8 @@ from flowmatch_jax.config.checks import (
 from flowmatch_jax.config.field import Field, Of, Section, owned
 from flowmatch_jax.metrics.features.extractors import EXTRACTORS
 from flowmatch_jax.metrics.scores import SCORES
-from flowmatch_jax.runtime.errors import seed
+from flowmatch_jax.paths import PATHS
+from flowmatch_jax.runtime.errors import positive, seed
 from flowmatch_jax.solvers import Solver
 from flowmatch_jax.times import GRIDS
 
@@ -84,7 +85,8 @@ SOLVER: Section = {
     "method": owned(
         Solver,
         "method",
-        "euler midpoint heun rk4 | adaptive: dopri5 tsit5 dopri8 bosh3.",
+        "euler midpoint heun rk4 | of one call per step: ab2 ab3 abm2 dpmpp2m | adaptive: dopri5 "
+        "tsit5 dopri8 bosh3.",
         of=SOLVED,
     ),
     "rtol": owned(Solver, "rtol", "Relative tolerance of adaptive methods.", of=SOLVED),
@@ -92,12 +94,31 @@ SOLVER: Section = {
     "steps": owned(Solver, "steps", "Steps of fixed methods.", of=SOLVED, kind=int),
     "grid": Field(
         "uniform",
-        "Time grid of fixed methods: uniform | edm, or your own: module:function.",
+        "Time grid of fixed methods: uniform | edm | cosine | shift | sway, or your own: "
+        "module:function.",
         among_or_own(GRIDS),
         SOLVED,
     ),
     "grid_options": Field(
-        {}, "Keyword arguments of your own grid (module:function).", own_options, SOLVED
+        {},
+        "Arguments of the grid: k of shift | s of sway | those of your own.",
+        own_options,
+        SOLVED,
+    ),
+    "path": Field(
+        None,
+        "Path along which samples are drawn: ot | vp | ve | cosine; unset: the one of training.",
+        among(PATHS),
+        SOLVED,
+        str,
+        omit_unset=True,
+    ),
+    "file": Field(
+        None,
+        "File of the fitted solver, for method fitted; unset: the run's, of --mode=fit_solver.",
+        of=SOLVED,
+        kind=str,
+        omit_unset=True,
     ),
 }
 
@@ -143,6 +164,17 @@ EVALUATE: Section = {
         int,
     ),
     "after_training": Field(True, "Evaluate the model when the training ends."),
+}
+
+FIT_SOLVER: Section = {
+    "calls": Field(8, "Calls of the field by the fitted solver.", least(1)),
+    "noises": Field(768, "Noises whose accurate solutions a solver is fitted to.", least(16)),
+    "held_out": Field(
+        256, "Noises among them that only measure the result; half as many choose it.", least(2)
+    ),
+    "steps": Field(300, "Steps of the fit.", least(1)),
+    "batch_size": Field(32, "Noises per step.", least(1)),
+    "learning_rate": Field(1e-2, "Adam's learning rate at the first step.", positive),
 }
 
 UPSAMPLE: Section = {

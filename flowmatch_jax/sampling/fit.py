@@ -7,7 +7,6 @@ over the times of the calls and all coefficients, while the model is constant.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import numpy as np
 import optax
 
 from flowmatch_jax.arrays import Array, Field, Params, filled, sum_dims
-from flowmatch_jax.sampling.fitted import Coefficients, ab2, euler, midpoint, solve
+from flowmatch_jax.sampling.fitted import Coefficients, adams, euler, midpoint, solve
 
 
 class Pairs(NamedTuple):
@@ -63,7 +62,7 @@ class State(NamedTuple):
     variables: Variables
     adam: optax.OptState
     best: Variables
-    least: Array  # error of the best variables on the pairs that select them
+    least: Array  # error of the best variables on the pairs that choose them
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Fit:
     chosen_by: Pairs
     steps: int = 300
     batch_size: int = 32
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-2
     check_every: int = 25
 
     @property
@@ -97,7 +96,7 @@ class Fit:
         return optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.steps))
 
     def init(self, least: float) -> State:
-        """Return the state before the first step; ``least`` is the error of the start."""
+        """Return the state before the first step; ``least`` is the error that a step must beat."""
         n = len(self.start.t)
         zeros = Variables(jnp.zeros(n), jnp.zeros(n), jnp.zeros((n, n)))
         return State(jnp.int32(0), zeros, self.optimizer.init(zeros), zeros, jnp.float32(least))
@@ -112,9 +111,11 @@ class Fit:
         return Coefficients(times, self.start.a + variables.a, self.start.b + change)
 
 
-def errors(field: Field, coefficients: Coefficients, x0: Array, x1: Array) -> Array:
+def errors(
+    field: Field, coefficients: Coefficients, x0: Array, x1: Array, unroll: bool = False
+) -> Array:
     """Compute the mean squared error per dimension of a solver, [B]."""
-    return sum_dims((solve(field, x0, coefficients).x - x1) ** 2) / x0[0].size
+    return sum_dims((solve(field, x0, coefficients, unroll).x - x1) ** 2) / x0[0].size
 
 
 def make_mean_error(fit: Fit) -> Callable[[Params, Coefficients, Pairs], float]:
@@ -136,10 +137,10 @@ def make_mean_error(fit: Fit) -> Callable[[Params, Coefficients, Pairs], float]:
     return mean_error
 
 
-def best_start(
+def best_known(
     error: Callable[[Coefficients], float], n: int, grids: dict[str, Callable[[int], np.ndarray]]
 ) -> tuple[str, Coefficients, float]:
-    """Choose the best of Euler's, the AB2 and the midpoint method with n calls on each grid.
+    """Find the best of Euler's, the midpoint and the Adams methods with n calls on each grid.
 
     Args:
         error: error of a solver.
@@ -152,7 +153,8 @@ def best_start(
     found = {}
     for name, grid in grids.items():
         found[f"euler, {name}"] = euler(grid(n))
-        found[f"ab2, {name}"] = ab2(grid(n))
+        for method in ("ab2", "ab3", "abm2"):
+            found[f"{method}, {name}"] = adams(method, grid(n))
         if n % 2 == 0:
             found[f"midpoint, {name}"] = midpoint(grid(n // 2))
     by_error = {name: error(coefficients) for name, coefficients in found.items()}
@@ -184,8 +186,8 @@ def run(
     @jax.jit
     def step(params: Params, state: State, pairs: Pairs) -> State:
         def loss(variables: Variables) -> Array:
-            field = fit.field(params, pairs.inputs)
-            error = errors(field, fit.coefficients(variables), pairs.x0, pairs.x1)
+            field, coefficients = fit.field(params, pairs.inputs), fit.coefficients(variables)
+            error = errors(field, coefficients, pairs.x0, pairs.x1, unroll=True)
             return jnp.log(error + jnp.finfo(error.dtype).tiny).mean()
 
         gradient = jax.grad(loss)(state.variables)
@@ -201,8 +203,3 @@ def run(
             if error < state.least:
                 state = state._replace(best=state.variables, least=jnp.float32(error))
             yield state
-
-
-def begun_at(fit: Fit, start: Coefficients) -> Fit:
-    """Return the fit with another start."""
-    return dataclasses.replace(fit, start=start)

@@ -98,6 +98,27 @@ def stretches(
     return [Stretch(begin, plain), inside, Stretch(1.0, plain)]
 
 
+def whole_field(field_given: Callable[..., Field], inputs: Inputs, guidance: Guidance) -> Field:
+    """Create the guided field as one function of all times, for solvers that take one field.
+
+    Args:
+        field_given, inputs: as in `guided`.
+        guidance: guidance settings.
+    """
+    if not guidance:
+        return field_given(**inputs)
+    outside, inside, _ = (part.field for part in stretches(field_given, inputs, guidance))
+    begin, end = guidance.interval
+    return lambda t, x: jax.lax.cond((begin <= t) & (t < end), inside, outside, t, x)
+
+
+def network_calls(times: Array, guidance: Guidance) -> Array:
+    """Count the network calls of `whole_field` at these times."""
+    begin, end = guidance.interval
+    twice = (begin <= times) & (times < end) & (guidance.scale not in (0, 1))
+    return (1 + twice).sum().astype(jnp.int32)
+
+
 def _without_label(inputs: Inputs) -> Inputs:
     return inputs | {"label": jnp.full_like(inputs["label"], NO_LABEL)}
 

@@ -1,0 +1,207 @@
+"""Fit a solver with few calls to a trained model, and keep it in the run's workdir."""
+
+from __future__ import annotations
+
+import json
+import logging
+import zipfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import serialization
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from flowmatch_jax.arrays import Array, Params
+from flowmatch_jax.config.identity import fitted_to
+from flowmatch_jax.couplings import draw_source
+from flowmatch_jax.evaluation.samples import sample_inputs
+from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.runtime.errors import RunStopped, UserError
+from flowmatch_jax.runtime.files import npz, write_atomically
+from flowmatch_jax.runtime.mesh import to_host
+from flowmatch_jax.runtime.progress import progress_bar
+from flowmatch_jax.runtime.stops import StopNotice
+from flowmatch_jax.sampling import fit
+from flowmatch_jax.sampling.fitted import adams, write
+from flowmatch_jax.solvers import Solver
+from flowmatch_jax.times import GRIDS
+
+logger = logging.getLogger(__name__)
+
+ACCURATE = Solver("dopri5", rtol=1e-6, atol=1e-6)
+
+
+def solver_file(workdir: Path, calls: int, scale: float) -> Path:
+    """Return the file of the run's fitted solver with this guidance scale."""
+    guided = "" if scale == 1 else f"_guidance{scale:g}"
+    return workdir / "solvers" / f"{calls}_calls{guided}.json"
+
+
+def with_solver_file(config: ConfigDict, workdir: Path) -> FrozenConfigDict:
+    """Return the config with the run's fitted solver, if it asks for one and names no file."""
+    if config.solver.method != "fitted" or config.solver.file is not None:
+        return FrozenConfigDict(config)
+    config = ConfigDict(config)
+    file = solver_file(workdir, config.solver.steps, config.guidance.scale)
+    config.solver.file = str(file)
+    return FrozenConfigDict(config)
+
+
+def fit_solver(
+    experiment: Experiment, params: Params, workdir: Path, weights: dict[str, Any]
+) -> None:
+    """Fit a solver with config.fit_solver.calls calls to the model, and write it to the workdir.
+
+    The fit begins with the method ab2. Its result is the best of some known methods and grids if
+    that has a smaller error on held-out noises. A stopped fit goes on where it was.
+
+    Args:
+        experiment: the experiment.
+        params: the parameters.
+        workdir: folder of the run.
+        weights: what identifies the parameters in the run, such as their step; it is recorded.
+
+    Raises:
+        UserError: the model has no vector field.
+    """
+    check_flow(experiment)
+    options = experiment.config.fit_solver
+    n = options.calls
+    path = solver_file(workdir, n, experiment.guidance.scale)
+    facts = weights | fitted_to(experiment.config)
+    pairs = accurate_pairs(experiment, params, path.with_name("pairs.npz"), facts)
+    held_out, chosen_by = (
+        pairs.at(slice(options.held_out)),
+        pairs.at(slice(options.held_out, options.held_out + options.held_out // 2)),
+    )
+    wanted = fit.Fit(
+        field=lambda params, inputs: experiment.whole_field(params, **inputs),
+        start=adams("ab2", np.linspace(0, experiment.path.t_end, n + 1)),
+        t_end=experiment.path.t_end,
+        pairs=pairs.at(slice(options.held_out + options.held_out // 2, None)),
+        chosen_by=chosen_by,
+        **{name: options[name] for name in ("steps", "batch_size", "learning_rate")},
+    )
+    mean_error = fit.make_mean_error(wanted)
+    grids = {name: partial(_grid, grid, experiment) for name, grid in GRIDS.items()}
+    name, known, least = fit.best_known(partial(mean_error, params, pairs=chosen_by), n, grids)
+    state = _run(wanted, params, least, mean_error, path, facts)
+    best = wanted.coefficients(state.best) if state.least < least else known
+    before, after = (mean_error(params, c, held_out) for c in (known, best))
+    if after > before:
+        best, after = known, before
+    errors = {"noises": len(held_out), "best_known": before, "fitted": after}
+    if jax.process_index() == 0:
+        write(path, best, facts | {"best_known": name, "mean_squared_error": errors})
+        _state_file(path).unlink(missing_ok=True)
+    logger.info(
+        "Mean squared error on %d held-out noises: %.3g; of the best other method (%s) %.3g. The "
+        "solver is in %s; --config.solver.method=fitted --config.solver.steps=%d uses it.",
+        *(len(held_out), after, name, before, path, n),
+    )
+
+
+def check_flow(experiment: Experiment) -> None:
+    """Raise UserError unless the model has a vector field."""
+    if not experiment.is_flow:
+        name = experiment.config.objective.name
+        raise UserError("config.objective.name", name, "it has no vector field to solve")
+
+
+def accurate_pairs(
+    experiment: Experiment, params: Params, file: Path, facts: dict[str, Any]
+) -> fit.Pairs:
+    """Solve accurately from config.fit_solver.noises noises, or read that from the file.
+
+    Args:
+        experiment, params: the model.
+        file: npz file that keeps the pairs for further fits to the model.
+        facts: what the pairs depend on; pairs with other facts are made again.
+    """
+    config = experiment.config
+    settings = json.dumps(facts | {"noises": config.fit_solver.noises, "seed": config.seed})
+    known = _read_pairs(file, settings)
+    if known is not None:
+        return known
+    shape = (config.evaluate.samples, *experiment.train_data.shape)
+
+    @jax.jit
+    def solve(params: Params, key: Array, inputs: dict[str, Array]) -> tuple[Array, Array, Array]:
+        x0 = draw_source(key, shape, experiment.path.source_std)
+        solution = experiment.generate(params, x0, key, inputs, ACCURATE)
+        return x0, solution.x, solution.converged
+
+    parts = []
+    key = jax.random.fold_in(jax.random.key(config.seed), 2)  # samples fold in 0, likelihoods 1
+    batches = range(-(-config.fit_solver.noises // shape[0]))
+    with progress_bar(batches, desc="accurate solutions") as bar, StopNotice() as notice:
+        for batch in bar:
+            inputs = sample_inputs(experiment, shape[0], batch)
+            x0, x1, converged = solve(params, jax.random.fold_in(key, batch), inputs)
+            if not converged:
+                raise RunStopped("the accurate solver failed: the field is not finite")
+            kept = {name: to_host(value) for name, value in inputs.items()}
+            parts.append(fit.Pairs(to_host(x0), to_host(x1), kept))
+            if notice.reached(batch):
+                raise RunStopped(f"{notice.signal}: stopped; the same command begins again")
+    pairs = jax.tree.map(lambda *x: np.concatenate(x)[: config.fit_solver.noises], *parts)
+    if jax.process_index() == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, npz(settings=settings, x0=pairs.x0, x1=pairs.x1, **pairs.inputs))
+    return pairs
+
+
+def _read_pairs(file: Path, settings: str) -> fit.Pairs | None:
+    if not file.exists():
+        return None
+    try:
+        with np.load(file) as held:
+            if str(held["settings"]) != settings:
+                return None
+            inputs = {name: held[name] for name in {*held} - {"settings", "x0", "x1"}}
+            return fit.Pairs(held["x0"], held["x1"], inputs)
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        logger.warning("%s cannot be read, and is made again: %s", file, error)
+        return None
+
+
+def _run(
+    wanted: fit.Fit,
+    params: Params,
+    least: float,
+    mean_error: Any,
+    path: Path,
+    facts: dict[str, Any],
+) -> fit.State:
+    """Take the steps of the fit, from the saved state if there is one, saving each check."""
+    file, state = _state_file(path), wanted.init(least)
+    settings = json.dumps(facts | {"start": [c.tolist() for c in wanted.start], "least": least})
+    if file.exists():
+        known, held = serialization.msgpack_restore(file.read_bytes()), None
+        if known["settings"] == settings:
+            held = serialization.from_state_dict(state, known["state"])
+            logger.info("The fit goes on at step %d.", held.step)
+        state = held or state
+    total, begun = wanted.steps, int(state.step)
+    with progress_bar(total=total, initial=begun, desc="fit") as bar, StopNotice() as notice:
+        for reached in fit.run(wanted, params, state, mean_error):
+            state = reached
+            bar.update(int(state.step) - bar.n)
+            bar.set_postfix_str(f"error {float(state.least):.3g}")
+            if jax.process_index() == 0:
+                saved = {"settings": settings, "state": serialization.to_state_dict(state)}
+                write_atomically(file, serialization.msgpack_serialize(saved))
+            if notice.reached(int(state.step)):
+                raise RunStopped(f"{notice.signal}: stopped; the same command goes on")
+    return state
+
+
+def _state_file(path: Path) -> Path:
+    return path.with_suffix(".partial")
+
+
+def _grid(grid: Any, experiment: Experiment, steps: int) -> np.ndarray:
+    return grid(steps, experiment.path)

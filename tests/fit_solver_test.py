@@ -1,0 +1,143 @@
+import json
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+
+from flowmatch_jax import fit_solver
+from flowmatch_jax.runtime.errors import RunStopped, UserError
+from flowmatch_jax.sampling import fitted
+from flowmatch_jax.solvers import Solver
+from tests.evaluation import experiments
+
+ONE = jnp.ones(())
+FIT = {
+    "fit_solver__calls": 4,
+    "fit_solver__noises": 400,
+    "fit_solver__held_out": 100,
+    "fit_solver__steps": 150,
+    "fit_solver__batch_size": 40,
+    "fit_solver__learning_rate": 1e-2,
+    "evaluate__samples": 100,
+}
+
+
+def nonlinear(params, t, x, **_):
+    return params * (jnp.cos(3 * x) - x * jnp.sin(3 * t)[:, None])
+
+
+def model(**fields):
+    return experiments.points(apply=nonlinear, **FIT | fields)
+
+
+def using(file, **fields):
+    """The experiment as it samples by a fitted solver."""
+    return model(solver__method="fitted", solver__steps=4, solver__file=str(file), **fields)
+
+
+class FitSolverTest(absltest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.workdir = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        fit_solver.fit_solver(model(), ONE, cls.workdir, {"step": 7})
+        cls.file = cls.workdir / "solvers" / "4_calls.json"
+
+    def test_file(self):
+        record = json.loads(self.file.read_text())
+        self.assertEqual((record["calls"], record["step"]), (4, 7))
+        errors = record["mean_squared_error"]
+        self.assertEqual(errors["noises"], 100)
+        self.assertLess(errors["fitted"], 0.3 * errors["best_known"])
+        self.assertRegex(record["best_known"], "^(euler|midpoint|ab2|ab3|abm2), [a-z]+$")
+        self.assertEqual([len(row) for row in record["b"]], [1, 2, 3, 4])
+
+    def test_samples_are_closer_to_the_accurate_ones(self):
+        """From noises that have no part in the fit, at the calls that are counted."""
+        x0 = jax.random.normal(jax.random.key(9), (200, 2))
+        draw = lambda e, solver=None: e.generate(ONE, x0, jax.random.key(0), {}, solver)  # noqa: E731
+        accurate = draw(model(), fit_solver.ACCURATE)
+        got, plain = draw(using(self.file)), draw(model(), Solver("midpoint", steps=2))
+        self.assertEqual((got.nfe, plain.nfe), (4, 4))
+        errors = [np.mean((solution.x - accurate.x) ** 2) for solution in (got, plain)]
+        self.assertLess(errors[0], 0.3 * errors[1])
+
+    def test_goes_on_where_it_was_stopped(self):
+        workdir = Path(self.create_tempdir().full_path)
+        stopped = mock.patch.object(fit_solver.StopNotice, "reached", lambda _, step: step == 25)
+        with stopped, self.assertRaisesRegex(RunStopped, "the same command goes on"):
+            fit_solver.fit_solver(model(), ONE, workdir, {"step": 7})
+        solved = mock.patch.object(fit_solver, "draw_source", side_effect=AssertionError)
+        with solved, self.assertLogs("flowmatch_jax", "INFO") as logs:
+            fit_solver.fit_solver(model(), ONE, workdir, {"step": 7})
+        self.assertIn("The fit goes on at step 25.", " ".join(logs.output))
+        file = workdir / "solvers" / "4_calls.json"
+        self.assertEqual(file.read_text(), self.file.read_text())
+        self.assertEqual({p.name for p in file.parent.iterdir()}, {"pairs.npz", file.name})
+
+    def test_pairs_that_are_damaged_or_of_another_step_are_made_again(self):
+        experiment, pairs = model(), self.workdir / "solvers" / "pairs.npz"
+        held = fit_solver.accurate_pairs(experiment, ONE, pairs, {"step": 1})
+        other = fit_solver.accurate_pairs(experiment, 0.5 * ONE, pairs, {"step": 2})
+        self.assertFalse(np.array_equal(held.x1, other.x1))
+        pairs.write_bytes(pairs.read_bytes()[:100])
+        with self.assertLogs("flowmatch_jax", "WARNING"):
+            again = fit_solver.accurate_pairs(experiment, ONE, pairs, {"step": 1})
+        np.testing.assert_array_equal(again.x1, held.x1)
+
+    def test_solvers_of_others_are_refused(self):
+        for fields, said in (
+            ({"seed": 5}, "fitted to another run"),
+            ({"guidance__interval": (0.2, 1.0)}, "fitted to another guidance"),
+            ({"solver__steps": 5}, "config.solver.steps: got 5; the solver in .* has 4 calls"),
+            ({"solver__file": None}, "config.solver.file: got None; .*--mode=fit_solver"),
+            ({"solver__file": "/nowhere"}, "config.solver.file: .*cannot be read"),
+        ):
+            solver = {"solver__method": "fitted", "solver__steps": 4}
+            solver |= {"solver__file": str(self.file)}
+            with self.assertRaisesRegex(UserError, said):
+                model(**solver | fields).solver()
+        with self.assertRaisesRegex(UserError, "config.solver.steps: got None"):
+            model(solver__method="fitted")
+
+    def test_models_without_a_field_are_refused(self):
+        with self.assertRaisesRegex(UserError, "regression.*no vector field"):
+            fit_solver.fit_solver(experiments.regression(), ONE, self.workdir, {})
+
+    def test_the_run_s_solver_is_found(self):
+        config = model(solver__method="fitted", solver__steps=4).config
+        found = fit_solver.with_solver_file(config, Path("run"))
+        self.assertEqual(found.solver.file, "run/solvers/4_calls.json")
+        named = fit_solver.with_solver_file(using("mine.json").config, Path("run"))
+        self.assertEqual(named.solver.file, "mine.json")
+        self.assertEqual(
+            fit_solver.solver_file(Path("run"), 6, 2.5).name, "6_calls_guidance2.5.json"
+        )
+
+
+class WholeFieldTest(absltest.TestCase):
+    def test_guided_field_and_its_calls(self):
+        """With guidance in an interval, as one function of t."""
+
+        def apply(params, t, x, label, **_):
+            return x * 0 + jnp.where(label < 0, 1.0, 5.0)[:, None, None, None]
+
+        experiment = experiments.images(
+            apply=apply, condition__labels=True, guidance__scale=3.0, guidance__interval=(0.25, 0.5)
+        )
+        field = experiment.whole_field(ONE, label=jnp.zeros(2, jnp.int32))
+        x = jnp.zeros((2, 8, 8, 1))
+        got = [float(field(jnp.float32(t), x).mean()) for t in (0.0, 0.25, 0.4, 0.5, 0.9)]
+        self.assertEqual(got, [5, 13, 13, 5, 5])
+        solver = fitted.euler(np.linspace(0, 1, 9))
+        solution = experiment.generate(ONE, x, None, {"label": jnp.zeros(2, jnp.int32)}, solver)
+        self.assertEqual(solution.nfe, 8 + 2)
+        self.assertAlmostEqual(float(solution.x.mean()), 5 + 8 / 4, places=5)
+
+
+if __name__ == "__main__":
+    absltest.main()
