@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import zipfile
@@ -73,15 +74,12 @@ def fit_solver(
     path = solver_file(workdir, n, experiment.guidance.scale)
     facts = weights | fitted_to(experiment.config)
     pairs = accurate_pairs(experiment, params, path.with_name("pairs.npz"), facts)
-    held_out, chosen_by = (
-        pairs.at(slice(options.held_out)),
-        pairs.at(slice(options.held_out, options.held_out + options.held_out // 2)),
-    )
+    held_out, chosen_by, fitted_to_them = _parts(pairs, options.held_out)
     wanted = fit.Fit(
         field=lambda params, inputs: experiment.whole_field(params, **inputs),
         start=adams("ab2", np.linspace(0, experiment.path.t_end, n + 1)),
         t_end=experiment.path.t_end,
-        pairs=pairs.at(slice(options.held_out + options.held_out // 2, None)),
+        pairs=fitted_to_them,
         chosen_by=chosen_by,
         **{name: options[name] for name in ("steps", "batch_size", "learning_rate")},
     )
@@ -130,8 +128,9 @@ def accurate_pairs(
 
     @jax.jit
     def solve(params: Params, key: Array, inputs: dict[str, Array]) -> tuple[Array, Array, Array]:
-        x0 = draw_source(key, shape, experiment.path.source_std)
-        solution = experiment.generate(params, x0, key, inputs, ACCURATE)
+        source_key, way_key = jax.random.split(key)
+        x0 = draw_source(source_key, shape, experiment.path.source_std)
+        solution = experiment.generate(params, x0, way_key, inputs, ACCURATE)
         return x0, solution.x, solution.converged
 
     parts = []
@@ -166,6 +165,12 @@ def _read_pairs(file: Path, settings: str) -> fit.Pairs | None:
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         logger.warning("%s cannot be read, and is made again: %s", file, error)
         return None
+
+
+def _parts(pairs: fit.Pairs, held_out: int) -> list[fit.Pairs]:
+    """Split pairs into those held out, half as many that choose a solver, and the rest."""
+    ends = (0, held_out, held_out + held_out // 2, len(pairs))
+    return [pairs.at(slice(*ends)) for ends in itertools.pairwise(ends)]
 
 
 def _run(
