@@ -93,8 +93,14 @@ class Experiment:
 
     @property
     def is_flow(self) -> bool:
-        """Whether the model has a vector field, and therefore likelihoods and a solver."""
+        """Whether the model has a vector field, and therefore a solver."""
         return self.config.objective.name not in WITHOUT_FIELD
+
+    @property
+    def has_likelihoods(self) -> bool:
+        """Whether the model has a vector field and the config's solver is not for samples alone."""
+        method = self.config.solver.method
+        return self.is_flow and method != "fitted" and not Solver(method).is_for_samples
 
     def generate(
         self,

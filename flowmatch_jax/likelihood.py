@@ -20,7 +20,7 @@ import optimistix
 from flowmatch_jax.arrays import Array, Field, sum_dims
 from flowmatch_jax.pixels import dequantise
 from flowmatch_jax.runtime.errors import UserError, at_least, one_of
-from flowmatch_jax.solvers import Solver, integrate
+from flowmatch_jax.solvers import NO_DENSITIES, Solver, integrate
 
 DIVERGENCES = ("exact", "hutchinson")
 
@@ -122,8 +122,9 @@ def log_prob(
 
     Raises:
         UserError: the divergence is unknown, there is less than one probe, the probes need a key,
-            or `solvers.integrate` raises it.
+            the solver is for samples alone, or `solvers.integrate` raises it.
     """
+    validate_solver(solver)
     one_of("divergence", divergence, DIVERGENCES)
     at_least("probes", probes, 1)
     z, dims = None, math.prod(x1.shape[1:])
@@ -182,6 +183,12 @@ def importance_bound(estimates: Array) -> Array:
     log_weights = jax.nn.log_softmax(others, axis=0)
     bounds = (jnp.exp(log_weights) * (estimates - log_weights)).sum(axis=0)
     return bounds.mean(axis=0) - math.log(samples)
+
+
+def validate_solver(solver: Solver) -> None:
+    """Raise UserError if the solver does not solve for log-densities."""
+    if solver.is_for_samples:
+        raise UserError("method", solver.method, NO_DENSITIES)
 
 
 def validate_probes(samples: int, divergence: str, probes: int) -> None:

@@ -65,6 +65,11 @@ class Solver:
         """Whether the method chooses its steps adaptively."""
         return self.method in ADAPTIVE
 
+    @property
+    def is_for_samples(self) -> bool:
+        """Whether the method solves for samples along a path, and not for log-densities."""
+        return self.method in MULTISTEP and MULTISTEP[self.method].predicts_data
+
     def validate(self) -> None:
         """Raise UserError unless the method is known and the settings are consistent."""
         one_of("method", self.method, FIXED | MULTISTEP | ADAPTIVE)
@@ -179,7 +184,7 @@ def integrate(
 
 def _validate(solver: Solver, x: Any, t0: float, t1: float, save_at: Times | None) -> None:
     solver.validate()
-    if solver.method in MULTISTEP and MULTISTEP[solver.method].predicts_data:
+    if solver.is_for_samples:
         if solver.path is None:
             allowed = (
                 f"{solver.method} takes the path of the field: Solver({solver.method!r}, path=...)"

@@ -9,10 +9,13 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from configs import checkerboard_ot, digits_ot
+from flowmatch_jax import times
 from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.experiment import build
+from flowmatch_jax.paths import PATHS
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.solvers import Solver
+from tests.cases import gaussian_velocity
 
 
 def fields(config, prefix=""):
@@ -185,6 +188,65 @@ class BuildTest(parameterized.TestCase):
         np.testing.assert_allclose(sample.x, 4.0, rtol=1e-6)
         self.assertEqual(sample.nfe, 6)
 
+    @parameterized.parameters("ab2", "ab3", "abm2", "dpmpp2m")
+    def test_guided_samples_by_multistep_methods(self, method):
+        """Each stretch of a piecewise field begins anew; a guided step is two calls."""
+        config = experiment_config("configs/digits_class.py")
+        config.guidance.update(scale=3.0, interval=(0.25, 0.75))
+        apply = lambda params, t, x, label, **_: jnp.where(label < 0, 1.0, 2.0)[:, None] + 0 * x  # noqa: E731
+        experiment = dataclasses.replace(build(config), apply=apply)
+        x, inputs = jnp.zeros((2, 1)), {"label": jnp.array([4, 4])}
+        solver = Solver(method, steps=8)
+        sample = experiment.generate({}, x, jax.random.key(0), inputs, solver)
+        np.testing.assert_allclose(sample.x, 0.5 * 2.0 + 0.5 * 4.0, rtol=1e-4)
+        self.assertEqual(sample.nfe, 12)
+
+    @parameterized.parameters(("vp", "dpmpp2m"), ("ve", "abm2"), ("cosine", "ab2"))
+    def test_samples_along_another_path(self, name, method):
+        """The same noise becomes nearly the same sample; likelihoods stay on the trained path."""
+        config = checkerboard_ot.get_config()
+        config.solver.update(method=method, steps=200, grid="edm", path=name)
+        path = build(config).path
+        exact = gaussian_velocity(path, 0.3, 0.5)
+        apply = lambda params, t, x, **_: exact(t, x)  # noqa: E731
+        experiment = dataclasses.replace(build(config), apply=apply)
+        x0 = jax.random.normal(jax.random.key(0), (6, 2))
+        samples = experiment.generate({}, x0, jax.random.key(1), {})
+        np.testing.assert_allclose(samples.x, 0.3 + 0.5 * x0, atol=0.02)
+        self.assertEqual(samples.nfe, 200)
+        self.assertEqual(experiment.solver().grid[-1], path.t_end)
+        self.assertEqual(experiment.sampling_path.t_end, PATHS[name]().t_end)
+        # The path may also be the solver's own.
+        along = Solver(method, steps=1000, path=PATHS["vp"]())
+        samples = experiment.generate({}, x0, jax.random.key(1), {}, along)
+        np.testing.assert_allclose(samples.x, 0.3 + 0.5 * x0, atol=0.02)
+
+    def test_a_solver_for_samples_alone_has_no_likelihoods(self):
+        config = checkerboard_ot.get_config()
+        self.assertTrue(build(config).has_likelihoods)
+        config.solver.update(method="dpmpp2m", steps=4)
+        self.assertFalse(build(config).has_likelihoods)
+        config.maximum_likelihood.update(method="dpmpp2m", steps=4)
+        with self.assertRaisesRegex(UserError, "config.maximum_likelihood.method: got 'dpmpp2m'"):
+            build(config)
+
+    def test_options_of_grids(self):
+        config = checkerboard_ot.get_config()
+        config.solver.update(method="euler", steps=5, grid="shift", grid_options={"k": 2.0})
+        experiment = build(config)
+        expected = times.shift_grid(5, experiment.path, k=2.0)
+        np.testing.assert_array_equal(experiment.solver().grid, expected)
+        for grid, options, message in (
+            ("shift", {"k": -1.0}, "config.solver.grid_options.k: got -1.0; it must be greater"),
+            ("shift", {"k": "many"}, "config.solver.grid_options.k: got 'many'; it takes a number"),
+            ("sway", {"k": 2.0}, "config.solver.grid_options: .* the grid sway takes s"),
+            ("edm", {"s": 2.0}, "config.solver.grid_options: .* takes no options"),
+        ):
+            config.solver.update(grid=grid)
+            config.solver.grid_options = options
+            with self.assertRaisesRegex(UserError, message):
+                build(config)
+
     def test_no_odd_value_of_any_field_does_worse_than_be_told(self):
         """Each field by itself; what is not finite is told, where the field is of any use here."""
         odd = {
@@ -194,7 +256,14 @@ class BuildTest(parameterized.TestCase):
             tuple: ((), ("a",), (-1,), (1.5,), (math.nan,), (2**40,)),
         }
         # Sections of other paths, networks and data, and what training itself looks at.
-        of_no_use = ("path.v", "network.mlp", "data.folder", "data.arrays", "optimizer")
+        of_no_use = (
+            "path.v",
+            "path.cosine",
+            "network.mlp",
+            "data.folder",
+            "data.arrays",
+            "optimizer",
+        )
         told = 0
         for field, kind in fields(digits_ot.get_config()):
             for value in odd.get(kind, ()):
@@ -232,7 +301,7 @@ class BuildTest(parameterized.TestCase):
         ("data.max_corrupt", -1),
         ("data.version", "old"),
         ("data.size", 16),
-        ("path.name", "cosine"),
+        ("path.name", "quadratic"),
         ("path.ot.sigma_min", 2.0),
         ("path.options", {"power": 2.0}),
         ("solver.grid_options", {"power": 2.0}),
@@ -256,6 +325,7 @@ class BuildTest(parameterized.TestCase):
         ("solver.rtol", 0.0),
         ("solver.grid", "cosine"),
         ("solver.grid", "edm"),  # with dopri5
+        ("solver.path", "cubic"),
         ("evaluate.weights", ("mean",)),
         ("evaluate.weights", ()),
         ("evaluate.dequantisations", (0,)),

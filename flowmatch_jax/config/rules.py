@@ -43,6 +43,7 @@ def validate(config: ConfigDict) -> None:
         _solver(config.solver)
     with section("config.maximum_likelihood"):
         solver_of(config.maximum_likelihood).validate()
+        likelihood.validate_solver(solver_of(config.maximum_likelihood))
     with section("config.evaluate"):
         _likelihoods(config.evaluate)
         if config.evaluate.extractor is not None:
@@ -96,6 +97,10 @@ def _solver(config: ConfigDict) -> None:
             raise UserError("steps", None, "give the number of calls of the fitted solver")
         if config.grid != "uniform":
             raise UserError("grid", config.grid, "a fitted solver has its own times: leave it")
+        if config.path is not None:
+            raise UserError(
+                "path", config.path, "a fitted solver takes the model's: leave it unset"
+            )
         return
     solver_of(config).validate()
     if config.method in ADAPTIVE and config.grid != "uniform":
@@ -108,11 +113,11 @@ def _solver(config: ConfigDict) -> None:
 def _grid_options(grid: str, options: ConfigDict) -> None:
     """Raise UserError unless a grid of this package takes these options."""
     taken = list(signature(GRIDS[grid]).parameters)[2:]
+    if not set(options) <= set(taken):
+        allowed = f"the grid {grid} takes " + (", ".join(taken) or "no options")
+        raise UserError("grid_options", options.to_dict(), allowed)
     with section("grid_options"):
         for name, value in options.items():
-            if name not in taken:
-                allowed = f"the grid {grid} takes " + (", ".join(taken) or "no options")
-                raise UserError(name, value, allowed)
             if not isinstance(value, int | float):
                 raise UserError(name, value, "it takes a number")
         GRIDS[grid](1, optimal_transport(), **options)

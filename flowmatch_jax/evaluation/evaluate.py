@@ -40,10 +40,11 @@ def evaluate(
     step: int,
     workdir: Path,
 ) -> dict[str, Any]:
-    """Compute likelihoods, if the model is a flow, and draw samples for each kind of weights.
+    """Compute likelihoods, if the model has any, and draw samples for each kind of weights.
 
-    Samples use the config's classifier-free guidance; likelihoods ignore it. Writes
-    samples/<step>_<weights>.png and adds a record to evaluation/<step>.json in the workdir.
+    Samples use the config's classifier-free guidance and path; likelihoods ignore them. A solver
+    for samples alone gives no likelihoods. Writes samples/<step>_<weights>.png and adds a record to
+    evaluation/<step>.json in the workdir.
 
     Args:
         sampler: result of `make_sampler`.
@@ -55,9 +56,8 @@ def evaluate(
         The added record: the settings, "results" by kind of weights, and for super-resolution the
         "baselines".
     """
-    scorer = make_scorer(experiment) if experiment.is_flow else None
-    if experiment.guidance:
-        logger.info("Samples use classifier-free guidance; likelihoods ignore it.")
+    scorer = make_scorer(experiment) if experiment.has_likelihoods else None
+    _tell_of_likelihoods(experiment)
     reference = make_reference(experiment) if experiment.extractor else None
     conditions = settings(experiment, step, reference)
     results: dict[str, dict[str, Any]] = {}
@@ -83,6 +83,16 @@ def evaluate(
         add_record(path, record)
     logger.info("%s", summarise(record, path))
     return record
+
+
+def _tell_of_likelihoods(experiment: Experiment) -> None:
+    solver = experiment.config.solver
+    if experiment.is_flow and not experiment.has_likelihoods:
+        logger.info("The solver %s is for samples alone: likelihoods are left out.", solver.method)
+    elif experiment.guidance:
+        logger.info("Samples use classifier-free guidance; likelihoods ignore it.")
+    elif solver.path is not None:
+        logger.info("Samples follow the path %s; likelihoods the path of training.", solver.path)
 
 
 def _warn_of_failed_solves(results: dict[str, Any]) -> None:

@@ -53,13 +53,13 @@ def resolve(
         field: the field that names the part, for errors.
         name: a name in the table, or module:function.
         table: the parts of this package.
-        options: keyword arguments that a user's own function is given in each call.
+        options: keyword arguments that the function is given in each call.
 
     Raises:
         UserError: there is no such module or function, or the module cannot be imported.
     """
     if not is_own(name):
-        return table[name]
+        return partial(table[name], **options) if options else table[name]
     module_name, _, function_name = name.partition(":")
     module = _imported(field, name, module_name)
     function = getattr(module, function_name, None)

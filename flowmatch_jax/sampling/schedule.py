@@ -28,8 +28,11 @@ def along(field: Field, path: GaussianPath, other: GaussianPath) -> Field:
 
     Args:
         field: v(t, x) of ``path``.
-        path, other: paths with a mean alpha_t x_1 and a std that does not depend on x_1.
+        path, other: paths with a mean alpha_t x_1 and a std that does not depend on x_1. If they
+            are the same object, the field is returned as it is.
     """
+    if other is path:
+        return field
 
     def field_of_other(t: Array, x: Array) -> Array:
         s = time_at_log_snr(path, log_snr(other, jnp.asarray(t, x.dtype)))
