@@ -135,7 +135,7 @@ def _check_trained(field: str) -> None:
     if not isinstance(node, Field) or not node.of & TRAINED:
         allowed = (
             "a sweep trains a model for each value, and this does not change the model: sweep "
-            "other fields, and give this one to --mode=evaluate"
+            "other fields; solvers and scores are compared with --mode=evaluate"
         )
         raise UserError("--sweep", field, allowed)
 
