@@ -115,15 +115,16 @@ class Model:
             key: key of the noise.
             n: number of samples.
             label: class of all samples, or of each [n], for class-conditional models.
-            solver: solver, such as ``Solver("midpoint", steps=10)``; None: the config's.
+            solver: solver, such as ``Solver("ab2", steps=8)``; None: the config's. If it has a
+                path, samples are drawn along that.
             x0: noise [n, ...] to use instead of drawing it, for example for interpolations.
 
         Raises:
             UserError: a label is missing, or given to a model without classes.
         """
         at_least("n", n, 1)
-        solver = self.experiment.solver() if solver is None else solver
-        generate = self._jitted(("sample", *_key(solver)), partial(self._generate, solver))
+        solver = None if solver is None else _hashable(solver)
+        generate = self._jitted(("sample", solver), partial(self._generate, solver))
         labels = self._labels(n, label)
         noise_key, way_key = jax.random.split(key)
         x0 = self.noise(noise_key, n) if x0 is None else jnp.asarray(x0)
@@ -137,7 +138,7 @@ class Model:
         return jnp.concatenate([draw_source(k, shape, std) for k in keys])[:n]
 
     def _generate(
-        self, solver: Solver, params: Params, x0: Array, key: Array, inputs: Inputs
+        self, solver: Solver | None, params: Params, x0: Array, key: Array, inputs: Inputs
     ) -> Array:
         x = self.experiment.generate(params, x0, key, inputs, solver).x
         return x if self.levels is None else quantise(x, self.levels).astype(jnp.uint8)
@@ -236,18 +237,22 @@ class Model:
     def _in_batches(
         self, function: Callable[..., Array], x: Array, labels: Array | None, key: Array
     ) -> np.ndarray:
-        """Apply ``function(params, x, key, inputs)`` to batches of x of equal size."""
+        """Apply ``function(params, x, key, inputs)`` to batches of x of equal size.
+
+        A few items are filled up to a power of two only, because each size is compiled once.
+        """
+        size = min(self.batch_size, 1 << (len(x) - 1).bit_length())
         results = []
-        for start in range(0, len(x), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            inputs = {} if labels is None else {"label": filled(labels[part], self.batch_size)}
-            batch_key = jax.random.fold_in(key, start // self.batch_size)
-            result = function(self.params, filled(x[part], self.batch_size), batch_key, inputs)
+        for start in range(0, len(x), size):
+            part = slice(start, start + size)
+            inputs = {} if labels is None else {"label": filled(labels[part], size)}
+            batch_key = jax.random.fold_in(key, start // size)
+            result = function(self.params, filled(x[part], size), batch_key, inputs)
             results.append(np.asarray(result)[: len(x[part])])
         return np.concatenate(results)
 
 
-def _key(solver: Solver) -> tuple[Any, ...]:
-    """Return a hashable key that identifies a solver."""
+def _hashable(solver: Solver) -> Solver:
+    """Return the solver with its grid as a tuple of numbers."""
     grid = None if solver.grid is None else tuple(np.asarray(solver.grid).tolist())
-    return (solver.method, solver.rtol, solver.atol, solver.steps, grid)
+    return dataclasses.replace(solver, grid=grid)

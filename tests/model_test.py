@@ -14,6 +14,7 @@ from flowmatch_jax import likelihood
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.digits import digits
 from flowmatch_jax.model import Model
+from flowmatch_jax.paths import variance_exploding, variance_preserving
 from flowmatch_jax.pixels import dequantise
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.workdir import write_data
@@ -44,6 +45,17 @@ class ModelTest(parameterized.TestCase):
         np.testing.assert_allclose(x, np.exp(0.5) * x0, rtol=1e-4)
         euler = self.model.sample(key, 6, solver=Solver("euler", steps=1), x0=x0)
         np.testing.assert_allclose(euler, 1.5 * x0, rtol=1e-6)
+        grid = Solver("abm2", grid=np.linspace(0, 1, 41))
+        np.testing.assert_allclose(self.model.sample(key, 6, solver=grid, x0=x0), x, rtol=1e-3)
+
+    def test_solvers_that_differ_are_compiled_apart(self):
+        """By their paths too: dpmpp2m's data is that of its path."""
+        x = [
+            self.model.sample(jax.random.key(0), 2, solver=Solver("dpmpp2m", steps=3, path=path))
+            for path in (None, variance_preserving(), variance_exploding())
+        ]
+        self.assertGreater(np.abs(x[1] - x[0]).max(), 1e-3)
+        self.assertGreater(np.abs(x[2] - x[1]).max(), 1e-3)
 
     def test_the_first_samples_are_the_same_for_any_number(self):
         few, many = (self.model.sample(jax.random.key(1), n, solver=TWO_STEPS) for n in (3, 10))
