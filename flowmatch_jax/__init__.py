@@ -27,7 +27,12 @@ The names below can be imported from here; each is loaded when it is first used.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
+
+# diffrax checks its arguments by host callbacks, and JAX keeps no program with these in its
+# compilation cache. With "nan" a failed check makes NaN, which `Solution.converged` reports.
+os.environ.setdefault("EQX_ON_ERROR", "nan")
 
 # name -> the module that it is defined in
 _PUBLIC = {

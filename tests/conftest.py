@@ -32,6 +32,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
+import flowmatch_jax  # noqa: E402, F401 (before a test imports diffrax: see its EQX_ON_ERROR)
+
 # pytest does not parse absl's flags; temporary folders of absltest need them parsed.
 flags.FLAGS.mark_as_parsed()
 

@@ -220,6 +220,19 @@ def to_uniform_cube(t, x):
     return 2 * jax.scipy.stats.norm.cdf(z) - 1 - z
 
 
+class ProgramTest(parameterized.TestCase):
+    @parameterized.parameters(Solver("dopri5"), Solver("midpoint", steps=2), Solver("ab2", steps=2))
+    def test_can_be_kept_in_the_compilation_cache(self, solver):
+        """JAX keeps no program that calls the host."""
+        program = jax.make_jaxpr(
+            lambda x, key: (
+                likelihood.log_prob(wavy, x, key, solver),
+                solvers.integrate(wavy, x, solver=solver),
+            )
+        )(jnp.ones((3, 2)), jax.random.key(0))
+        self.assertNotIn("callback", str(program))
+
+
 class BitsPerDimTest(Float64TestCase):
     @parameterized.parameters((256, 8.0), (17, math.log2(17)), (2, 1.0))
     def test_uniform_density_on_the_pixel_cube(self, levels, expected):
