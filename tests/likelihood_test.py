@@ -125,6 +125,9 @@ class LogProbTest(Float64TestCase):
         self.assertEqual(fixed.nfe, 200)
         same = score(solver=Solver("rk4", grid=np.linspace(0, 1, 51)))
         np.testing.assert_allclose(same.log_prob, fixed.log_prob)
+        multistep = score(solver=Solver("ab3", steps=400))
+        np.testing.assert_allclose(multistep.log_prob, exact.log_prob, atol=1e-5)
+        self.assertEqual(multistep.nfe, 400)
 
     def test_a_grid_from_0_to_1_is_walked_back(self):
         """Euler on v = t x, from grid[k] back over h, multiplies x by 1 - grid[k] h."""
@@ -192,6 +195,7 @@ class LogProbTest(Float64TestCase):
         ({"divergence": "trace"}, "divergence"),
         ({"probes": 0}, "probes"),
         ({"solver": Solver(steps=3)}, "steps"),
+        ({"solver": Solver("dpmpp2m", steps=3, path=PATHS["ot"])}, "method"),
     )
     def test_impossible_options(self, options, field):
         with self.assertRaises(UserError) as caught:

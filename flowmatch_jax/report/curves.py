@@ -24,7 +24,7 @@ from flowmatch_jax.solvers import Solver, count_calls
 
 Rows = list[dict[str, Any]]
 
-METHODS = ("euler", "midpoint", "rk4")
+METHODS = ("euler", "midpoint", "rk4", "ab2", "dpmpp2m")
 # name in metrics.jsonl -> label of the curve
 LOSSES = {
     "loss": "training",
@@ -136,7 +136,7 @@ def paths_of_samples(
     experiment: Experiment, params: Params, size: int, times: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute Figure 6: t [T] and trajectories [T, size, ...] by the config's solver."""
-    t = np.linspace(0, experiment.path.t_end, times)
+    t = np.linspace(0, experiment.sampling_path.t_end, times)
     sampler = make_sampler(experiment, size, save_at=t)
     return t, np.asarray(sampler(params).trajectory)
 

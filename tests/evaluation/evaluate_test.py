@@ -101,6 +101,21 @@ class ConditionTest(absltest.TestCase):
             self.assertEqual(evaluate.read_records(path), [record])
             self.assertEqual(path.with_name("7.json.unreadable").read_bytes(), data)
 
+    def test_no_likelihood_by_a_solver_for_samples(self):
+        experiment = points(solver__method="dpmpp2m", solver__steps=4)
+        workdir = Path(self.create_tempdir().full_path)
+        sampler = make_sampler(experiment, 8)
+        with self.assertLogs("flowmatch_jax.evaluation.evaluate", "INFO") as logs:
+            record = evaluate.evaluate(experiment, sampler, {"ema": ONE}, 3, workdir)
+        self.assertIn("The solver dpmpp2m is for samples alone", logs.output[0])
+        result = record["results"]["ema"]
+        self.assertEqual(result, {"sample_nfe": 4.0, "samples_converged": True})
+
+    def test_the_path_of_samples_is_named_where_it_is_not_the_model_s(self):
+        self.assertNotIn("path", evaluate.settings(points(), 10, None)["solver"])
+        settings = evaluate.settings(points(solver__path="vp"), 10, None)
+        self.assertEqual(settings["solver"]["path"], "vp")
+
     def test_no_likelihood_without_a_field(self):
         experiment = regression(evaluate__generated=64 + 8)
         workdir = Path(self.create_tempdir().full_path)
