@@ -155,7 +155,7 @@ def integrate(
         field: v(t, x) of x's shape; t is a scalar.
         x: state at t0, [B, ...], or a pytree of arrays of one float dtype. The solve uses float32
             or wider for any dtype of the field; the result has x's dtype.
-        t0, t1: start and end time.
+        t0, t1: start and end time; different numbers, and not traced, for a multistep method.
         solver: the method and its steps.
         save_at: times in order from t0 to t1 at which to save the state. The method interpolates
             them without further calls of the field.
@@ -184,6 +184,8 @@ def integrate(
 
 def _validate(solver: Solver, x: Any, t0: float, t1: float, save_at: Times | None) -> None:
     solver.validate()
+    if solver.method in MULTISTEP and t0 == t1:
+        raise UserError("t1", t1, f"the steps of {solver.method} end at another time than t0")
     if solver.is_for_samples:
         if solver.path is None:
             allowed = (

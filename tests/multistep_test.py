@@ -196,7 +196,9 @@ class SaveTest(Float64TestCase):
         np.testing.assert_allclose(solution.trajectory[-1], solution.x, rtol=1e-12)
         np.testing.assert_array_equal(solution.trajectory[0], NOISE)
 
-    def test_likelihoods_and_pytrees_are_refused(self):
+    def test_what_is_refused(self):
+        with self.assertRaisesRegex(UserError, "t1: got 0.5; the steps of ab2 end at another time"):
+            integrate(lambda t, x: x, jnp.ones(2), 0.5, 0.5, Solver("ab2", steps=2))
         solver = Solver("dpmpp2m", steps=4, path=PATHS["ot"])
         with self.assertRaisesRegex(UserError, "method: got 'dpmpp2m'; .*log-densities"):
             integrate(lambda t, x: x, (jnp.ones(2), jnp.ones(2)), solver=solver)
