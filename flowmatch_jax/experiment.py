@@ -27,6 +27,7 @@ from flowmatch_jax.objectives import OBJECTIVES, Objective
 from flowmatch_jax.parts import (
     WITHOUT_FIELD,
     check_classes,
+    check_sampling_path,
     make_clock,
     make_conditioning,
     make_coupling,
@@ -205,6 +206,7 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
     path = make_path(config.path)
     conditioning = make_conditioning(config.condition, train_data)
     check_classes(config.evaluate, conditioning, train_data)
+    check_sampling_path(config)
     network = make_network(config.network, train_data, conditioning)
     with section("config.network"):
         training = computing_in(network, COMPUTING_DTYPES[config.network.dtype])

@@ -66,6 +66,13 @@ def make_guidance(config: ConfigDict, conditioning: Conditioning) -> Guidance:
     return guidance
 
 
+def check_sampling_path(config: ConfigDict) -> None:
+    """Raise UserError if samples of a method without a vector field are to follow a path."""
+    if config.solver.path is not None and config.objective.name in WITHOUT_FIELD:
+        allowed = f"{config.objective.name} has no vector field to follow: leave it unset"
+        raise UserError("config.solver.path", config.solver.path, allowed)
+
+
 def check_classes(config: ConfigDict, conditioning: Conditioning, data: Dataset) -> None:
     """Raise UserError unless samples of config.evaluate.classes can be drawn."""
     if not config.classes:

@@ -106,6 +106,10 @@ class BuildTest(parameterized.TestCase):
             build(config)
         config.condition.low_resolution = 4
         self.assertFalse(build(config).is_flow)
+        config.solver.path = "vp"
+        with self.assertRaisesRegex(UserError, "config.solver.path: got 'vp'; regression has no"):
+            build(config)
+        config.solver.path = None
         config.objective.name = "sr3"
         with self.assertRaisesRegex(UserError, "config.objective.predicts: got 'data'; .*noise"):
             build(config)
