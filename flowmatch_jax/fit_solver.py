@@ -127,8 +127,10 @@ def accurate_pairs(
     shape = (config.evaluate.samples, *experiment.train_data.shape)
 
     @jax.jit
-    def solve(params: Params, key: Array, inputs: dict[str, Array]) -> tuple[Array, Array, Array]:
-        source_key, way_key = jax.random.split(key)
+    def solve(
+        params: Params, batch_key: Array, inputs: dict[str, Array]
+    ) -> tuple[Array, Array, Array]:
+        source_key, way_key = jax.random.split(batch_key)
         x0 = draw_source(source_key, shape, experiment.path.source_std)
         solution = experiment.generate(params, x0, way_key, inputs, ACCURATE)
         return x0, solution.x, solution.converged

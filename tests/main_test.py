@@ -43,7 +43,7 @@ class MistakesTest(parameterized.TestCase):
             (DIGITS, "--mode=fly"),
             "--mode",
             "'fly'",
-            "evaluate, figures, report, sample, train, upsample",
+            "evaluate, figures, fit_solver, generate, report, sample, train, upsample",
         ),
         ("report_of_nothing", ("--mode=report",), "--runs", "a,b"),
         ("report_of_no_run", ("--mode=report", "--runs=docs"), "--runs", "no config.json"),
@@ -79,7 +79,7 @@ class MistakesTest(parameterized.TestCase):
             "config.optimizer.ema_decay: got 2.0",
         ),
         ("compare_unknown_data", ("--mode=compare", "--data=moons"), "configs/moons_ot.py"),
-        ("compare_no_seed", ("--mode=compare", "--seeds=x"), "--seeds", "0,1,2"),
+        ("compare_no_seed", ("--mode=compare", "--seeds=x"), "--seeds", "0,1,10-19"),
         (
             "compare_checks_before_it_trains",
             ("--mode=compare", "--config.evaluate.probes=0"),
@@ -131,10 +131,10 @@ class MistakesTest(parameterized.TestCase):
         ),
         (
             "wrong_value",
-            (DIGITS, "--config.path.name=cosine"),
+            (DIGITS, "--config.path.name=linear"),
             "config.path.name",
-            "'cosine'",
-            "ot, ve, vp",
+            "'linear'",
+            "cosine, ot, ve, vp",
         ),
         (
             "image_size",
