@@ -17,14 +17,14 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from flowmatch_jax.runtime.errors import RunStopped, tell
 
 CONNECT_TIMEOUT = 20.0  # seconds
 # TCP keepalive: seconds without data until the first probe, number of probes, seconds between them.
 SILENCE, QUESTIONS, APART = 10, 3, 5
-BYE = "bye\n"
+WELCOME, BYE = "welcome\n", "bye\n"
 
 _leaving = threading.Event()  # set when the run ends normally
 _open: list[socket.socket] = []  # references that keep the connections open
@@ -32,6 +32,8 @@ _open: list[socket.socket] = []  # references that keep the connections open
 
 def watch(client: Any, me: int, count: int, host: str) -> None:
     """Watch the other processes from now until this process ends normally.
+
+    When this returns in another process than 0, process 0 knows its connection.
 
     Args:
         client: client of the coordination service, through which process 0 publishes its port.
@@ -54,9 +56,12 @@ def watch(client: Any, me: int, count: int, host: str) -> None:
     limit = int(CONNECT_TIMEOUT * 1000)
     port, token = client.blocking_key_value_get("flowmatch_jax/watch", limit).split()
     connection = socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT)
-    connection.settimeout(None)
     connection.sendall(f"{token} {me}\n".encode())
-    _start(_listen, connection, count)
+    lines = connection.makefile("r")
+    if _next(lines) != WELCOME:
+        raise ConnectionError("process 0 closed the connection")
+    connection.settimeout(None)
+    _start(_listen, connection, lines, count)
     atexit.register(_say_bye, connection)
 
 
@@ -92,6 +97,8 @@ def _attend(connection: socket.socket, token: str, count: int) -> None:
         connection.close()
         return
     _open.append(connection)
+    with suppress(OSError):
+        connection.sendall(WELCOME.encode())
     if _next(lines) == BYE or _leaving.is_set():
         return
     for other in _open:
@@ -100,10 +107,10 @@ def _attend(connection: socket.socket, token: str, count: int) -> None:
     _end(int(number), count)
 
 
-def _listen(connection: socket.socket, count: int) -> None:
+def _listen(connection: socket.socket, lines: TextIO, count: int) -> None:
     """In other processes: wait until process 0 reports one that is gone, or is gone itself."""
     _ask_when_silent(connection)
-    said = _next(connection.makefile("r"))
+    said = _next(lines)
     if not _leaving.is_set():
         _end(int(said or 0), count)
 
@@ -117,7 +124,7 @@ def _ask_when_silent(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, APART)
 
 
-def _next(lines: Any) -> str:
+def _next(lines: TextIO) -> str:
     """Read the next line; empty when the other end is gone."""
     with suppress(OSError, ValueError):
         return lines.readline()

@@ -1,3 +1,4 @@
+import queue
 import socket
 import threading
 import time
@@ -60,11 +61,10 @@ class WatchTest(absltest.TestCase):
 
     def setUp(self):
         super().setUp()
-        said, self.told = {}, threading.Event()
+        said, self.ends = {}, queue.SimpleQueue()
         client = mock.Mock(key_value_set=said.__setitem__)
-        patch = mock.patch.object(lifeline, "_end", side_effect=lambda *_: self.told.set())
-        self.end = patch.start()
-        self.addCleanup(patch.stop)
+        self.enter_context(mock.patch.object(lifeline, "_end", lambda *end: self.ends.put(end)))
+        self.enter_context(mock.patch.object(lifeline, "_leaving", threading.Event()))
         with mock.patch("atexit.register"):
             lifeline.watch(client, 0, 2, "127.0.0.1")
         (where,) = said.values()
@@ -76,13 +76,26 @@ class WatchTest(absltest.TestCase):
 
     def test_closed_without_a_word(self):
         self.hear(f"{self.token} 1\n")
-        self.assertTrue(self.told.wait(LIMIT))
-        self.end.assert_called_once_with(1, 2)
+        self.assertEqual(self.ends.get(timeout=LIMIT), (1, 2))
+
+    def test_process_0_knows_those_that_watch(self):
+        """Otherwise, one that is not told of a third's end blames process 0."""
+        client = mock.Mock(blocking_key_value_get=lambda *_: f"{self.port} {self.token}")
+        pause = lambda _: time.sleep(0.3)  # noqa: E731
+        slowly = mock.patch.object(lifeline, "_ask_when_silent", side_effect=pause)
+        with slowly, mock.patch("atexit.register") as register:
+            lifeline.watch(client, 1, 3, "127.0.0.1")
+        (say_bye, connection), _ = register.call_args
+        self.hear(f"{self.token} 2\n")
+        ends = {self.ends.get(timeout=LIMIT) for _ in range(2)}
+        self.assertEqual(ends, {(2, 2), (2, 3)})  # of process 0, which knows of two, and of 1
+        say_bye(connection)
 
     def test_end_in_order_and_strangers(self):
         for text in (f"{self.token} 1\nbye\n", "", "GET / HTTP/1.1\n", "\xff\n"):
             self.hear(text)
-        self.assertFalse(self.told.wait(0.5))
+        with self.assertRaises(queue.Empty):
+            self.ends.get(timeout=0.5)
 
 
 class DetourTest(absltest.TestCase):
