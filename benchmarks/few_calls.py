@@ -3,13 +3,14 @@
     python -m benchmarks.few_calls --workdir=runs/digits_ot
 
 The error is the mean squared difference per dimension, in model space, to the solution of dopri5 at
-tolerance 1e-6 from the same 256 noises. Prints a table in Markdown, with one program compiled for
-each of its cells.
+tolerance 1e-6 from the same 256 noises. Prints a table in Markdown, and records the standard errors
+over the noises too. One program is compiled for each cell of the table.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -34,11 +35,11 @@ SHOWN_GRIDS = GRIDS | {
 }
 NOISES = 256
 
-Errors = dict[int, float]  # by number of calls
+Errors = dict[int, tuple[float, float]]  # mean and standard error by number of calls
 
 
-def make_error(model: Model) -> Callable[[Solver], float]:
-    """Create a function that computes the error of a solver."""
+def make_error(model: Model) -> Callable[[Solver], tuple[float, float]]:
+    """Create a function that computes the error of a solver and its standard error."""
     x0 = model.noise(jax.random.key(0), NOISES)
     inputs = sample_inputs(model.experiment, NOISES)
 
@@ -49,7 +50,12 @@ def make_error(model: Model) -> Callable[[Solver], float]:
         return np.asarray(jax.jit(sample)(model.params).x, np.float64)
 
     accurate = solve(Solver(rtol=1e-6, atol=1e-6))
-    return lambda solver: float(np.mean((solve(solver) - accurate) ** 2))
+
+    def error(solver: Solver) -> tuple[float, float]:
+        each = ((solve(solver) - accurate) ** 2).reshape(NOISES, -1).mean(axis=1)
+        return float(each.mean()), float(each.std(ddof=1) / math.sqrt(NOISES))
+
+    return error
 
 
 def solvers(path: GaussianPath) -> Iterator[tuple[str, str, int, Solver]]:
@@ -63,11 +69,11 @@ def solvers(path: GaussianPath) -> Iterator[tuple[str, str, int, Solver]]:
 
 
 def table(rows: dict[tuple[str, str], Errors]) -> str:
-    """Format errors as a Markdown table; the smallest of each column is bold."""
+    """Format mean errors as a Markdown table; the smallest of each column is bold."""
     least = {n: min(errors[n] for errors in rows.values() if n in errors) for n in CALLS}
 
     def cell(errors: Errors, n: int) -> str:
-        shown = f"{errors[n]:.2e}" if n in errors else ""
+        shown = f"{errors[n][0]:.2e}" if n in errors else ""
         return f"**{shown}**" if errors.get(n) == least[n] else shown
 
     head = ("method", "grid", *(f"{n} calls" for n in CALLS))
@@ -86,8 +92,12 @@ def main() -> None:
     error, rows = make_error(model), {}
     for method, grid, calls, solver in solvers(path):
         rows.setdefault((method, grid), {})[calls] = error(solver)
-        print(method, grid, calls, rows[method, grid][calls], file=sys.stderr)
-    records = [{"method": m, "grid": g, "errors": errors} for (m, g), errors in rows.items()]
+        print(method, grid, calls, *rows[method, grid][calls], file=sys.stderr)
+    records = [
+        {"method": method, "grid": grid, "calls": calls, "error": mean, "standard_error": spread}
+        for (method, grid), errors in rows.items()
+        for calls, (mean, spread) in errors.items()
+    ]
     name = "_".join(filter(None, ("few_calls", flags.workdir.name, flags.path)))
     write(name, {"step": model.step, "noises": NOISES, "rows": records})
     print(table(rows))
