@@ -16,7 +16,7 @@ and the modules that build on them:
 
     config, experiment    the checked configuration, and the components built from it
     data, metrics         datasets, distances between images
-    sampling              guidance, ancestral sampling, tiling
+    sampling              guidance, stochastic and ancestral sampling, tiling
     training, evaluation, report, modes    the commands
     model                 `load`: a trained model in a script
     runtime               devices, processes, files, errors

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ from flowmatch_jax.parts import (
     make_guidance,
     make_matching,
     make_network,
+    make_noise,
     make_objective,
     make_path,
     make_time,
@@ -46,14 +47,21 @@ from flowmatch_jax.predictions import vector_field
 from flowmatch_jax.runtime.errors import UserError, section
 from flowmatch_jax.runtime.mesh import make_mesh
 from flowmatch_jax.runtime.own import is_own
-from flowmatch_jax.sampling import ancestral, fitted, piecewise
+from flowmatch_jax.sampling import ancestral, flows
 from flowmatch_jax.sampling.fitted import Coefficients
-from flowmatch_jax.sampling.guidance import Guidance, network_calls, stretches, whole_field
+from flowmatch_jax.sampling.guidance import Fields, Guidance, whole_field
 from flowmatch_jax.sampling.schedule import along
-from flowmatch_jax.solvers import Solution, Solver, counted, integrate
+from flowmatch_jax.solvers import Solution, Solver, counted
 
 COMPUTING_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 SPLITS = ("train", "test")
+
+
+class GuidedParams(NamedTuple):
+    """Parameters of a model, and of the weaker model that guides its samples."""
+
+    params: Params
+    weak: Params
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,9 @@ class Experiment:
         extractor: feature extractor of sample quality metrics, or None.
         mesh: the device mesh of training and evaluation.
         conditioning: the conditioning inputs of the network.
-        guidance: classifier-free guidance of samples; likelihoods ignore it.
+        guidance: guidance of samples; likelihoods ignore it.
+        weak: the experiment of the weaker model that guides samples, if there is one. Parameters
+            are then `GuidedParams`.
     """
 
     config: ConfigDict
@@ -86,9 +96,11 @@ class Experiment:
     mesh: Mesh
     conditioning: Conditioning
     guidance: Guidance
+    weak: Experiment | None = None
 
     def field(self, params: Params, **inputs: Array) -> Field:
-        """Create the vector field with these parameters and conditioning inputs."""
+        """Create the vector field, without guidance, with these parameters and inputs."""
+        params = params.params if isinstance(params, GuidedParams) else params
         predicts = self.config.objective.predicts
         return vector_field(self.apply, params, self.path, predicts, **inputs)
 
@@ -117,7 +129,8 @@ class Experiment:
         Args:
             params: the parameters.
             x0: the source noise.
-            key: key of the noise in SR3's steps; unused by other methods.
+            key: key of the noise in the steps of SR3 and of stochastic solvers; for these it may be
+                a key for each sample, [B].
             inputs: conditioning inputs of the samples.
             solver: solver of a flow, which may be a fitted one; None: the config's. If it has a
                 path, samples are drawn along that.
@@ -132,23 +145,19 @@ class Experiment:
             levels = ancestral.noise_levels(self.path, self.config.sr3.steps)
             return ancestral.sample(predict, key, x0, levels)
         solver = solver or self.solver(self.sampling_path)
-        if isinstance(solver, Coefficients):
-            if save_at is not None:
-                allowed = "it has no states between its ends: choose another method"
-                raise UserError("config.solver.method", "fitted", allowed)
-            solution = fitted.solve(self.whole_field(params, **inputs), x0, solver)
-            return solution._replace(nfe=network_calls(jnp.asarray(solver.t), self.guidance))
-        path = solver.path or self.path
-        x0 = x0 * (path.source_std / self.path.source_std)
-        how = (0.0, path.t_end, replace(solver, path=path), save_at)
-        field_given = lambda **inputs: along(self.field(params, **inputs), self.path, path)  # noqa: E731
-        if self.guidance:
-            return piecewise.follow(stretches(field_given, inputs, self.guidance), x0, *how)
-        return integrate(field_given(**inputs), x0, *how)
+        fields, path = self._fields(params), self.path
+        return flows.sample(fields, x0, key, inputs, path, solver, self.guidance, save_at)
 
     def whole_field(self, params: Params, **inputs: Array) -> Field:
         """Create the vector field of samples, with guidance, as one function of all times."""
-        return whole_field(partial(self.field, params), inputs, self.guidance)
+        return whole_field(self._fields(params), inputs, self.guidance)
+
+    def _fields(self, params: Params) -> Fields:
+        if self.weak is None:
+            return Fields(partial(self.field, params))
+        weak, path = self.weak, self.path
+        weak_field = lambda **inputs: along(weak.field(params.weak, **inputs), weak.path, path)  # noqa: E731
+        return Fields(partial(self.field, params), weak_field)
 
     @property
     def sampling_path(self) -> GaussianPath:
@@ -168,7 +177,8 @@ class Experiment:
         if solver.steps is None:
             return solver
         grid = make_grid(self.config.solver, solver.steps, solver.path)
-        return replace(solver, steps=None, grid=grid)
+        noise = make_noise(self.config.solver, solver.path)
+        return replace(solver, steps=None, grid=grid, noise=noise)
 
     def objective_at(self, t: Array) -> Objective | None:
         """Return the objective with all times equal to t []; None if it has no times."""
@@ -225,6 +235,8 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
         conditioning=conditioning,
         guidance=make_guidance(config, conditioning),
     )
+    if experiment.is_flow and config.solver.method != "fitted":
+        experiment.solver(experiment.sampling_path)  # raises the errors of its grid and noise
     _check_own_parts(experiment)
     return experiment
 
@@ -261,6 +273,10 @@ def _check_own_parts(experiment: Experiment) -> None:
         grid = experiment.solver().grid
         with section("config.solver"):
             own_parts.check_grid("grid", solver.grid, grid, solver.steps, experiment.path)
+    if solver.noise is not None and is_own(solver.noise):
+        path = experiment.sampling_path
+        with section("config.solver"):
+            own_parts.check_noise("noise", solver.noise, experiment.solver(path).noise, path)
 
 
 def _dataset(

@@ -27,6 +27,7 @@ from flowmatch_jax.runtime.progress import progress_bar
 from flowmatch_jax.runtime.stops import StopNotice
 from flowmatch_jax.sampling import fit
 from flowmatch_jax.sampling.fitted import adams, write
+from flowmatch_jax.sampling.guidance import Guidance
 from flowmatch_jax.solvers import Solver
 from flowmatch_jax.times import GRIDS
 
@@ -35,10 +36,9 @@ logger = logging.getLogger(__name__)
 ACCURATE = Solver("dopri5", rtol=1e-6, atol=1e-6)
 
 
-def solver_file(workdir: Path, calls: int, scale: float) -> Path:
-    """Return the file of the run's fitted solver with this guidance scale."""
-    guided = "" if scale == 1 else f"_guidance{scale:g}"
-    return workdir / "solvers" / f"{calls}_calls{guided}.json"
+def solver_file(workdir: Path, calls: int, guidance: Guidance) -> Path:
+    """Return the file of the run's fitted solver with this guidance."""
+    return workdir / "solvers" / f"{calls}_calls{guidance.label}.json"
 
 
 def with_solver_file(config: ConfigDict, workdir: Path) -> FrozenConfigDict:
@@ -46,7 +46,9 @@ def with_solver_file(config: ConfigDict, workdir: Path) -> FrozenConfigDict:
     if config.solver.method != "fitted" or config.solver.file is not None:
         return FrozenConfigDict(config)
     config = ConfigDict(config)
-    file = solver_file(workdir, config.solver.steps, config.guidance.scale)
+    given = config.guidance
+    guidance = Guidance(given.scale, by_weak_model=given.weak_step is not None)
+    file = solver_file(workdir, config.solver.steps, guidance)
     config.solver.file = str(file)
     return FrozenConfigDict(config)
 
@@ -71,7 +73,7 @@ def fit_solver(
     check_flow(experiment)
     options = experiment.config.fit_solver
     n = options.calls
-    path = solver_file(workdir, n, experiment.guidance.scale)
+    path = solver_file(workdir, n, experiment.guidance)
     facts = weights | fitted_to(experiment.config)
     pairs = accurate_pairs(experiment, params, path.with_name("pairs.npz"), facts)
     held_out, chosen_by, fitted_to_them = _parts(pairs, options.held_out)

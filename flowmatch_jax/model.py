@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from flowmatch_jax import likelihood
 from flowmatch_jax.arrays import Array, Inputs, Params, filled
+from flowmatch_jax.autoguidance import with_weak_model
 from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.config.running import WEIGHTS
 from flowmatch_jax.couplings import draw_source
@@ -57,7 +58,7 @@ def load(
     logging.getLogger("absl").addFilter(is_wanted)  # Orbax's, of the folder that is only read
     config = experiment_config(str(workdir / "config.json"))
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
-    experiment = build(FrozenConfigDict(config), recorded_data(workdir))
+    experiment = with_weak_model(build(FrozenConfigDict(config), recorded_data(workdir)))
     ((step, kinds),) = load_weights(experiment, workdir, (weights,), step=step).items()
     return Model(experiment, kinds[weights], step)
 

@@ -10,6 +10,7 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from flowmatch_jax.arrays import Params
+from flowmatch_jax.autoguidance import with_weak_model
 from flowmatch_jax.config.command_line import load_config
 from flowmatch_jax.config.experiments import find
 from flowmatch_jax.config.identity import check_identity
@@ -51,7 +52,8 @@ def open_run(config: FrozenConfigDict, workdir: Path, trains: bool = True) -> Ex
     check_identity(workdir, config)
     if not trains:
         check_run(workdir)
-        return build(with_solver_file(config, workdir), recorded_data(workdir))
+        recorded = recorded_data(workdir)
+        return with_weak_model(build(with_solver_file(config, workdir), recorded))
     experiment = build(config)
     check_training(experiment)
     open_workdir(workdir)

@@ -30,6 +30,7 @@ from flowmatch_jax.paths import (
     coefficients,
     flow_and_velocity,
     log_snr,
+    squared_diffusion,
     starts_without_data,
 )
 from flowmatch_jax.runtime.errors import UserError
@@ -57,11 +58,8 @@ def sigma(c: Coefficients) -> Array:
 
 
 def root_of_beta(c: Coefficients) -> Array:
-    """The root of the squared diffusion coefficient beta(1 - t), whatever the path.
-
-    beta = 2 (sigma^2 alpha'/alpha - sigma sigma').
-    """
-    return jnp.sqrt(2 * c.sigma * (c.sigma * c.alpha_dot / c.alpha - c.sigma_dot))
+    """The root of the squared diffusion coefficient beta(1 - t), whatever the path."""
+    return jnp.sqrt(squared_diffusion(c))
 
 
 class Target(NamedTuple):

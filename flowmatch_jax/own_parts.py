@@ -18,6 +18,7 @@ from flowmatch_jax.objectives import Coupling, Objective, Time
 from flowmatch_jax.paths import GaussianPath
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.own import blamed
+from flowmatch_jax.sampling.stochastic import NoiseLevel
 
 
 def check_path(field: str, name: str, path: Any) -> None:
@@ -64,6 +65,14 @@ def check_grid(field: str, name: str, grid: np.ndarray, steps: int, path: Gaussi
     if not ends or not (np.diff(grid) > 0).all():
         allowed = f"return {steps + 1} increasing times from 0 to path.t_end = {path.t_end}"
         raise _returns(field, name, grid.tolist(), allowed)
+
+
+def check_noise(field: str, name: str, noise: NoiseLevel, path: GaussianPath) -> None:
+    """Check that a noise level (path, t []) returns g_t []."""
+    with blamed(field, name):
+        g = jax.eval_shape(lambda t: noise(path, t), _float32())
+    if _shown(g) != _shown(_float32()):
+        raise _returns(field, name, g, f"return {_shown(_float32())} for t {_shown(_float32())}")
 
 
 def check_network(

@@ -25,12 +25,14 @@ from flowmatch_jax.networks.from_nnx import FromNNX
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.networks.unet import UNet
 from flowmatch_jax.objectives import OBJECTIVES, Coupling, Objective, Time
-from flowmatch_jax.paths import PATHS, GaussianPath, log_snr
+from flowmatch_jax.paths import PATHS, GaussianPath, log_snr, starts_without_data
+from flowmatch_jax.runge_kutta import STOCHASTIC
 from flowmatch_jax.runtime.errors import UserError, one_of, section
 from flowmatch_jax.runtime.own import blamed, is_own, resolve
 from flowmatch_jax.sampling import ancestral, fitted
 from flowmatch_jax.sampling.fitted import Coefficients
 from flowmatch_jax.sampling.guidance import Guidance
+from flowmatch_jax.sampling.stochastic import NOISE_LEVELS, NoiseLevel
 from flowmatch_jax.times import GRIDS, TIMES
 
 WITHOUT_FIELD = {"regression": "data", "sr3": "noise"}  # objective -> prediction of its network
@@ -56,8 +58,9 @@ def make_conditioning(config: ConfigDict, data: Dataset) -> Conditioning:
 
 
 def make_guidance(config: ConfigDict, conditioning: Conditioning) -> Guidance:
-    """Create the classifier-free guidance settings of samples."""
-    guidance = Guidance(config.guidance.scale, tuple(config.guidance.interval))
+    """Create the guidance settings of samples."""
+    fields = config.guidance
+    guidance = Guidance(fields.scale, tuple(fields.interval), fields.weak_step is not None)
     with section("config.guidance"):
         guidance.validate(conditioning.labels, conditioning.label_dropout)
         if guidance and config.objective.name in WITHOUT_FIELD:
@@ -166,6 +169,19 @@ def make_grid(config: ConfigDict, steps: int, path: GaussianPath) -> np.ndarray:
         grid = resolve("grid", config.grid, GRIDS, config.grid_options)
         with blamed("grid", config.grid), jax.ensure_compile_time_eval():  # also inside jit
             return np.asarray(grid(steps, path), np.float64)
+
+
+def make_noise(config: ConfigDict, path: GaussianPath) -> NoiseLevel | None:
+    """Create the noise level of a stochastic solver; None for other methods."""
+    if config.method not in STOCHASTIC:
+        return None
+    name, scale = config.noise or "sigma", 1.0 if config.noise_scale is None else config.noise_scale
+    if name == "diffusion" and starts_without_data(path):
+        allowed = "this path is no diffusion; use sigma, or set config.solver.path to vp or ve"
+        raise UserError("config.solver.noise", name, allowed)
+    with section("config.solver"):
+        level = resolve("noise", name, NOISE_LEVELS)
+    return lambda path, t: scale * level(path, t)
 
 
 def make_fitted(config: ConfigDict) -> Coefficients:

@@ -97,6 +97,15 @@ def coefficients(path: GaussianPath, t: Array | float, x: Array) -> Coefficients
     return Coefficients(*values, *rates)
 
 
+def squared_diffusion(c: Coefficients) -> Array:
+    """Compute beta_t = 2 (sigma^2 alpha'/alpha - sigma sigma').
+
+    It is the squared diffusion coefficient of the process that noises the data with the marginals
+    of a path, beta(1 - t) of the VP path. It is infinite where alpha_t = 0.
+    """
+    return 2 * c.sigma * (c.sigma * c.alpha_dot / c.alpha - c.sigma_dot)
+
+
 def log_snr(path: GaussianPath, t: Array | float) -> Array:
     """Compute lambda_t = log(alpha_t / sigma_t), half the log signal-to-noise ratio; t's shape.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import diffrax
 import jax
@@ -40,6 +40,25 @@ ADAPTIVE = {
     "tsit5": diffrax.Tsit5,
     "dopri8": diffrax.Dopri8,
     "bosh3": diffrax.Bosh3,
+}
+
+
+class Stochastic(NamedTuple):
+    """A method for SDEs with additive noise.
+
+    Attributes:
+        make: creates diffrax's solver.
+        calls: times of the calls of the field within a step, in units of the step.
+    """
+
+    make: Callable[[], diffrax.AbstractSolver]
+    calls: tuple[float, ...]
+
+
+STOCHASTIC = {
+    "euler_maruyama": Stochastic(diffrax.Euler, (0,)),
+    "sea": Stochastic(diffrax.SEA, (0,)),
+    "shark": Stochastic(diffrax.ShARK, (0, 5 / 6)),
 }
 # name -> function from the step size control of the backward solve to the adjoint
 ADJOINTS = {

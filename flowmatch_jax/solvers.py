@@ -7,7 +7,7 @@ of the field, including those that choose the first step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from flowmatch_jax.arrays import Array
 from flowmatch_jax.multistep import MULTISTEP
 from flowmatch_jax.paths import GaussianPath
 from flowmatch_jax.predictions import convert
-from flowmatch_jax.runge_kutta import ADAPTIVE, ADJOINTS, FIXED, Norm, TreeField
+from flowmatch_jax.runge_kutta import ADAPTIVE, ADJOINTS, FIXED, STOCHASTIC, Norm, TreeField
 from flowmatch_jax.runtime.errors import UserError, at_least, one_of, positive
 
 Times = Sequence[float] | Array
@@ -36,7 +36,8 @@ class Solver:
 
     Attributes:
         method: euler, midpoint, heun, rk4 (fixed), ab2, ab3, abm2, dpmpp2m (fixed, one call per
-            step; see `multistep`) or dopri5, tsit5, dopri8, bosh3 (adaptive).
+            step; see `multistep`), dopri5, tsit5, dopri8, bosh3 (adaptive), or euler_maruyama, sea,
+            shark (fixed; see `sampling.stochastic`, which solves them).
         rtol, atol: tolerances of an adaptive method; fixed methods ignore them.
         steps: number of equal steps of a fixed method.
         grid: alternative to ``steps``: the len(grid) - 1 steps of a fixed method as strictly
@@ -49,6 +50,7 @@ class Solver:
             "checkpointed" derivatives of an adaptive solve.
         path: the path whose field is solved, for dpmpp2m. In `Experiment.generate` it may be
             another path than the model's: the model's field is then turned into that path's.
+        noise: noise level (path, t) -> g_t of a stochastic method; None: the root of sigma_t.
     """
 
     method: str = "dopri5"
@@ -59,6 +61,7 @@ class Solver:
     adjoint: str = "checkpointed"
     max_steps: int | None = None
     path: GaussianPath | None = None
+    noise: Callable[[GaussianPath, Array], Array] | None = None
 
     @property
     def is_adaptive(self) -> bool:
@@ -68,11 +71,15 @@ class Solver:
     @property
     def is_for_samples(self) -> bool:
         """Whether the method solves for samples along a path, and not for log-densities."""
+        return self.method in STOCHASTIC or self._predicts_data
+
+    @property
+    def _predicts_data(self) -> bool:
         return self.method in MULTISTEP and MULTISTEP[self.method].predicts_data
 
     def validate(self) -> None:
         """Raise UserError unless the method is known and the settings are consistent."""
-        one_of("method", self.method, FIXED | MULTISTEP | ADAPTIVE)
+        one_of("method", self.method, FIXED | MULTISTEP | STOCHASTIC | ADAPTIVE)
         one_of("adjoint", self.adjoint, ADJOINTS)
         if self.method in MULTISTEP and self.adjoint == "backsolve":
             allowed = f"the multistep method {self.method!r} takes 'checkpointed'"
@@ -186,6 +193,9 @@ def _validate(solver: Solver, x: Any, t0: float, t1: float, save_at: Times | Non
     solver.validate()
     if solver.method in MULTISTEP and t0 == t1:
         raise UserError("t1", t1, f"the steps of {solver.method} end at another time than t0")
+    if solver.method in STOCHASTIC:
+        allowed = "it solves an SDE: sampling.stochastic.solve does that; choose another method"
+        raise UserError("method", solver.method, allowed)
     if solver.is_for_samples:
         if solver.path is None:
             allowed = (
@@ -224,8 +234,8 @@ def _validate_save_at(save_at: Times, t0: float, t1: float) -> None:
         raise UserError("save_at", save_at, f"its times must be in order from {t0} to {t1}")
 
 
-def _times(solver: Solver, t0: Any, t1: Any, xp: ModuleType) -> Any:
-    """Return the times between which a fixed method steps, by NumPy or jax.numpy."""
+def step_times(solver: Solver, t0: Any, t1: Any, xp: ModuleType) -> Any:
+    """Return the times between which a fixed method steps, by NumPy or jax.numpy (``xp``)."""
     if solver.grid is None:
         times = xp.linspace(t0, t1, solver.steps + 1)
     else:
@@ -246,7 +256,7 @@ def _by_runge_kutta(
         steps = runge_kutta.adaptive_steps(field, x, t0, t1, *how)
         steps["max_steps"] = solver.max_steps
     else:
-        steps = runge_kutta.fixed_steps(_times(solver, t0, t1, jnp), solver.adjoint)
+        steps = runge_kutta.fixed_steps(step_times(solver, t0, t1, jnp), solver.adjoint)
     save_at = None if save_at is None else jnp.asarray(save_at, dtype)
     solution = runge_kutta.solve(field, x, t0, t1, solver.method, save_at, **steps)
     end, trajectory = (solution.ys, None) if save_at is None else solution.ys
@@ -266,7 +276,7 @@ def _by_multistep(
     field: TreeField, x: Any, t0: float, t1: float, solver: Solver, save_at: Any
 ) -> Solution:
     method, path = MULTISTEP[solver.method], solver.path
-    times = _times(solver, np.float64(t0), np.float64(t1), np)
+    times = step_times(solver, np.float64(t0), np.float64(t1), np)
     if method.predicts_data:
         velocity = field
         field = lambda t, x: convert(path, t, x, velocity(t, x), "velocity", "data")  # noqa: E731

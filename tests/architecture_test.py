@@ -20,7 +20,7 @@ FLOORS = [
     {"config"},
     {"parts", "tracking"},
     {"experiment"},
-    {"launch", "training", "evaluation"},
+    {"autoguidance", "launch", "training", "evaluation"},
     {"fit_solver", "model", "report"},
     {"modes"},
     {"sweep"},

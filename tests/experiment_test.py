@@ -99,6 +99,30 @@ class BuildTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, "config.objective.predicts: got 'noise'"):
             build(config)
 
+    @parameterized.parameters(
+        ({"method": "euler", "noise": "sigma"}, "noise: got 'sigma'; euler adds no noise"),
+        ({"method": "dopri5", "steps": None, "noise_scale": 2.0}, "noise_scale: .*no noise"),
+        ({"noise": "loud"}, "noise: got 'loud'; it may be one of: constant, diffusion"),
+        ({"noise_scale": -1.0}, "noise_scale: got -1.0; it must be 0.0 or more"),
+        ({"noise": "diffusion"}, "noise: got 'diffusion'; this path is no diffusion"),
+        ({"steps": None}, "steps: got None; the fixed method 'sea' takes"),
+    )
+    def test_stochastic_solvers_that_are_refused(self, fields, error):
+        config = checkerboard_ot.get_config()
+        config.solver.update({"method": "sea", "steps": 2} | fields)
+        with self.assertRaisesRegex(UserError, f"config.solver.{error}"):
+            build(config)
+
+    def test_a_stochastic_solver(self):
+        """It draws samples along the path that it is given, and no likelihoods."""
+        config = checkerboard_ot.get_config()
+        config.solver.update(method="sea", steps=2, noise="diffusion", noise_scale=2.0, path="vp")
+        experiment = build(config)
+        self.assertFalse(experiment.has_likelihoods)
+        path = experiment.sampling_path
+        level = experiment.solver(path).noise(path, jnp.array(0.25))
+        np.testing.assert_allclose(level, 2 * np.sqrt(0.1 + 19.9 * 0.75), rtol=1e-6)
+
     def test_methods_without_a_field(self):
         config = digits_ot.get_config()
         config.objective.update(name="regression", predicts="data")

@@ -11,6 +11,7 @@ from absl.testing import absltest
 from flowmatch_jax import fit_solver
 from flowmatch_jax.runtime.errors import RunStopped, UserError
 from flowmatch_jax.sampling import fitted
+from flowmatch_jax.sampling.guidance import Guidance
 from flowmatch_jax.solvers import Solver
 from tests.evaluation import experiments
 
@@ -115,7 +116,7 @@ class FitSolverTest(absltest.TestCase):
         named = fit_solver.with_solver_file(using("mine.json").config, Path("run"))
         self.assertEqual(named.solver.file, "mine.json")
         self.assertEqual(
-            fit_solver.solver_file(Path("run"), 6, 2.5).name, "6_calls_guidance2.5.json"
+            fit_solver.solver_file(Path("run"), 6, Guidance(2.5)).name, "6_calls_guidance2.5.json"
         )
 
 

@@ -13,6 +13,7 @@ import flowmatch_jax
 from flowmatch_jax import likelihood
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.digits import digits
+from flowmatch_jax.experiment import GuidedParams
 from flowmatch_jax.model import Model
 from flowmatch_jax.paths import variance_exploding, variance_preserving
 from flowmatch_jax.pixels import dequantise
@@ -22,7 +23,7 @@ from flowmatch_jax.solvers import Solver
 from tests.evaluation.experiments import images, points
 
 RUNS = Path(__file__).parent / "end_to_end" / "old_runs"
-TWO_STEPS = Solver("midpoint", steps=2)
+TWO_STEPS, EULER = Solver("midpoint", steps=2), Solver("euler", steps=1)
 
 
 def unpack(name, folder):
@@ -113,7 +114,7 @@ class ModelTest(parameterized.TestCase):
             self.model.upsample(np.zeros((4, 4, 1), np.uint8))
 
 
-class LoadTest(absltest.TestCase):
+class LoadTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
         self.workdir = unpack("digits", self.create_tempdir().full_path)
@@ -143,6 +144,36 @@ class LoadTest(absltest.TestCase):
         average = flowmatch_jax.load(self.workdir)
         at = (0.5, raw.noise(jax.random.key(0), 2))
         self.assertGreater(jnp.abs(raw.field(*at) - average.field(*at)).max(), 0)
+
+    def test_guided_by_a_weaker_model(self):
+        """By itself it is the model; of the earlier run's average, it is another one."""
+        model = flowmatch_jax.load(self.workdir)
+        fields = {"guidance__scale": 3.0, "guidance__weak_step": 3}
+        itself = flowmatch_jax.load(self.workdir, **fields)
+        x0 = model.noise(jax.random.key(0), 2)
+        draw = lambda of: of.experiment.generate(of.params, x0, None, {}, TWO_STEPS)  # noqa: E731
+        np.testing.assert_allclose(draw(itself).x, draw(model).x, atol=1e-5)
+        self.assertEqual((draw(model).nfe, draw(itself).nfe), (4, 8))
+        np.testing.assert_array_equal(itself.log_prob(x0), model.log_prob(x0))
+
+        weak = jax.tree.map(lambda p: 0.5 * p, model.params)
+        guided = itself.experiment.generate(GuidedParams(model.params, weak), x0, None, {}, EULER)
+        v, v_weak = (model.experiment.field(p)(0.0, x0) for p in (model.params, weak))
+        np.testing.assert_allclose(guided.x, x0 + v_weak + 3 * (v - v_weak), atol=1e-5)
+
+    @parameterized.parameters(
+        ({"weak_step": 7}, "config.guidance.weak_step: got 7; .*checkpoints of the steps 3"),
+        ({"weak_step": 3, "scale": 1.0}, "config.guidance.scale: got 1.0; guidance by a weaker"),
+        ({"weak_workdir": "other"}, "config.guidance.weak_step: got None; give the step"),
+        ({"weak_step": 3, "weak_workdir": "typo"}, "weak_workdir: got .*there is no run"),
+        ({"weak_step": 3, "weak_workdir": "points"}, r"weak_workdir: .*images of shape \(2,\)"),
+    )
+    def test_weaker_models_that_do_not_guide(self, fields, error):
+        if fields.get("weak_workdir") == "points":
+            fields = fields | {"weak_workdir": str(unpack("checkerboard", self.workdir / "points"))}
+        fields = {f"guidance__{name}": value for name, value in ({"scale": 2.0} | fields).items()}
+        with self.assertRaisesRegex(UserError, error):
+            flowmatch_jax.load(self.workdir, **fields)
 
     def test_what_is_not_there(self):
         with self.assertRaisesRegex(UserError, "--step: got 7; .*checkpoints of the steps 3"):

@@ -96,6 +96,14 @@ class OwnPartsTest(parameterized.TestCase):
             message = f"returns .*; return {n + 1} increasing times from 0 to path.t_end = 1.0"
             self.refuses(message, own_parts.check_grid, np.asarray(grid), n, OT)
 
+    def test_noise_levels(self):
+        own_parts.check_noise("noise", NAME, lambda path, t: path.t_end - t, OT)
+        for value, message in (
+            (jnp.zeros(3), r"returns float32 \[3\]; return float32 \[\] for t float32 \[\]"),
+            (ValueError("no"), "raised ValueError: no"),
+        ):
+            self.refuses(message, own_parts.check_noise, returns(value), OT)
+
     def test_networks(self):
         own_parts.check_network("name", NAME, returns(PARAMS), apply, X, {})
         for params, call, message in (

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flowmatch_jax.config.field import Of, at, flat, plain, select
+from flowmatch_jax.config.field import Of, at, flat, select
 from flowmatch_jax.config.fields import FIELDS, default_config
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.workdir import has_checkpoint, read_record
@@ -28,7 +28,8 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def fitted_to(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a solver that is fitted to a model depends on: the run and its guidance."""
-    return {"guidance": plain(config["guidance"]), "run": select(FIELDS, config, Of.RUN)}
+    guidance = select(FIELDS, config, Of.SCORES)["guidance"]
+    return {"guidance": guidance, "run": select(FIELDS, config, Of.RUN)}
 
 
 def check_identity(workdir: Path, config: ConfigDict) -> None:

@@ -19,6 +19,7 @@ from flowmatch_jax.times import TIMES
 DTYPES = ("float32", "bfloat16")
 NETWORKS = ("unet", "mlp")
 TIME_INPUTS = ("t", "log_snr")
+SAMPLED = Of.SCORES | Of.FIGURES
 
 
 def options_of(part: str, of: Of) -> Field:
@@ -138,12 +139,25 @@ GUIDANCE: Section = {
     "scale": owned(
         Guidance,
         "scale",
-        "Classifier-free guidance scale: v(none) + scale (v(label) - v(none)); 1: no guidance, "
-        "one network call instead of two.",
-        of=Of.SCORES | Of.FIGURES,
+        "Guidance scale: v(none) + scale (v(label) - v(none)), or the same with the field of a "
+        "weaker model; 1: no guidance, one network call instead of two.",
+        of=SAMPLED,
     ),
-    "interval": owned(
-        Guidance, "interval", "Interval of t with guidance.", of=Of.SCORES | Of.FIGURES
+    "interval": owned(Guidance, "interval", "Interval of t with guidance.", of=SAMPLED),
+    "weak_step": Field(
+        None,
+        "Guidance by a weaker model (autoguidance): the step of its checkpoint.",
+        least(0),
+        SAMPLED,
+        int,
+        omit_unset=True,
+    ),
+    "weak_workdir": Field(
+        None,
+        "Folder of the weaker model's run; unset: the run itself, at an earlier checkpoint.",
+        of=SAMPLED,
+        kind=str,
+        omit_unset=True,
     ),
 }
 

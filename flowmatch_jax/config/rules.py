@@ -14,6 +14,7 @@ from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.data import sets
 from flowmatch_jax.metrics.scores import SCORES
 from flowmatch_jax.paths import optimal_transport
+from flowmatch_jax.runge_kutta import STOCHASTIC
 from flowmatch_jax.runtime.errors import UserError, section
 from flowmatch_jax.runtime.own import is_own
 from flowmatch_jax.solvers import ADAPTIVE, Solver
@@ -39,6 +40,8 @@ def validate(config: ConfigDict) -> None:
         _data(config.data)
     with section("config.train"):
         _train(config.train)
+    with section("config.guidance"):
+        _guidance(config.guidance)
     with section("config.solver"):
         _solver(config.solver)
     with section("config.maximum_likelihood"):
@@ -72,8 +75,8 @@ def data_options(config: ConfigDict) -> sets.Options:
 
 
 def solver_of(config: ConfigDict) -> Solver:
-    """Convert a section with a solver's fields to a `Solver` without a grid and a path."""
-    names = {field.name for field in fields(Solver)} - {"grid", "path"}
+    """Convert a section with a solver's fields to a `Solver` without grid, path and noise."""
+    names = {field.name for field in fields(Solver)} - {"grid", "path", "noise"}
     return Solver(**{name: config[name] for name in names.intersection(config)})
 
 
@@ -91,7 +94,20 @@ def _train(config: ConfigDict) -> None:
             raise UserError(name, config[name], allowed)
 
 
+def _guidance(config: ConfigDict) -> None:
+    if config.weak_step is None and config.weak_workdir is not None:
+        allowed = f"give the step of the weaker model's checkpoint in {config.weak_workdir}"
+        raise UserError("weak_step", None, allowed)
+    if config.weak_step is not None and config.scale == 1:
+        allowed = "guidance by a weaker model takes another scale, such as 2"
+        raise UserError("scale", config.scale, allowed)
+
+
 def _solver(config: ConfigDict) -> None:
+    for name in ("noise", "noise_scale"):
+        if config[name] is not None and config.method not in STOCHASTIC:
+            allowed = f"{config.method} adds no noise; choose one of: {', '.join(STOCHASTIC)}"
+            raise UserError(name, config[name], allowed)
     if config.method == "fitted":
         if config.steps is None:
             raise UserError("steps", None, "give the number of calls of the fitted solver")

@@ -20,6 +20,7 @@ from flowmatch_jax.metrics.features.extractors import EXTRACTORS
 from flowmatch_jax.metrics.scores import SCORES
 from flowmatch_jax.paths import PATHS
 from flowmatch_jax.runtime.errors import positive, seed
+from flowmatch_jax.sampling.stochastic import NOISE_LEVELS
 from flowmatch_jax.solvers import Solver
 from flowmatch_jax.times import GRIDS
 
@@ -86,7 +87,7 @@ SOLVER: Section = {
         Solver,
         "method",
         "euler midpoint heun rk4 | of one call per step: ab2 ab3 abm2 dpmpp2m | adaptive: dopri5 "
-        "tsit5 dopri8 bosh3.",
+        "tsit5 dopri8 bosh3 | stochastic: euler_maruyama sea shark | fitted.",
         of=SOLVED,
     ),
     "rtol": owned(Solver, "rtol", "Relative tolerance of adaptive methods.", of=SOLVED),
@@ -111,6 +112,23 @@ SOLVER: Section = {
         among(PATHS),
         SOLVED,
         str,
+        omit_unset=True,
+    ),
+    "noise": Field(
+        None,
+        "Noise level g_t of stochastic methods: sigma (g^2 = sigma_t) | diffusion | sine | "
+        "constant, or your own: module:function; unset: sigma.",
+        among_or_own(NOISE_LEVELS),
+        SOLVED,
+        str,
+        omit_unset=True,
+    ),
+    "noise_scale": Field(
+        None,
+        "Factor on the noise level; 0: the ODE; unset: 1.",
+        least(0.0),
+        SOLVED,
+        float,
         omit_unset=True,
     ),
     "file": Field(

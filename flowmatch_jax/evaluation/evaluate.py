@@ -42,7 +42,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Compute likelihoods, if the model has any, and draw samples for each kind of weights.
 
-    Samples use the config's classifier-free guidance and path; likelihoods ignore them. A solver
+    Samples use the config's guidance and path; likelihoods ignore them. A solver
     for samples alone gives no likelihoods. Writes samples/<step>_<weights>.png and adds a record to
     evaluation/<step>.json in the workdir.
 
@@ -90,7 +90,7 @@ def _tell_of_likelihoods(experiment: Experiment) -> None:
     if experiment.is_flow and not experiment.has_likelihoods:
         logger.info("The solver %s is for samples alone: likelihoods are left out.", solver.method)
     elif experiment.guidance:
-        logger.info("Samples use classifier-free guidance; likelihoods ignore it.")
+        logger.info("Samples use guidance; likelihoods ignore it.")
     elif solver.path is not None:
         logger.info("Samples follow the path %s; likelihoods the path of training.", solver.path)
 
@@ -173,7 +173,7 @@ def settings(experiment: Experiment, step: int, reference: FeatureSet | None) ->
     conditional = {}
     if experiment.conditioning:
         conditional["condition"] = config["condition"]
-    if experiment.conditioning.labels:
+    if experiment.conditioning.labels or experiment.guidance:
         conditional["guidance"] = config["guidance"]
     if config["objective"]["name"] == "sr3":
         conditional["sr3"] = config["sr3"]

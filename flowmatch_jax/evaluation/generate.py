@@ -114,8 +114,8 @@ def make_seeded_sampler(experiment: Experiment) -> SeededSampler:
     def sampler(params: Params, seeds: Array, inputs: Inputs) -> Solution:
         x0 = split_if_even(jax.vmap(source)(seeds), mesh)
         inputs = jax.tree.map(lambda x: split_if_even(x, mesh), inputs)
-        # Only SR3's sampler, which this module refuses, draws noise after the source.
-        return experiment.generate(gather(params, mesh), x0, jax.random.key(0), inputs)
+        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(seeds)
+        return experiment.generate(gather(params, mesh), x0, keys, inputs)
 
     return jax.jit(sampler)
 

@@ -160,8 +160,7 @@ def draw(
         logger.warning("The solver of samples at step %d failed: the field is not finite.", step)
     x = to_host(solution.x)[: None if rows is None else rows.size]
     if jax.process_index() == 0:
-        guided = f"_guidance{experiment.guidance.scale:g}" if experiment.guidance else ""
-        how = f"{guided}_nfe{solution.nfe}" if keep_arrays else ""
+        how = f"{experiment.guidance.label}_nfe{solution.nfe}" if keep_arrays else ""
         path = picture_file(workdir, step, f"{weights}{how}")
         _save_picture(experiment, path, x, None if rows is None else rows.shape[1])
         if keep_arrays:

@@ -1,17 +1,23 @@
-"""Classifier-free guidance (Ho & Salimans 2022) of vector fields.
+"""Guidance of vector fields by a weaker field, which samples are moved away from.
 
-A network that was trained with label dropout has a conditional and an unconditional field. Samples
-follow
+Samples follow
 
-    v(t, x) = v(t, x | none) + scale (v(t, x | label) - v(t, x | none))
+    v(t, x) = v_weak(t, x) + scale (v(t, x) - v_weak(t, x))
 
-in an interval of t, and v(t, x | label) outside of it (Kynkäänniemi et al. 2024).
+in an interval of t, and v(t, x) outside of it (Kynkäänniemi et al. 2024). The weaker field is
+
+- of the same network without the label: classifier-free guidance (Ho & Salimans 2022). The network
+  was trained with label dropout, so that it has a conditional and an unconditional field.
+- of a weaker model with the same inputs: autoguidance (Karras et al. 2024, 2406.02507). It is an
+  earlier checkpoint, or a smaller network that was trained for the same task, with or without
+  labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,22 +26,43 @@ from flowmatch_jax.arrays import NO_LABEL, Array, Field, Inputs
 from flowmatch_jax.runtime.errors import UserError, at_least
 from flowmatch_jax.sampling.piecewise import Stretch
 
+FieldGiven = Callable[..., Field]  # (**inputs) -> vector field with these conditioning inputs
+
+
+class Fields(NamedTuple):
+    """The vector fields of a model, and of a weaker model if one guides it."""
+
+    of: FieldGiven
+    weak: FieldGiven | None = None
+
+    def map(self, change: Callable[[Field], Field]) -> Fields:
+        """Return the fields after a change of each."""
+        made = (each and (lambda each=each, **inputs: change(each(**inputs))) for each in self)
+        return Fields(*made)
+
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance settings; the default applies none.
+    """Guidance settings; the default applies none.
 
     Attributes:
-        scale: guidance scale; 1 is the conditional field, with one network call; 0 is the
-            unconditional field.
+        scale: guidance scale; 1 is the model's field, with one network call; 0 is the weaker field.
         interval: interval of t in which guidance is applied, within [0, 1].
+        by_weak_model: autoguidance; otherwise classifier-free guidance.
     """
 
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
+    by_weak_model: bool = False
 
     def __bool__(self) -> bool:
         return self.scale != 1
+
+    @property
+    def label(self) -> str:
+        """Part of file names: "_guidance2", "_autoguidance2", or "" without guidance."""
+        kind = "autoguidance" if self.by_weak_model else "guidance"
+        return f"_{kind}{self.scale:g}" if self else ""
 
     def validate(self, labels: bool, label_dropout: float) -> None:
         """Raise UserError unless a model trained with these settings supports this guidance.
@@ -49,65 +76,69 @@ class Guidance:
         are_numbers = all(isinstance(t, int | float) for t in times)
         if not are_numbers or len(times) != 2 or not 0 <= times[0] < times[1] <= 1:
             raise UserError("interval", times, "it takes two times, 0 <= from < to <= 1")
-        if self and not labels:
-            allowed = "the model is given no labels (config.condition.labels): leave it 1"
+        if not self or self.by_weak_model:
+            return
+        instead = "leave it 1, or set config.guidance.weak_step for guidance by a weaker model"
+        if not labels:
+            allowed = f"the model is given no labels (config.condition.labels): {instead}"
             raise UserError("scale", self.scale, allowed)
-        if self and not label_dropout:
+        if not label_dropout:
             allowed = (
                 "the model knows no field without label, being trained with "
-                "config.condition.label_dropout = 0: leave it 1"
+                f"config.condition.label_dropout = 0: {instead}"
             )
             raise UserError("scale", self.scale, allowed)
 
 
-def guided(field_given: Callable[..., Field], inputs: Inputs, scale: float) -> Field:
-    """Create v(none) + scale (v(label) - v(none)); it calls the network with twice the batch.
+def guided(fields: Fields, inputs: Inputs, scale: float) -> Field:
+    """Create v_weak + scale (v - v_weak).
 
     Args:
-        field_given: (**inputs) -> vector field with these conditioning inputs.
-        inputs: conditioning inputs of the samples, which include "label" int32 [B].
+        fields: the vector fields. Without a weak model, the weaker field is that without label, and
+            both are computed in one call of the network with twice the batch.
+        inputs: conditioning inputs of the samples, which include "label" int32 [B] then.
         scale: guidance scale.
     """
-    # The copies of a sample are adjacent, so that a sharded batch is not moved between devices.
-    pairs = jax.tree.map(_twice, inputs)
-    both = field_given(**pairs | {"label": pairs["label"].at[1::2].set(NO_LABEL)})
+    if fields.weak is None:
+        both = _with_and_without_label(fields.of, inputs)
+    else:
+        strong, weak = (field(**inputs) for field in fields)
+        both = lambda t, x: (strong(t, x), weak(t, x))  # noqa: E731
 
     def field(t: Array, x: Array) -> Array:
-        v = both(_twice(jnp.broadcast_to(t, x.shape[:1])), _twice(x))
-        given, without = v[::2], v[1::2]
-        return without + scale * (given - without)
+        v, v_weak = both(t, x)
+        return v_weak + scale * (v - v_weak)
 
     return field
 
 
-def stretches(
-    field_given: Callable[..., Field], inputs: Inputs, guidance: Guidance
-) -> list[Stretch]:
+def stretches(fields: Fields, inputs: Inputs, guidance: Guidance) -> list[Stretch]:
     """Return the guided field from noise to data, for `piecewise.follow`.
 
     Args:
-        field_given, inputs: as in `guided`.
+        fields, inputs: as in `guided`.
         guidance: guidance settings.
     """
     begin, end = guidance.interval
-    plain = field_given(**inputs)
+    plain = fields.of(**inputs)
     if guidance.scale == 0:
-        inside = Stretch(end, field_given(**_without_label(inputs)))
+        weak = fields.of(**_without_label(inputs)) if fields.weak is None else fields.weak(**inputs)
+        inside = Stretch(end, weak)
     else:
-        inside = Stretch(end, guided(field_given, inputs, guidance.scale), calls=2)
+        inside = Stretch(end, guided(fields, inputs, guidance.scale), calls=2)
     return [Stretch(begin, plain), inside, Stretch(1.0, plain)]
 
 
-def whole_field(field_given: Callable[..., Field], inputs: Inputs, guidance: Guidance) -> Field:
+def whole_field(fields: Fields, inputs: Inputs, guidance: Guidance) -> Field:
     """Create the guided field as one function of all times, for solvers that take one field.
 
     Args:
-        field_given, inputs: as in `guided`.
+        fields, inputs: as in `guided`.
         guidance: guidance settings.
     """
     if not guidance:
-        return field_given(**inputs)
-    outside, inside, _ = (part.field for part in stretches(field_given, inputs, guidance))
+        return fields.of(**inputs)
+    outside, inside, _ = (part.field for part in stretches(fields, inputs, guidance))
     begin, end = guidance.interval
     return lambda t, x: jax.lax.cond((begin <= t) & (t < end), inside, outside, t, x)
 
@@ -117,6 +148,21 @@ def network_calls(times: Array, guidance: Guidance) -> Array:
     begin, end = guidance.interval
     twice = (begin <= times) & (times < end) & (guidance.scale not in (0, 1))
     return (1 + twice).sum().astype(jnp.int32)
+
+
+def _with_and_without_label(
+    field_given: FieldGiven, inputs: Inputs
+) -> Callable[[Array, Array], tuple[Array, Array]]:
+    """Create (v(t, x | label), v(t, x | none)) by one call of the network with twice the batch."""
+    # The copies of a sample are adjacent, so that a sharded batch is not moved between devices.
+    pairs = jax.tree.map(_twice, inputs)
+    field = field_given(**pairs | {"label": pairs["label"].at[1::2].set(NO_LABEL)})
+
+    def both(t: Array, x: Array) -> tuple[Array, Array]:
+        v = field(_twice(jnp.broadcast_to(t, x.shape[:1])), _twice(x))
+        return v[::2], v[1::2]
+
+    return both
 
 
 def _without_label(inputs: Inputs) -> Inputs:

@@ -13,7 +13,7 @@ import optax
 from flowmatch_jax.arrays import Batch
 from flowmatch_jax.data.pipeline import train_batches
 from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.runtime.errors import fraction, section
+from flowmatch_jax.runtime.errors import UserError, fraction, section
 from flowmatch_jax.runtime.mesh import check_batch, put_whole, with_shardings
 from flowmatch_jax.runtime.messages import compiling
 from flowmatch_jax.tracking.tracker import find_tracker
@@ -131,6 +131,9 @@ def check_training(experiment: Experiment) -> tuple[optax.Schedule, optax.Gradie
     """
     config = experiment.config
     find_tracker(config.train.tracker)
+    if config.guidance.weak_step is not None:
+        allowed = "a weaker model guides the samples of a trained one: give it with another --mode"
+        raise UserError("config.guidance.weak_step", config.guidance.weak_step, allowed)
     with section("config.train"):
         check_batch(config.train.batch_size, experiment.mesh, config.train.accumulate)
     with section("config.optimizer"):

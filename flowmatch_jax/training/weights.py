@@ -9,8 +9,8 @@ from pathlib import Path
 import jax
 
 from flowmatch_jax.arrays import Params
-from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.runtime.errors import UserError
+from flowmatch_jax.experiment import Experiment, GuidedParams
+from flowmatch_jax.runtime.errors import UserError, renamed
 from flowmatch_jax.runtime.mesh import with_shardings
 from flowmatch_jax.runtime.workdir import has_checkpoint
 from flowmatch_jax.training.checkpoints import Checkpoints, DamagedCheckpoint
@@ -27,7 +27,8 @@ def load_weights(
 ) -> dict[int, dict[str, Params]]:
     """Load the weights of the newest checkpoint, or of all: step -> kind -> parameters.
 
-    Damaged checkpoints are skipped with a warning.
+    Damaged checkpoints are skipped with a warning. If a weaker model guides the samples, its
+    weights of the same kind are loaded too, and the parameters are `GuidedParams`.
 
     Args:
         experiment: the experiment.
@@ -39,6 +40,21 @@ def load_weights(
     Raises:
         UserError: there is no checkpoint, or all are damaged.
     """
+    if experiment.weak is None:
+        return _load(experiment, workdir, kinds, every_step, step)
+    guidance = experiment.config.guidance
+    folder = workdir if guidance.weak_workdir is None else Path(guidance.weak_workdir).expanduser()
+    with renamed("config.guidance.weak_step"):
+        ((_, weak),) = _load(experiment.weak, folder, kinds, False, guidance.weak_step).items()
+    return {
+        kept: {kind: GuidedParams(params, weak[kind]) for kind, params in weights.items()}
+        for kept, weights in _load(experiment, workdir, kinds, every_step, step).items()
+    }
+
+
+def _load(
+    experiment: Experiment, workdir: Path, kinds: Sequence[str], every_step: bool, step: int | None
+) -> dict[int, dict[str, Params]]:
     if not has_checkpoint(workdir):
         raise UserError("--workdir", str(workdir), "no checkpoint there yet; train first")
     shapes = jax.eval_shape(experiment.init_params, jax.random.key(0))

@@ -9,7 +9,7 @@ from flowmatch_jax.marginals import velocity
 from flowmatch_jax.paths import optimal_transport
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.sampling import guidance, piecewise
-from flowmatch_jax.sampling.guidance import Guidance
+from flowmatch_jax.sampling.guidance import Fields, Guidance
 from flowmatch_jax.solvers import Solver
 from tests.cases import Float64TestCase
 
@@ -33,7 +33,7 @@ class GuidedTest(Float64TestCase):
     @given(scale=st.floats(0, 10))
     @settings(max_examples=20, deadline=None)
     def test_formula(self, scale):
-        field = guidance.guided(field_given, {"label": jnp.asarray(LABEL)}, scale)
+        field = guidance.guided(Fields(field_given), {"label": jnp.asarray(LABEL)}, scale)
         none = np.full(5, -1)
         without, conditional = field_given(none)(0.3, X), field_given(LABEL)(0.3, X)
         expected = without + scale * (conditional - without)
@@ -42,14 +42,14 @@ class GuidedTest(Float64TestCase):
     def test_one_is_the_conditional_field_and_zero_that_without_label(self):
         inputs = {"label": jnp.asarray(LABEL)}
         for scale, label in ((1.0, LABEL), (0.0, np.full(5, -1))):
-            v = guidance.guided(field_given, inputs, scale)(0.3, X)
+            v = guidance.guided(Fields(field_given), inputs, scale)(0.3, X)
             np.testing.assert_allclose(v, field_given(label)(0.3, X), rtol=1e-12)
 
     def test_times_and_conditions_of_each_sample(self):
         """They are the same with and without the label."""
         t, condition = np.linspace(0, 1, 5), np.random.RandomState(1).randn(*X.shape)
         inputs = {"label": jnp.asarray(LABEL), "condition": jnp.asarray(condition)}
-        v = guidance.guided(field_given, inputs, 2.0)(t, X)
+        v = guidance.guided(Fields(field_given), inputs, 2.0)(t, X)
         rate = 2 * RATES[LABEL] - RATES[-1]
         expected = rate[:, None, None, None] * X + t[:, None, None, None] + condition
         np.testing.assert_allclose(v, expected, rtol=1e-9)
@@ -60,7 +60,7 @@ class GuidedTest(Float64TestCase):
         def counting(**inputs):
             return lambda t, x: (sizes.append(len(x)), field_given(**inputs)(t, x))[1]
 
-        guidance.guided(counting, {"label": jnp.asarray(LABEL)}, 2.0)(0.3, X)
+        guidance.guided(Fields(counting), {"label": jnp.asarray(LABEL)}, 2.0)(0.3, X)
         self.assertEqual(sizes, [10])
 
     def test_labels_are_followed_further(self):
@@ -79,16 +79,53 @@ class GuidedTest(Float64TestCase):
             return field
 
         inputs, x = {"label": jnp.array([0, 1])}, jnp.array([[0.1], [-0.1]])
-        plain, further = exact(**inputs)(0.2, x), guidance.guided(exact, inputs, 3.0)(0.2, x)
+        plain, further = (
+            exact(**inputs)(0.2, x),
+            guidance.guided(Fields(exact), inputs, 3.0)(0.2, x),
+        )
         self.assertGreater(float(plain[1, 0]), 0)
         self.assertGreater(float(further[1, 0]), float(plain[1, 0]))
         self.assertLess(float(further[0, 0]), float(plain[0, 0]))
 
 
+class AutoguidedTest(Float64TestCase):
+    """By a model of half the rate."""
+
+    def follow(self, scale, interval=(0.0, 1.0), solver=EULER):
+        fields = Fields(lambda: lambda t, x: x, lambda: lambda t, x: 0.5 * x)
+        by_weak = Guidance(scale, interval, by_weak_model=True)
+        by_weak.validate(labels=False, label_dropout=0.0)
+        return piecewise.follow(
+            guidance.stretches(fields, {}, by_weak), jnp.asarray(X), solver=solver
+        )
+
+    @parameterized.parameters((2.0, 1.5, 20), (0.0, 0.5, 10), (3.0, 2.0, 20))
+    def test_formula_and_calls(self, scale, rate, calls):
+        solution = self.follow(scale)
+        np.testing.assert_allclose(solution.x, X * (1 + rate / 10) ** 10, rtol=1e-9)
+        self.assertEqual(solution.nfe, calls)
+
+    def test_interval(self):
+        solution = self.follow(2.0, (0.3, 0.5))
+        np.testing.assert_allclose(solution.x, X * 1.1**8 * 1.15**2, rtol=1e-9)
+        self.assertEqual(solution.nfe, 12)
+
+    def test_labels_reach_both_models(self):
+        inputs = {"label": jnp.asarray(LABEL)}
+        weak = lambda label: lambda t, x: 0.5 * field_given(label)(t, x)  # noqa: E731
+        v = guidance.guided(Fields(field_given, weak), inputs, 3.0)(0.3, X)
+        np.testing.assert_allclose(v, 2 * field_given(LABEL)(0.3, X), rtol=1e-9)
+
+    def test_names_of_files(self):
+        self.assertEqual(Guidance().label, "")
+        self.assertEqual(Guidance(2.0).label, "_guidance2")
+        self.assertEqual(Guidance(1.5, by_weak_model=True).label, "_autoguidance1.5")
+
+
 class StretchesTest(Float64TestCase):
     def follow(self, scale, interval, solver=EULER):
         fields = guidance.stretches(
-            field_given, {"label": jnp.asarray(LABEL)}, Guidance(scale, interval)
+            Fields(field_given), {"label": jnp.asarray(LABEL)}, Guidance(scale, interval)
         )
         return piecewise.follow(fields, jnp.asarray(X), solver=solver)
 
