@@ -1,10 +1,13 @@
-"""Error of fixed-step solvers with few calls of a trained model's field, by method and time grid.
+"""Error and Fréchet distance of fixed-step solvers with few calls of a trained model's field.
 
     python -m benchmarks.few_calls --workdir=runs/digits_ot
+    python -m benchmarks.few_calls --workdir=runs/digits_ot --distances
 
 The error is the mean squared difference per dimension, in model space, to the solution of dopri5 at
-tolerance 1e-6 from the same 256 noises. Prints a table in Markdown, and records the standard errors
-over the noises too. One program is compiled for each cell of the table.
+tolerance 1e-6 from the same 256 noises, for each method on each time grid and for the solvers that
+--mode=fit_solver has fitted to the run. These noises have no part in a fit. With --distances, the
+Fréchet distance of config.evaluate.generated samples is computed for each method on its best grid,
+and for dopri5 at 1e-5. Prints tables in Markdown, and records the standard errors over the noises.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -21,63 +24,87 @@ import numpy as np
 
 import flowmatch_jax
 from benchmarks.timing import write
-from flowmatch_jax.evaluation.samples import sample_inputs
+from flowmatch_jax.evaluation.quality import judge_samples
+from flowmatch_jax.evaluation.reference import make_reference
+from flowmatch_jax.evaluation.samples import (
+    make_given_sampler,
+    make_sampler,
+    number_generated,
+    sample_inputs,
+)
 from flowmatch_jax.model import Model
-from flowmatch_jax.paths import PATHS, GaussianPath
-from flowmatch_jax.solvers import Solver, count_calls
+from flowmatch_jax.paths import GaussianPath
+from flowmatch_jax.sampling import fitted
+from flowmatch_jax.sampling.linear import METHODS, Coefficients, calls_per_step, of_method
+from flowmatch_jax.solvers import Solver
 from flowmatch_jax.times import GRIDS, shift_grid, sway_grid
 
 CALLS = (4, 6, 8, 10)
-METHODS = ("euler", "midpoint", "heun", "rk4", "ab2", "ab3", "abm2", "dpmpp2m")
 SHOWN_GRIDS = GRIDS | {
     "shift, k = 0.5": partial(shift_grid, k=0.5),
     "sway, s = 0.5": partial(sway_grid, s=0.5),
 }
 NOISES = 256
 
-Errors = dict[int, tuple[float, float]]  # mean and standard error by number of calls
+Cells = dict[tuple[str, str], dict[int, float]]  # (method, grid) -> calls -> number
 
 
-def make_error(model: Model) -> Callable[[Solver], tuple[float, float]]:
+def solvers(path: GaussianPath, workdir: Path) -> dict[tuple[str, str, int], Coefficients]:
+    """Return the solver of each cell (method, grid, calls)."""
+    cells = {}
+    for calls in CALLS:
+        for method in METHODS:
+            steps, rest = divmod(calls, calls_per_step(method))
+            for name, grid in {} if rest else SHOWN_GRIDS.items():
+                cells[method, name, calls] = of_method(method, grid(steps, path), path)
+        for file in sorted(workdir.glob(f"solvers/{calls}_calls*.json")):
+            kept = file.stem.removeprefix(f"{calls}_calls").removeprefix("_")
+            if "guidance" not in kept:
+                cells[kept or "fitted", "fitted", calls], _ = fitted.read(file)
+    return cells
+
+
+def make_error(model: Model) -> Callable[[Coefficients], tuple[float, float]]:
     """Create a function that computes the error of a solver and its standard error."""
-    x0 = model.noise(jax.random.key(0), NOISES)
-    inputs = sample_inputs(model.experiment, NOISES)
+    inputs, key = sample_inputs(model.experiment, NOISES), jax.random.key(1234)
+    by_coefficients = make_given_sampler(model.experiment, NOISES)
+    accurately = make_given_sampler(model.experiment, NOISES, Solver(rtol=1e-6, atol=1e-6))
+    accurate = np.asarray(accurately(model.params, key, inputs).x, np.float64)
 
-    def solve(solver: Solver) -> np.ndarray:
-        sample = lambda params: model.experiment.generate(  # noqa: E731
-            params, x0, jax.random.key(1), inputs, solver
-        )
-        return np.asarray(jax.jit(sample)(model.params).x, np.float64)
-
-    accurate = solve(Solver(rtol=1e-6, atol=1e-6))
-
-    def error(solver: Solver) -> tuple[float, float]:
-        each = ((solve(solver) - accurate) ** 2).reshape(NOISES, -1).mean(axis=1)
+    def error(coefficients: Coefficients) -> tuple[float, float]:
+        x = np.asarray(by_coefficients(model.params, key, inputs, coefficients).x)
+        each = ((x - accurate) ** 2).reshape(NOISES, -1).mean(axis=1)
         return float(each.mean()), float(each.std(ddof=1) / math.sqrt(NOISES))
 
     return error
 
 
-def solvers(path: GaussianPath) -> Iterator[tuple[str, str, int, Solver]]:
-    """List (method, grid, calls, solver) of all cells; some methods take even calls alone."""
-    for method in METHODS:
-        for grid, make in SHOWN_GRIDS.items():
-            for calls in CALLS:
-                steps, rest = divmod(calls, count_calls(method, 1))
-                if not rest:
-                    yield method, grid, calls, Solver(method, grid=make(steps, path), path=path)
+def make_distance(model: Model) -> Callable[[Solver | Coefficients], tuple[float, float]]:
+    """Create a function that computes the NFE and the Fréchet distance of a solver's samples."""
+    experiment = model.experiment
+    reference, count = make_reference(experiment), number_generated(experiment)
+    by_coefficients = make_sampler(experiment, experiment.config.evaluate.samples)
+
+    def distance(solver: Solver | Coefficients) -> tuple[float, float]:
+        sampler = partial(by_coefficients, coefficients=solver)
+        if isinstance(solver, Solver):
+            sampler = make_sampler(experiment, experiment.config.evaluate.samples, solver)
+        judged = judge_samples(experiment, sampler, model.params, count, reference, silent=True)
+        return judged["sample_nfe"], judged[f"fd_{experiment.extractor.name}"]
+
+    return distance
 
 
-def table(rows: dict[tuple[str, str], Errors]) -> str:
-    """Format mean errors as a Markdown table; the smallest of each column is bold."""
-    least = {n: min(errors[n] for errors in rows.values() if n in errors) for n in CALLS}
+def table(cells: Cells) -> str:
+    """Format numbers as a Markdown table; the smallest of each column is bold."""
+    least = {n: min(row[n] for row in cells.values() if n in row) for n in CALLS}
 
-    def cell(errors: Errors, n: int) -> str:
-        shown = f"{errors[n][0]:.2e}" if n in errors else ""
-        return f"**{shown}**" if errors.get(n) == least[n] else shown
+    def cell(row: dict[int, float], n: int) -> str:
+        shown = f"{row[n]:.3g}" if n in row else ""
+        return f"**{shown}**" if row.get(n) == least[n] else shown
 
     head = ("method", "grid", *(f"{n} calls" for n in CALLS))
-    body = [(*names, *(cell(errors, n) for n in CALLS)) for names, errors in rows.items()]
+    body = [(*names, *(cell(row, n) for n in CALLS)) for names, row in cells.items()]
     lines = [head, ("---",) * len(head), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -85,22 +112,50 @@ def table(rows: dict[tuple[str, str], Errors]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--path", choices=sorted(PATHS), help="path along which samples are drawn")
+    parser.add_argument("--distances", action="store_true")
     flags = parser.parse_args()
     model = flowmatch_jax.load(flags.workdir)
-    path = model.experiment.path if flags.path is None else PATHS[flags.path]()
-    error, rows = make_error(model), {}
-    for method, grid, calls, solver in solvers(path):
-        rows.setdefault((method, grid), {})[calls] = error(solver)
-        print(method, grid, calls, *rows[method, grid][calls], file=sys.stderr)
-    records = [
-        {"method": method, "grid": grid, "calls": calls, "error": mean, "standard_error": spread}
-        for (method, grid), errors in rows.items()
-        for calls, (mean, spread) in errors.items()
-    ]
-    name = "_".join(filter(None, ("few_calls", flags.workdir.name, flags.path)))
-    write(name, {"step": model.step, "noises": NOISES, "rows": records})
-    print(table(rows))
+    made, error = solvers(model.experiment.path, flags.workdir), make_error(model)
+    errors, records = {}, []
+    for (method, grid, calls), coefficients in made.items():
+        mean, spread = error(coefficients)
+        errors.setdefault((method, grid), {})[calls] = mean
+        cell = {"method": method, "grid": grid, "calls": calls}
+        records.append(cell | {"error": mean, "standard_error": spread})
+        print(*cell.values(), mean, spread, file=sys.stderr)
+    result = {"step": model.step, "noises": NOISES, "rows": records}
+    print(table(errors))
+    if flags.distances:
+        result["accurate"], distances = compare_distances(model, made, errors)
+        result["distances"] = [
+            {"method": method, "grid": grid, "calls": calls, "distance": value}
+            for (method, grid), row in distances.items()
+            for calls, value in row.items()
+        ]
+        print(f"\ndopri5 at 1e-5: {result['accurate']}\n\n{table(distances)}")
+    write(f"few_calls_{flags.workdir.name}", result)
+
+
+def compare_distances(
+    model: Model, made: dict[tuple[str, str, int], Coefficients], errors: Cells
+) -> tuple[dict[str, float], Cells]:
+    """Return dopri5's NFE and distance, and the distances of each method on its best grid.
+
+    The best grid is the one with the smallest mean logarithm of the error.
+    """
+    distance = make_distance(model)
+    nfe, accurate = distance(Solver("dopri5", rtol=1e-5, atol=1e-5))
+    by_method: dict[str, dict[str, float]] = {}
+    for (method, grid), row in errors.items():
+        by_method.setdefault(method, {})[grid] = float(np.mean(np.log(list(row.values()))))
+    cells: Cells = {}
+    for method, grids in by_method.items():
+        grid = min(grids, key=grids.__getitem__)
+        for calls in errors[method, grid]:
+            _, value = distance(made[method, grid, calls])
+            cells.setdefault((method, grid), {})[calls] = value
+            print(method, grid, calls, value, file=sys.stderr)
+    return {"nfe": nfe, "distance": accurate}, cells
 
 
 if __name__ == "__main__":

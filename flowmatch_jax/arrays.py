@@ -8,6 +8,7 @@ closed-form marginal field and ``lambda t, x: x @ A.T`` are all vector fields.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -39,6 +40,11 @@ def expand_time(t: Array | float, x: Array) -> Array:
     if t.shape not in ((), x.shape[:1]):
         raise UserError("t", t.shape, f"for x of shape {x.shape} it is [] or {list(x.shape[:1])}")
     return t if t.ndim == 0 else t.reshape(t.shape + (1,) * (x.ndim - 1))
+
+
+def module_of(x: Array | np.ndarray) -> ModuleType:
+    """Return jax.numpy for a JAX array, and NumPy for other arrays."""
+    return jnp if isinstance(x, jax.Array) else np
 
 
 def sum_dims(x: Array) -> Array:

@@ -48,8 +48,8 @@ from flowmatch_jax.runtime.errors import UserError, section
 from flowmatch_jax.runtime.mesh import make_mesh
 from flowmatch_jax.runtime.own import is_own
 from flowmatch_jax.sampling import ancestral, flows
-from flowmatch_jax.sampling.fitted import Coefficients
 from flowmatch_jax.sampling.guidance import Fields, Guidance, whole_field
+from flowmatch_jax.sampling.linear import Coefficients
 from flowmatch_jax.sampling.schedule import along
 from flowmatch_jax.solvers import Solution, Solver, counted
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import zipfile
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,19 +27,16 @@ from flowmatch_jax.runtime.mesh import to_host
 from flowmatch_jax.runtime.progress import progress_bar
 from flowmatch_jax.runtime.stops import StopNotice
 from flowmatch_jax.sampling import fit
-from flowmatch_jax.sampling.fitted import adams, write
+from flowmatch_jax.sampling.fitted import solver_file, write
 from flowmatch_jax.sampling.guidance import Guidance
+from flowmatch_jax.sampling.linear import METHODS, Coefficients, calls_per_step
 from flowmatch_jax.solvers import Solver
 from flowmatch_jax.times import GRIDS
 
 logger = logging.getLogger(__name__)
 
+FIT_FIELDS = ("steps", "batch_size", "learning_rate", "times_only")
 ACCURATE = Solver("dopri5", rtol=1e-6, atol=1e-6)
-
-
-def solver_file(workdir: Path, calls: int, guidance: Guidance) -> Path:
-    """Return the file of the run's fitted solver with this guidance."""
-    return workdir / "solvers" / f"{calls}_calls{guidance.label}.json"
 
 
 def with_solver_file(config: ConfigDict, workdir: Path) -> FrozenConfigDict:
@@ -58,8 +56,9 @@ def fit_solver(
 ) -> None:
     """Fit a solver with config.fit_solver.calls calls to the model, and write it to the workdir.
 
-    The fit begins with the method ab2. Its result is the best of some known methods and grids if
-    that has a smaller error on held-out noises. A stopped fit goes on where it was.
+    The fit begins with the method config.fit_solver.start. Its result is the best of the known
+    methods and grids if that has a smaller error on held-out noises. If only the times are fitted,
+    the grids of that method alone are compared. A stopped fit goes on where it was.
 
     Args:
         experiment: the experiment.
@@ -68,47 +67,62 @@ def fit_solver(
         weights: what identifies the parameters in the run, such as their step; it is recorded.
 
     Raises:
-        UserError: the model has no vector field.
+        UserError: the model has no vector field, or the calls are not whole steps of the method.
     """
-    check_flow(experiment)
+    check_fit(experiment)
     options = experiment.config.fit_solver
-    n = options.calls
-    path = solver_file(workdir, n, experiment.guidance)
+    grid_of = options.start if options.times_only else None
+    path = solver_file(workdir, options.calls, experiment.guidance, grid_of)
     facts = weights | fitted_to(experiment.config)
     pairs = accurate_pairs(experiment, params, path.with_name("pairs.npz"), facts)
     held_out, chosen_by, fitted_to_them = _parts(pairs, options.held_out)
     wanted = fit.Fit(
         field=lambda params, inputs: experiment.whole_field(params, **inputs),
-        start=adams("ab2", np.linspace(0, experiment.path.t_end, n + 1)),
+        method=options.start,
+        calls=options.calls,
         t_end=experiment.path.t_end,
         pairs=fitted_to_them,
         chosen_by=chosen_by,
-        **{name: options[name] for name in ("steps", "batch_size", "learning_rate")},
+        **{name: options[name] for name in FIT_FIELDS},
     )
     mean_error = fit.make_mean_error(wanted)
-    grids = {name: partial(_grid, grid, experiment) for name, grid in GRIDS.items()}
-    name, known, least = fit.best_known(partial(mean_error, params, pairs=chosen_by), n, grids)
+    error = partial(mean_error, params, pairs=chosen_by)
+    name, known, least = _best_known(experiment, error, [grid_of] if grid_of else METHODS)
     state = _run(wanted, params, least, mean_error, path, facts)
     best = wanted.coefficients(state.best) if state.least < least else known
     before, after = (mean_error(params, c, held_out) for c in (known, best))
     if after > before:
         best, after = known, before
-    errors = {"noises": len(held_out), "best_known": before, "fitted": after}
+    facts |= {
+        "best_known": name,
+        "mean_squared_error": {"noises": len(held_out), "best_known": before, "fitted": after},
+    }
     if jax.process_index() == 0:
-        write(path, best, facts | {"best_known": name, "mean_squared_error": errors})
+        write(path, best, facts)
         _state_file(path).unlink(missing_ok=True)
+    _tell(path, facts, "" if grid_of is None else f" --config.solver.file={path}")
+
+
+def _tell(path: Path, facts: dict[str, Any], flag: str) -> None:
+    errors = facts["mean_squared_error"]
     logger.info(
         "Mean squared error on %d held-out noises: %.3g; of the best other method (%s) %.3g. The "
-        "solver is in %s; --config.solver.method=fitted --config.solver.steps=%d uses it.",
-        *(len(held_out), after, name, before, path, n),
+        "solver is in %s; --config.solver.method=fitted --config.solver.steps=%s%s uses it.",
+        *(errors["noises"], errors["fitted"], facts["best_known"], errors["best_known"], path),
+        *(path.name.partition("_")[0], flag),
     )
 
 
-def check_flow(experiment: Experiment) -> None:
-    """Raise UserError unless the model has a vector field."""
+def check_fit(experiment: Experiment) -> None:
+    """Raise UserError unless the model has a vector field, and the calls are whole steps."""
+    options = experiment.config.fit_solver
     if not experiment.is_flow:
         name = experiment.config.objective.name
         raise UserError("config.objective.name", name, "it has no vector field to solve")
+    per_step = calls_per_step(options.start)
+    if options.calls % per_step:
+        allowed = f"a step of {options.start} takes {per_step} calls: give a multiple of that"
+        raise UserError("config.fit_solver.calls", options.calls, allowed)
 
 
 def accurate_pairs(
@@ -187,7 +201,9 @@ def _run(
 ) -> fit.State:
     """Take the steps of the fit, from the saved state if there is one, saving each check."""
     file, state = _state_file(path), wanted.init(least)
-    settings = json.dumps(facts | {"start": [c.tolist() for c in wanted.start], "least": least})
+    settings = json.dumps(
+        facts | {"method": wanted.method, "grid": wanted.times_only, "least": least}
+    )
     if file.exists():
         known, held = serialization.msgpack_restore(file.read_bytes()), None
         if known["settings"] == settings:
@@ -212,5 +228,9 @@ def _state_file(path: Path) -> Path:
     return path.with_suffix(".partial")
 
 
-def _grid(grid: Any, experiment: Experiment, steps: int) -> np.ndarray:
-    return grid(steps, experiment.path)
+def _best_known(
+    experiment: Experiment, error: Callable[[Coefficients], float], methods: Sequence[str]
+) -> tuple[str, Coefficients, float]:
+    path, n = experiment.path, experiment.config.fit_solver.calls
+    grids = {name: partial(grid, path=path) for name, grid in GRIDS.items()}
+    return fit.best_known(error, n, grids, dict.fromkeys(methods, path))

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowmatch_jax.arrays import Array
+from flowmatch_jax.arrays import Array, module_of
 from flowmatch_jax.paths import GaussianPath, log_snr
 
 Evaluate = Callable[[Array, Any], Any]
@@ -51,9 +51,9 @@ def integrals(nodes: np.ndarray, begin: float, end: float) -> np.ndarray:
     Returns:
         w [K] with sum_j w_j p(nodes_j) = int_begin^end p(t) dt for polynomials p of degree K - 1.
     """
-    power = np.arange(len(nodes))
-    moments = (end - begin) ** (power + 1) / (power + 1)
-    return np.linalg.solve(np.vander(nodes - begin, increasing=True).T, moments)
+    xp, powers = module_of(nodes), range(len(nodes))
+    moments = xp.stack([(end - begin) ** (k + 1) / (k + 1) for k in powers])
+    return xp.linalg.solve(xp.stack([(nodes - begin) ** k for k in powers]), moments)
 
 
 def adams(
@@ -82,21 +82,26 @@ def adams(
     Args:
         order: number of velocities.
         corrected: number of steps that are corrected, from the first on.
-        times, i, end, path: as in `Weights`.
+        times, i, end, path: as in `Weights`. If the times are a JAX array, so are the weights,
+            which are then differentiable by them.
     """
-    weights = np.zeros((len(i), order + (corrected > 1)))
-    for row, at, until in zip(weights, i, end, strict=True):
-        row[:order] = _extrapolated(order, times, at, until)
+    length = order + (corrected > 1)
+    rows = []
+    for at, until in zip(i, end, strict=True):
+        row = _extrapolated(order, times, at, until, length)
         if 0 < at <= corrected:
-            row[:2] += (times[at] - times[at - 1]) / 2
-            taken = _extrapolated(order, times, at - 1, times[at])
-            row[1:] -= taken[: len(row) - 1]
-    return np.ones(len(i)), weights
+            h = times[at] - times[at - 1]
+            trapezoid = h / 2 * (np.arange(length) < 2)
+            taken = _extrapolated(order, times, at - 1, times[at], length)
+            row = row + trapezoid - module_of(times).roll(taken, 1)
+        rows.append(row)
+    return np.ones(len(i)), module_of(times).stack(rows)
 
 
-def _extrapolated(order: int, times: np.ndarray, at: int, until: float) -> np.ndarray:
+def _extrapolated(order: int, times: np.ndarray, at: int, until: float, length: int) -> np.ndarray:
     nodes = times[at::-1][:order]
-    return np.pad(integrals(nodes, times[at], until), (0, order - len(nodes)))
+    weights = integrals(nodes, times[at], until)
+    return module_of(times).pad(weights, (0, length - len(nodes)))
 
 
 def dpm_solver_pp_2m(

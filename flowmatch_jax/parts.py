@@ -30,8 +30,8 @@ from flowmatch_jax.runge_kutta import STOCHASTIC
 from flowmatch_jax.runtime.errors import UserError, one_of, section
 from flowmatch_jax.runtime.own import blamed, is_own, resolve
 from flowmatch_jax.sampling import ancestral, fitted
-from flowmatch_jax.sampling.fitted import Coefficients
 from flowmatch_jax.sampling.guidance import Guidance
+from flowmatch_jax.sampling.linear import Coefficients
 from flowmatch_jax.sampling.stochastic import NOISE_LEVELS, NoiseLevel
 from flowmatch_jax.times import GRIDS, TIMES
 
@@ -190,15 +190,19 @@ def make_fitted(config: ConfigDict) -> Coefficients:
         if config.solver.file is None:
             allowed = "give the file of a fitted solver, which --mode=fit_solver writes"
             raise UserError("file", None, allowed)
-        coefficients, facts = fitted.read(Path(config.solver.file).expanduser())
-        if len(coefficients.t) != config.solver.steps:
-            allowed = f"the solver in {config.solver.file} has {len(coefficients.t)} calls"
-            raise UserError("steps", config.solver.steps, allowed)
-        for name, value in fitted_to(config).items():
-            if facts.get(name) != value:
-                allowed = f"it was fitted to another {name}; fit one with --mode=fit_solver"
-                raise UserError("file", config.solver.file, allowed)
-        return coefficients
+        return read_fitted(config, Path(config.solver.file).expanduser(), config.solver.steps)
+
+
+def read_fitted(config: ConfigDict, file: Path, calls: int) -> Coefficients:
+    """Read a fitted solver with this number of calls; raises UserError for another one."""
+    coefficients, facts = fitted.read(file)
+    if len(coefficients.t) != calls:
+        raise UserError("steps", calls, f"the solver in {file} has {len(coefficients.t)} calls")
+    for name, value in fitted_to(config).items():
+        if facts.get(name) != value:
+            allowed = f"it was fitted to another {name}; fit one with --mode=fit_solver"
+            raise UserError("file", str(file), allowed)
+    return coefficients
 
 
 def make_network(config: ConfigDict, data: Dataset, conditioning: Conditioning) -> Network:

@@ -43,6 +43,28 @@ ADAPTIVE = {
 }
 
 
+class Tableau(NamedTuple):
+    """Coefficients of an explicit Runge-Kutta method with s calls per step.
+
+    Attributes:
+        lower: weights of the velocities in the states of calls 2 to s, of lengths 1 to s - 1.
+        last: weights in the end of the step, of length s.
+        times: times of the calls within a step, in units of the step.
+    """
+
+    lower: tuple[np.ndarray, ...]
+    last: np.ndarray
+    times: tuple[float, ...]
+
+
+def tableau(method: str) -> Tableau:
+    """Return the tableau of a fixed method."""
+    if method == "euler":  # diffrax's has none
+        return Tableau((), np.ones(1), (0.0,))
+    known = FIXED[method].tableau
+    return Tableau(known.a_lower, known.b_sol, (0.0, *known.c))
+
+
 class Stochastic(NamedTuple):
     """A method for SDEs with additive noise.
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from unittest import mock
@@ -12,6 +13,7 @@ from flowmatch_jax import fit_solver
 from flowmatch_jax.runtime.errors import RunStopped, UserError
 from flowmatch_jax.sampling import fitted
 from flowmatch_jax.sampling.guidance import Guidance
+from flowmatch_jax.sampling.linear import METHODS, of_method
 from flowmatch_jax.solvers import Solver
 from tests.evaluation import experiments
 
@@ -54,7 +56,7 @@ class FitSolverTest(absltest.TestCase):
         errors = record["mean_squared_error"]
         self.assertEqual(errors["noises"], 100)
         self.assertLess(errors["fitted"], 0.3 * errors["best_known"])
-        self.assertRegex(record["best_known"], "^(euler|midpoint|ab2|ab3|abm2), [a-z]+$")
+        self.assertRegex(record["best_known"], f"^({'|'.join(METHODS)}), [a-z]+$")
         self.assertEqual([len(row) for row in record["b"]], [1, 2, 3, 4])
 
     def test_samples_are_closer_to_the_accurate_ones(self):
@@ -109,6 +111,26 @@ class FitSolverTest(absltest.TestCase):
         with self.assertRaisesRegex(UserError, "regression.*no vector field"):
             fit_solver.fit_solver(experiments.regression(), ONE, self.workdir, {})
 
+    def test_calls_that_are_no_whole_steps_are_refused(self):
+        odd = model(fit_solver__start="midpoint", fit_solver__calls=5)
+        with self.assertRaisesRegex(
+            UserError, "config.fit_solver.calls: got 5; a step of midpoint"
+        ):
+            fit_solver.fit_solver(odd, ONE, self.workdir, {})
+
+    def test_a_grid_alone(self):
+        """The coefficients are the method's, and the error is not above that of its other grids."""
+        workdir = Path(self.create_tempdir().full_path)
+        shutil.copytree(self.workdir / "solvers", workdir / "solvers")  # the accurate solutions
+        of_grid = model(fit_solver__start="midpoint", fit_solver__times_only=True)
+        fit_solver.fit_solver(of_grid, ONE, workdir, {"step": 7})
+        found, facts = fitted.read(workdir / "solvers" / "4_calls_midpoint.json")
+        kept = of_method("midpoint", np.append(found.t[::2], 1.0))
+        np.testing.assert_allclose(found.b, kept.b, atol=1e-6)
+        errors = facts["mean_squared_error"]
+        self.assertLessEqual(errors["fitted"], errors["best_known"])
+        self.assertStartsWith(facts["best_known"], "midpoint, ")
+
     def test_the_run_s_solver_is_found(self):
         config = model(solver__method="fitted", solver__steps=4).config
         found = fit_solver.with_solver_file(config, Path("run"))
@@ -134,7 +156,7 @@ class WholeFieldTest(absltest.TestCase):
         x = jnp.zeros((2, 8, 8, 1))
         got = [float(field(jnp.float32(t), x).mean()) for t in (0.0, 0.25, 0.4, 0.5, 0.9)]
         self.assertEqual(got, [5, 13, 13, 5, 5])
-        solver = fitted.euler(np.linspace(0, 1, 9))
+        solver = of_method("euler", np.linspace(0, 1, 9))
         solution = experiment.generate(ONE, x, None, {"label": jnp.zeros(2, jnp.int32)}, solver)
         self.assertEqual(solution.nfe, 8 + 2)
         self.assertAlmostEqual(float(solution.x.mean()), 5 + 8 / 4, places=5)

@@ -20,6 +20,7 @@ from flowmatch_jax.metrics.features.extractors import EXTRACTORS
 from flowmatch_jax.metrics.scores import SCORES
 from flowmatch_jax.paths import PATHS
 from flowmatch_jax.runtime.errors import positive, seed
+from flowmatch_jax.sampling.linear import METHODS, OF_VELOCITY
 from flowmatch_jax.sampling.stochastic import NOISE_LEVELS
 from flowmatch_jax.solvers import Solver
 from flowmatch_jax.times import GRIDS
@@ -186,6 +187,14 @@ EVALUATE: Section = {
 
 FIT_SOLVER: Section = {
     "calls": Field(8, "Calls of the field by the fitted solver.", least(1)),
+    "start": Field(
+        "ab2",
+        "Method that the fit begins with, on equal steps: " + " | ".join(OF_VELOCITY) + ".",
+        among(OF_VELOCITY),
+    ),
+    "times_only": Field(
+        False, "Fit the times of the method's steps alone, and keep its coefficients."
+    ),
     "noises": Field(768, "Noises whose accurate solutions a solver is fitted to.", least(16)),
     "held_out": Field(
         256, "Noises among them that only measure the result; half as many choose it.", least(2)
@@ -204,6 +213,12 @@ FIGURES: Section = {
         (4, 8, 10, 20, 40, 60, 100),
         "Values of NFE of the curves over NFE.",
         counts("number of calls"),
+        Of.FIGURES,
+    ),
+    "methods": Field(
+        (*METHODS, "fitted"),
+        "Fixed methods in the curves over NFE; fitted: where the run has a fitted solver.",
+        some_among((*METHODS, "fitted")),
         Of.FIGURES,
     ),
     "reference_nfe": Field(

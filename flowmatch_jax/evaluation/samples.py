@@ -19,15 +19,16 @@ from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.metrics.scores import SCORES
 from flowmatch_jax.runtime.mesh import gather, split_if_even, to_host
 from flowmatch_jax.runtime.messages import compiling
+from flowmatch_jax.sampling.linear import Coefficients
 from flowmatch_jax.solvers import Solution, Solver
 
 logger = logging.getLogger(__name__)
 
 MOST_GENERATED = 50_000
 
-# (params, batch=0, inputs=None) -> Solution, the batch being a number
+# (params, batch=0, inputs=None, coefficients=None) -> Solution, the batch being a number
 Sampler = Callable[..., Solution]
-# jitted (params, key, inputs) -> Solution
+# jitted (params, key, inputs, coefficients=None) -> Solution
 GivenSampler = jax.stages.Wrapped
 
 
@@ -48,7 +49,10 @@ def make_sampler(
     solver: Solver | None = None,
     save_at: Sequence[float] | Array | None = None,
 ) -> Sampler:
-    """Create a sampler (params, batch=0, inputs=None) -> Solution with x in model space.
+    """Create a sampler (params, batch=0, inputs=None, coefficients=None) -> Solution.
+
+    The samples are in model space. With coefficients (`sampling.linear`), these are the solver; one
+    compiled program serves all that have the same number of calls.
 
     Batch number ``batch`` starts from the noise of `sample_key` and, unless ``inputs`` are given,
     uses the conditioning inputs of `sample_inputs`. Both are the same for all weights, methods and
@@ -63,9 +67,14 @@ def make_sampler(
     draw_given = make_given_sampler(experiment, size, solver, save_at)
     seed = experiment.config.evaluate.seed
 
-    def sampler(params: Params, batch: int = 0, inputs: Inputs | None = None) -> Solution:
+    def sampler(
+        params: Params,
+        batch: int = 0,
+        inputs: Inputs | None = None,
+        coefficients: Coefficients | None = None,
+    ) -> Solution:
         inputs = sample_inputs(experiment, size, batch) if inputs is None else inputs
-        return draw_given(params, sample_key(seed, batch), inputs)
+        return draw_given(params, sample_key(seed, batch), inputs, coefficients)
 
     return sampler
 
@@ -76,7 +85,7 @@ def make_given_sampler(
     solver: Solver | None = None,
     save_at: Sequence[float] | Array | None = None,
 ) -> GivenSampler:
-    """Create a jitted sampler (params, key, inputs) -> Solution with x [size, ...] in model space.
+    """Create a jitted sampler (params, key, inputs, coefficients=None) -> Solution.
 
     Args:
         experiment: the experiment.
@@ -86,11 +95,14 @@ def make_given_sampler(
     shape = (size, *experiment.train_data.shape)
     mesh = experiment.mesh
 
-    def sampler(params: Params, key: Array, inputs: Inputs) -> Solution:
+    def sampler(
+        params: Params, key: Array, inputs: Inputs, coefficients: Coefficients | None = None
+    ) -> Solution:
         source_key, noise_key = jax.random.split(key)
         x0 = split_if_even(draw_source(source_key, shape, path.source_std), mesh)
         inputs = jax.tree.map(lambda x: split_if_even(x, mesh), inputs)
-        return experiment.generate(gather(params, mesh), x0, noise_key, inputs, solver, save_at)
+        by = solver if coefficients is None else coefficients
+        return experiment.generate(gather(params, mesh), x0, noise_key, inputs, by, save_at)
 
     return jax.jit(sampler)
 

@@ -6,6 +6,7 @@ Results are rows for CSV files: dicts with equal keys.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ from flowmatch_jax.evaluation.samples import Sampler, make_sampler
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.metrics.features.extractors import score_name
 from flowmatch_jax.metrics.scores import FeatureSet
+from flowmatch_jax.parts import read_fitted
 from flowmatch_jax.runtime.progress import progress_bar
 from flowmatch_jax.runtime.workdir import read_metrics
-from flowmatch_jax.solvers import Solver, count_calls
+from flowmatch_jax.sampling.fitted import solver_file
+from flowmatch_jax.sampling.linear import Coefficients, calls_per_step, of_method
+from flowmatch_jax.solvers import Solver
 
 Rows = list[dict[str, Any]]
 
-METHODS = ("euler", "midpoint", "rk4", "ab2", "dpmpp2m")
 # name in metrics.jsonl -> label of the curve
 LOSSES = {
     "loss": "training",
@@ -35,8 +38,30 @@ LOSSES = {
 
 def steps_for(method: str, nfe: int) -> int | None:
     """Return the number of steps with which a fixed method makes ``nfe`` calls, or None."""
-    steps, rest = divmod(nfe, count_calls(method, 1))
+    steps, rest = divmod(nfe, calls_per_step(method))
     return None if rest else steps
+
+
+def solvers_for(experiment: Experiment, calls: int, workdir: Path) -> dict[str, Coefficients]:
+    """Return config.figures.methods with a number of calls: on equal steps, or fitted.
+
+    A method is left out if the calls are no whole number of its steps, or if the run has no fitted
+    solver with so many calls.
+
+    Args:
+        experiment: the experiment.
+        calls: number of calls of the field.
+        workdir: folder of the run.
+    """
+    found = {}
+    for method in experiment.config.figures.methods:
+        file = solver_file(workdir, calls, experiment.guidance)
+        if method == "fitted" and file.exists():
+            found[method] = read_fitted(experiment.config, file, calls)
+        elif method != "fitted" and (steps := steps_for(method, calls)) is not None:
+            grid = np.linspace(0, experiment.path.t_end, steps + 1)
+            found[method] = of_method(method, grid, experiment.path)
+    return found
 
 
 def batch_size(experiment: Experiment) -> int:
@@ -67,11 +92,15 @@ def losses(workdir: Path) -> Rows:
     return [{"step": line["step"]} | {name: line.get(name) for name in names} for line in lines]
 
 
-def over_nfe(experiment: Experiment, params: Params) -> Rows:
+def over_nfe(experiment: Experiment, params: Params, workdir: Path) -> Rows:
     """Compute Figure 7: squared error and Fréchet distance of each fixed method at each NFE.
 
     config.figures.nfe counts calls of the field; rows count calls of the network, of which a field
-    with classifier-free guidance needs more.
+    with guidance needs more. One program is compiled for each number of calls.
+
+    Args:
+        experiment, params: the model.
+        workdir: folder of the run, for its fitted solvers.
 
     Returns:
         Rows of "method", "nfe", "mean_squared_error" (per dimension, in model space, against the
@@ -84,13 +113,14 @@ def over_nfe(experiment: Experiment, params: Params) -> Rows:
     exact, _ = solve_batches(experiment, exact_sampler, params)
     reference = make_reference(experiment) if experiment.extractor else None
     rows = []
-    cells = [(method, nfe) for method in METHODS for nfe in config.figures.nfe]
+    draw = make_sampler(experiment, size)
+    cells = [
+        (method, partial(draw, coefficients=solver))
+        for calls in config.figures.nfe
+        for method, solver in solvers_for(experiment, calls, workdir).items()
+    ]
     with progress_bar(cells, desc="over NFE") as bar:
-        for method, calls in bar:
-            steps = steps_for(method, calls)
-            if steps is None:
-                continue
-            sampler = make_sampler(experiment, size, Solver(method, steps=steps))
+        for method, sampler in bar:
             x, nfe = solve_batches(experiment, sampler, params)
             error = float(np.mean((x - exact) ** 2))
             row = {"method": method, "nfe": nfe, "mean_squared_error": error}

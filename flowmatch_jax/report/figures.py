@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import tempfile
@@ -28,6 +29,7 @@ from flowmatch_jax.report.runs import method_name
 from flowmatch_jax.runtime.files import Unreadable, read_json
 from flowmatch_jax.runtime.mesh import to_host
 from flowmatch_jax.runtime.workdir import write_csv, write_json
+from flowmatch_jax.sampling.fitted import solver_file
 from flowmatch_jax.solvers import Solver
 
 logger = logging.getLogger(__name__)
@@ -62,29 +64,33 @@ def draw_figures(
         draw_conditional(experiment, folder)
         draw_paths(experiment, params, folder)
         draw_few_calls(experiment, params, folder)
-        draw_over_nfe(experiment, params, folder)
+        draw_over_nfe(experiment, params, workdir, folder)
     if not experiment.train_data.is_image:
         draw_density(experiment, params, folder)
     if experiment.conditioning.low_resolution is not None:
         draw_super_resolution(experiment, params, folder)
     draw_losses(curves.losses(workdir), folder)
     draw_over_training(experiment, checkpoints, folder)
-    write_json(folder / "figures.json", settings(experiment, step))
+    write_json(folder / "figures.json", settings(experiment, step, workdir))
     logger.info("Figures are in %s.", folder)
 
 
 def are_drawn(experiment: Experiment, workdir: Path) -> bool:
     """Test whether the figures of the run's last step exist and were drawn with these settings."""
     path = workdir / "figures" / "figures.json"
-    wanted = settings(experiment, experiment.config.train.steps)
+    wanted = settings(experiment, experiment.config.train.steps, workdir)
     try:
         return read_json(path) == wanted
     except (FileNotFoundError, Unreadable):
         return False
 
 
-def settings(experiment: Experiment, step: int) -> dict[str, Any]:
+def settings(experiment: Experiment, step: int, workdir: Path) -> dict[str, Any]:
     """Return the settings that a run's figures depend on, besides its weights."""
+    files = (solver_file(workdir, n, experiment.guidance) for n in experiment.config.figures.nfe)
+    fitted = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.exists()
+    }
     config = select(FIELDS, experiment.config, Of.FIGURES)
     guidance = {"guidance": config["guidance"]} if experiment.guidance else {}
     return guidance | {
@@ -93,6 +99,7 @@ def settings(experiment: Experiment, step: int) -> dict[str, Any]:
         "evaluation_seed": config["evaluate"]["seed"],
         "extractor": config["evaluate"]["extractor"],
         "solver": config["solver"],
+        "fitted": fitted,
         **config["figures"],
     }
 
@@ -206,9 +213,9 @@ def draw_density(experiment: Experiment, params: Params, folder: Path) -> None:
     plots.save_density(folder / "density.png", density, reach(experiment))
 
 
-def draw_over_nfe(experiment: Experiment, params: Params, folder: Path) -> None:
+def draw_over_nfe(experiment: Experiment, params: Params, workdir: Path, folder: Path) -> None:
     """Draw Figure 7: error (left) and Fréchet distance (right) of fixed methods over NFE."""
-    rows = curves.over_nfe(experiment, params)
+    rows = curves.over_nfe(experiment, params, workdir)
     write_csv(folder / "over_nfe.csv", rows)
     labels = {"mean_squared_error": "squared error per dimension"}
     if experiment.extractor:
@@ -217,7 +224,7 @@ def draw_over_nfe(experiment: Experiment, params: Params, folder: Path) -> None:
     for name, label in labels.items():
         by_method = {
             method: [(row["nfe"], row[name]) for row in rows if row["method"] == method]
-            for method in curves.METHODS
+            for method in experiment.config.figures.methods
         }
         lines = {m: tuple(zip(*points, strict=True)) for m, points in by_method.items() if points}
         plots.save_curves(folder / f"{name}_over_nfe.png", lines, "NFE", label, log_y=True)

@@ -16,10 +16,11 @@ import numpy as np
 
 from flowmatch_jax.metrics.features.extractors import score_name
 from flowmatch_jax.report import plots
-from flowmatch_jax.report.curves import LOSSES, METHODS, Rows
+from flowmatch_jax.report.curves import LOSSES, Rows
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.files import Unreadable, read_json
 from flowmatch_jax.runtime.workdir import write_csv
+from flowmatch_jax.sampling.linear import METHODS
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def draw_overlays(
         pictures.append(partial(_draw_few_calls, sources, folder))
     over_training = partial(_overlay, sources, "over_training", "step")
     pictures.append(partial(over_training, distance, folder / "figure5.png"))
-    for solver in METHODS:
+    for solver in (*METHODS, "fitted", "best"):
         for side, y in (("left", "mean_squared_error"), ("right", distance)):
             path = folder / f"figure7_{side}_{solver}.png"
             pictures.append(partial(_overlay, sources, "over_nfe", "nfe", y, path, solver))
@@ -76,10 +77,22 @@ def _unless_damaged(draw: Callable[[], Path | None]) -> Path | None:
         return None
 
 
+def _smallest(rows: Rows, x: str, y: str) -> Rows:
+    """Keep the row with the smallest y of each run at each x, in the order of x."""
+    best = {}
+    for row in sorted(rows, key=lambda row: row[y], reverse=True):
+        best[row["method"], row[x]] = row
+    order = list(dict.fromkeys(row["method"] for row in rows))
+    return sorted(best.values(), key=lambda row: (order.index(row["method"]), row[x]))
+
+
 def _overlay(
     sources: dict[str, Path], file: str, x: str, y: str, path: Path, solver: str | None = None
 ) -> Path | None:
-    """Draw one curve per method, column y over column x; returns None if no run has the columns."""
+    """Draw one curve per run, column y over column x; returns None if no run has the columns.
+
+    Of several solvers, only the rows of ``solver`` are drawn; for "best", the smallest y at each x.
+    """
     rows: Rows = []
     for label, source in sources.items():
         numbers = source / f"{file}.csv"
@@ -87,8 +100,10 @@ def _overlay(
             continue
         with _reading(numbers):
             for row in _table(numbers):
-                if row.get(y) and solver in (None, row.get("method")):
+                if row.get(y) and (solver in (None, "best") or solver == row.get("method")):
                     rows.append({"method": label, x: float(row[x]), y: float(row[y])})
+    if solver == "best":
+        rows = _smallest(rows, x, y)
     if not rows:
         return None
     write_csv(path.with_suffix(".csv"), rows)

@@ -7,7 +7,7 @@ over the times of the calls and all coefficients, while the model is constant.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ import numpy as np
 import optax
 
 from flowmatch_jax.arrays import Array, Field, Params, filled, sum_dims
-from flowmatch_jax.sampling.fitted import Coefficients, adams, euler, midpoint, solve
+from flowmatch_jax.paths import GaussianPath
+from flowmatch_jax.sampling.linear import Coefficients, calls_per_step, of_method, solve
 
 
 class Pairs(NamedTuple):
@@ -45,7 +46,8 @@ class Variables(NamedTuple):
     """What is optimised; all zeros is the solver that the fit begins with.
 
     Attributes:
-        gaps: change of the logarithms of the distances between times, [n].
+        gaps: change of the logarithms of the distances between times, [n], or between the steps of
+            a method whose coefficients are kept.
         a: change of a, [n].
         b: change of b, in units of the mean step, [n, n].
     """
@@ -71,25 +73,39 @@ class Fit:
 
     Attributes:
         field: (params, inputs) -> vector field of the model.
-        start: the solver that the fit begins with.
+        method: the method that the fit begins with, on equal steps.
+        calls: number of calls of the field, n.
         t_end: end of the path.
         pairs: pairs that the solver is fitted to.
         chosen_by: pairs whose error chooses among the steps of the fit.
         steps: number of Adam's steps; the learning rate decays to 0 by a cosine.
         batch_size: pairs per step.
         learning_rate: learning rate of the first step.
+        times_only: fit the grid of the method alone, and keep its coefficients.
         check_every: steps between the errors on ``chosen_by``.
     """
 
     field: Callable[[Params, dict[str, Array]], Field]
-    start: Coefficients
+    method: str
+    calls: int
     t_end: float
     pairs: Pairs
     chosen_by: Pairs
     steps: int = 300
     batch_size: int = 32
     learning_rate: float = 1e-2
+    times_only: bool = False
     check_every: int = 25
+
+    @property
+    def grid(self) -> np.ndarray:
+        """The equal steps of the method that the fit begins with."""
+        return np.linspace(0, self.t_end, self.calls // calls_per_step(self.method) + 1)
+
+    @property
+    def start(self) -> Coefficients:
+        """The solver that the fit begins with."""
+        return of_method(self.method, self.grid)
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -97,18 +113,25 @@ class Fit:
 
     def init(self, least: float) -> State:
         """Return the state before the first step; ``least`` is the error that a step must beat."""
-        n = len(self.start.t)
-        zeros = Variables(jnp.zeros(n), jnp.zeros(n), jnp.zeros((n, n)))
+        n = self.calls
+        gaps = jnp.zeros(len(self.grid) - 1 if self.times_only else n)
+        zeros = Variables(gaps, jnp.zeros(n), jnp.zeros((n, n)))
         return State(jnp.int32(0), zeros, self.optimizer.init(zeros), zeros, jnp.float32(least))
 
     def coefficients(self, variables: Variables) -> Coefficients:
         """Return the solver of these variables."""
-        n = len(self.start.t)
-        gaps = np.diff(np.append(self.start.t, self.t_end))
-        shares = jax.nn.softmax(jnp.log(gaps) + variables.gaps)
-        times = self.t_end * jnp.concatenate([jnp.zeros(1), jnp.cumsum(shares)[:-1]])
-        change = self.t_end / n * jnp.tril(variables.b)
-        return Coefficients(times, self.start.a + variables.a, self.start.b + change)
+        if self.times_only:
+            return of_method(self.method, _moved(self.grid, variables.gaps))
+        start, change = self.start, self.t_end / self.calls * jnp.tril(variables.b)
+        times = _moved(np.append(start.t, self.t_end), variables.gaps)[:-1]
+        return Coefficients(times, start.a + variables.a, start.b + change)
+
+
+def _moved(times: np.ndarray, gaps: Array) -> Array:
+    """Change the logarithms of the distances between times; the first and the last one stay."""
+    shares = jax.nn.softmax(jnp.log(np.diff(times)) + gaps)
+    between = times[-1] * jnp.cumsum(shares)[:-1]
+    return jnp.concatenate([jnp.zeros(1), between, jnp.full(1, times[-1])])
 
 
 def errors(
@@ -138,25 +161,28 @@ def make_mean_error(fit: Fit) -> Callable[[Params, Coefficients, Pairs], float]:
 
 
 def best_known(
-    error: Callable[[Coefficients], float], n: int, grids: dict[str, Callable[[int], np.ndarray]]
+    error: Callable[[Coefficients], float],
+    n: int,
+    grids: dict[str, Callable[[int], np.ndarray]],
+    methods: Mapping[str, GaussianPath | None],
 ) -> tuple[str, Coefficients, float]:
-    """Find the best of Euler's, the midpoint and the Adams methods with n calls on each grid.
+    """Find the best of some methods with n calls on each grid.
 
     Args:
         error: error of a solver.
-        n: number of calls; an odd number excludes the midpoint method.
+        n: number of calls; methods with more calls per step are left out unless these divide n.
         grids: name -> function from a number of steps to times.
+        methods: name of each method -> path of the field, for methods that take it.
 
     Returns:
         The method's and the grid's name, the solver and its error.
     """
-    found = {}
-    for name, grid in grids.items():
-        found[f"euler, {name}"] = euler(grid(n))
-        for method in ("ab2", "ab3", "abm2"):
-            found[f"{method}, {name}"] = adams(method, grid(n))
-        if n % 2 == 0:
-            found[f"midpoint, {name}"] = midpoint(grid(n // 2))
+    found = {
+        f"{method}, {name}": of_method(method, grid(n // calls_per_step(method)), path)
+        for name, grid in grids.items()
+        for method, path in methods.items()
+        if n % calls_per_step(method) == 0
+    }
     by_error = {name: error(coefficients) for name, coefficients in found.items()}
     best = min(by_error, key=by_error.__getitem__)
     return best, found[best], by_error[best]

@@ -12,9 +12,9 @@ from flowmatch_jax.arrays import Array, Inputs
 from flowmatch_jax.paths import GaussianPath
 from flowmatch_jax.runge_kutta import STOCHASTIC
 from flowmatch_jax.runtime.errors import UserError
-from flowmatch_jax.sampling import fitted, piecewise, stochastic
-from flowmatch_jax.sampling.fitted import Coefficients
+from flowmatch_jax.sampling import linear, piecewise, stochastic
 from flowmatch_jax.sampling.guidance import Fields, Guidance, network_calls, stretches, whole_field
+from flowmatch_jax.sampling.linear import Coefficients
 from flowmatch_jax.sampling.schedule import along
 from flowmatch_jax.solvers import Solution, Solver, integrate
 
@@ -51,7 +51,7 @@ def sample(
         if save_at is not None:
             allowed = "it has no states between its ends: choose another method"
             raise UserError("config.solver.method", "fitted", allowed)
-        solution = fitted.solve(whole_field(fields, inputs, guidance), x0, solver)
+        solution = linear.solve(whole_field(fields, inputs, guidance), x0, solver)
         return solution._replace(nfe=network_calls(jnp.asarray(solver.t), guidance))
     other = solver.path or path
     fields = fields.map(lambda field: along(field, path, other))

@@ -6,13 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from flowmatch_jax.config.identity import fitted_to
 from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.evaluation.samples import make_sampler
+from flowmatch_jax.multistep import MULTISTEP
 from flowmatch_jax.report import curves
+from flowmatch_jax.runge_kutta import FIXED
+from flowmatch_jax.sampling import fitted
+from flowmatch_jax.sampling.linear import METHODS, of_method
 from tests.evaluation.cases import source_key
 from tests.evaluation.experiments import images, points
 
 ONE = jnp.ones(())
+NOWHERE = Path("no run")  # without fitted solvers
 
 
 class CurvesTest(parameterized.TestCase):
@@ -38,30 +44,45 @@ class CurvesTest(parameterized.TestCase):
 
     def test_errors_in_closed_form(self):
         """dx/dt = a x: n steps of order p end in (1 + h + ... + h^p / p!)^n x_0, h = a / n."""
-        a, rows = 0.5, curves.over_nfe(points(), ONE)
+        a, rows = 0.5, curves.over_nfe(points(), ONE, NOWHERE)
         cells = [(row["method"], row["nfe"]) for row in rows]
-        wanted = [(m, n) for m in curves.METHODS for n in (4, 8, 10) if (m, n) != ("rk4", 10)]
+        wanted = [(m, n) for n in (4, 8, 10) for m in METHODS if (m, n) != ("rk4", 10)]
         self.assertEqual(cells, wanted)  # ten calls are no whole number of rk4's steps
         noise = np.concatenate([draw_source(source_key(1, i), (8, 2)) for i in range(3)])[:20]
 
         def growth(method, nfe):
             steps = curves.steps_for(method, nfe)
-            order = {"euler": 1, "midpoint": 2, "rk4": 4}[method]
+            order = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}[method]
             return sum((a / steps) ** k / math.factorial(k) for k in range(order + 1)) ** steps
 
         for row in rows:
             self.assertNotIn("fd_pixels", row)
-            if row["method"] in ("euler", "midpoint", "rk4"):
+            if row["method"] in FIXED:
                 error = growth(row["method"], row["nfe"]) - growth("midpoint", 200)
                 expected, found = error**2 * np.mean(noise**2), row["mean_squared_error"]
                 np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-10)
-        for method in ("ab2", "dpmpp2m"):  # tests/multistep_test.py has their steps
+        for method in MULTISTEP:  # tests/multistep_test.py has their steps
             errors = [row["mean_squared_error"] for row in rows if row["method"] == method]
             self.assertTrue((np.diff(errors) < 0).all())
             self.assertLess(errors[-1], 1e-4)
 
+    def test_fitted_solvers_of_the_run(self):
+        """Only with the calls that one was fitted for."""
+        workdir = Path(self.create_tempdir().full_path)
+        experiment = points(figures__methods=("euler", "fitted"))
+        solver = of_method("midpoint", np.linspace(0, 1, 5))
+        file = fitted.solver_file(workdir, 8, experiment.guidance)
+        fitted.write(file, solver, fitted_to(experiment.config))
+        rows = curves.over_nfe(experiment, ONE, workdir)
+        self.assertEqual([row["method"] for row in rows], ["euler", "euler", "fitted", "euler"])
+        expected = curves.over_nfe(points(figures__methods=("midpoint",)), ONE, workdir)
+        self.assertEqual(rows[2]["nfe"], expected[1]["nfe"])
+        np.testing.assert_allclose(
+            rows[2]["mean_squared_error"], expected[1]["mean_squared_error"], rtol=1e-4
+        )
+
     def test_distance_of_images(self):
-        rows = curves.over_nfe(images(figures__nfe=(4,)), ONE)
+        rows = curves.over_nfe(images(figures__nfe=(4,)), ONE, NOWHERE)
         # The field is zero: all solvers give the noise itself, rounded as their programs do.
         self.assertLen({row["fd_pixels"] for row in rows}, 1)
         for row in rows:

@@ -90,7 +90,8 @@ class FiguresTest(absltest.TestCase):
         self.assertFalse(figures.are_drawn(experiment, workdir))
         (workdir / "figures").mkdir()
         figures.write_json(
-            workdir / "figures" / "figures.json", figures.settings(experiment, step=7)
+            workdir / "figures" / "figures.json",
+            figures.settings(experiment, step=7, workdir=workdir),
         )
         self.assertTrue(figures.are_drawn(experiment, workdir))
         self.assertFalse(figures.are_drawn(points(train__steps=8), workdir))

@@ -20,7 +20,8 @@ from tests.evaluation.cases import (
 OF_IMAGES = {
     "over_training.csv": {"figure5", "figure10"},
     "over_nfe.csv": {"figure7_left_euler", "figure7_right_euler"}
-    | {"figure7_left_midpoint", "figure7_right_midpoint"},
+    | {"figure7_left_midpoint", "figure7_right_midpoint"}
+    | {"figure7_left_best", "figure7_right_best"},
     "sample_paths.npz": {"figure6"},
     "super_resolution.npz": {"super_resolution"},
 }

@@ -1,13 +1,14 @@
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from flowmatch_jax import paths
 from flowmatch_jax.marginals import smoothed, velocity
-from flowmatch_jax.sampling import fit, fitted
+from flowmatch_jax.sampling import fit, linear
 from flowmatch_jax.solvers import Solver, integrate
 
 CALLS = 4
@@ -31,7 +32,8 @@ def problem():
     pairs = fit.Pairs(np.asarray(x0), np.asarray(x1), {})
     wanted = fit.Fit(
         field=lambda scale, inputs: functools.partial(mixture, scale),
-        start=fitted.adams("ab2", GRIDS["uniform"](CALLS)),
+        method="ab2",
+        calls=CALLS,
         t_end=1.0,
         pairs=pairs.at(slice(200)),
         chosen_by=pairs.at(slice(200, 250)),
@@ -42,24 +44,24 @@ def problem():
     return wanted, fit.make_mean_error(wanted), pairs.at(slice(250, 300))
 
 
-class FitTest(absltest.TestCase):
+class FitTest(parameterized.TestCase):
     def test_best_known_method(self):
         wanted, mean_error, _ = problem()
         error = functools.partial(mean_error, 1.0, pairs=wanted.chosen_by)
-        _, known, least = fit.best_known(error, CALLS, GRIDS)
-        errors = [
-            error(method(grid(steps)))
-            for grid in GRIDS.values()
-            for method, steps in (
-                (fitted.euler, 4),
-                (fitted.midpoint, 2),
-                *((functools.partial(fitted.adams, name), 4) for name in ("ab2", "ab3", "abm2")),
+        methods = dict.fromkeys(linear.METHODS, paths.optimal_transport())
+        name, known, least = fit.best_known(error, CALLS, GRIDS, methods)
+        errors = {
+            f"{method}, {grid}": error(
+                linear.of_method(method, make(CALLS // linear.calls_per_step(method)), path)
             )
-        ]
-        self.assertEqual((least, len(set(errors))), (min(errors), 10))
+            for grid, make in GRIDS.items()
+            for method, path in methods.items()
+        }
+        self.assertLen(errors, 16)
+        self.assertEqual((name, least), min(errors.items(), key=lambda item: item[1]))
         self.assertEqual(error(known), least)
-        name, *_ = fit.best_known(error, 3, GRIDS)
-        self.assertNotIn("midpoint", name)
+        name, *_ = fit.best_known(error, 3, GRIDS, methods)
+        self.assertRegex(name, "^(euler|ab2|ab3|abm2|dpmpp2m), ")
 
     def test_no_change_is_the_start(self):
         wanted, *_ = problem()
@@ -71,7 +73,7 @@ class FitTest(absltest.TestCase):
         """Also of a last batch that is filled up."""
         wanted, mean_error, _ = problem()
         pairs = wanted.chosen_by
-        x = fitted.solve(functools.partial(mixture, 1.0), jnp.asarray(pairs.x0), wanted.start).x
+        x = linear.solve(functools.partial(mixture, 1.0), jnp.asarray(pairs.x0), wanted.start).x
         error = mean_error(1.0, wanted.start, pairs)
         self.assertAlmostEqual(error, float(np.mean((x - pairs.x1) ** 2)), places=7)
 
@@ -87,6 +89,24 @@ class FitTest(absltest.TestCase):
         self.assertLess(best.t[-1], 1)
         *_, resumed = fit.run(wanted, 1.0, states[3], mean_error)
         jax.tree.map(np.testing.assert_array_equal, resumed, states[-1])
+
+    @parameterized.parameters("ab2", "midpoint")
+    def test_times_alone(self, method):
+        """The error falls by the grid, and the coefficients stay the method's."""
+        wanted, _, held_out = problem()
+        wanted = dataclasses.replace(wanted, method=method, times_only=True, steps=100)
+        mean_error = fit.make_mean_error(wanted)
+        start = wanted.coefficients(wanted.init(1.0).variables)
+        for value, expected in zip(start, wanted.start, strict=True):
+            np.testing.assert_allclose(value, expected, atol=1e-6)
+        *_, last = fit.run(wanted, 1.0, wanted.init(np.inf), mean_error)
+        best = wanted.coefficients(last.best)
+        self.assertLess(
+            mean_error(1.0, best, held_out), 0.7 * mean_error(1.0, wanted.start, held_out)
+        )
+        grid = np.append(np.asarray(best.t)[:: linear.calls_per_step(method)], 1.0)
+        kept = linear.of_method(method, grid)
+        np.testing.assert_allclose(best.b, kept.b, atol=1e-6)
 
     def test_steps_that_do_worse_are_not_chosen(self):
         wanted, mean_error, *_ = problem()
