@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.nets import NETS, has_torch, torch_device, torch_net
 from benchmarks.timing import Call, Row, compared, interleaved, rates, take_turns, write_rows
 from flowmatch_jax.arrays import Array, Params
-from flowmatch_jax.likelihood import divergence
+from flowmatch_jax.divergence import divergence
 
 TIME = 0.3
 

@@ -20,6 +20,7 @@ import optimistix
 from benchmarks.timing import write
 from flowmatch_jax import likelihood, marginals, paths
 from flowmatch_jax.arrays import Array, Field
+from flowmatch_jax.divergence import divergence
 from flowmatch_jax.solvers import Solver, integrate
 
 PATHS = {"ot": paths.optimal_transport(), "vp": paths.variance_preserving()}
@@ -30,7 +31,7 @@ def judged_by_x(field: Field, x1: Array, t1: float, tolerance: float) -> tuple[A
     """Compute log p_1 [B] and NFE by a solve that controls the error of x only."""
 
     def augmented(t: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        return likelihood.divergence(field, t, state[0])
+        return divergence(field, t, state[0])
 
     start = (x1, jnp.zeros(len(x1), x1.dtype))
     norm = lambda error: optimistix.rms_norm(error[0])  # noqa: E731

@@ -27,7 +27,7 @@ from benchmarks.nets import NETS
 from benchmarks.timing import interleaved, ratios, write
 from benchmarks.train_step import gradient as step_gradient
 from flowmatch_jax.arrays import Array, Params
-from flowmatch_jax.likelihood import divergence
+from flowmatch_jax.divergence import divergence
 from flowmatch_jax.networks.attention import attend
 from flowmatch_jax.networks.convolutions import LAYOUT, convolve, convolve_doubled, repeat
 from flowmatch_jax.networks.layers import GroupNorm

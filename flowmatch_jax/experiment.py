@@ -5,7 +5,7 @@ Other modules take plain arguments; this one checks the configuration and derive
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,12 +15,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from flowmatch_jax import own_parts, predictions
+from flowmatch_jax import own_parts, pixels, predictions
 from flowmatch_jax.arrays import Apply, Array, Field, Inputs, Params
 from flowmatch_jax.config.rules import data_options, solver_of, validate
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.dataset import Dataset, RecordedDataset
+from flowmatch_jax.dequantisation import Dequantisation
 from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.networks import Network, computing_in, init_params, pure_apply
 from flowmatch_jax.objectives import OBJECTIVES, Objective
@@ -31,6 +32,7 @@ from flowmatch_jax.parts import (
     make_clock,
     make_conditioning,
     make_coupling,
+    make_dequantisation,
     make_extractor,
     make_fitted,
     make_grid,
@@ -80,6 +82,7 @@ class Experiment:
         mesh: the device mesh of training and evaluation.
         conditioning: the conditioning inputs of the network.
         guidance: guidance of samples; likelihoods ignore it.
+        dequantisation: how images are dequantised; None for points.
         weak: the experiment of the weaker model that guides samples, if there is one. Parameters
             are then `GuidedParams`.
     """
@@ -96,6 +99,7 @@ class Experiment:
     mesh: Mesh
     conditioning: Conditioning
     guidance: Guidance
+    dequantisation: Dequantisation | None = None
     weak: Experiment | None = None
 
     def field(self, params: Params, **inputs: Array) -> Field:
@@ -103,6 +107,11 @@ class Experiment:
         params = params.params if isinstance(params, GuidedParams) else params
         predicts = self.config.objective.predicts
         return vector_field(self.apply, params, self.path, predicts, **inputs)
+
+    @property
+    def dequantise(self) -> Callable[[Array, Array, int], Array]:
+        """The function (key, image, levels) -> x_1 of training."""
+        return self.dequantisation.training if self.dequantisation else pixels.dequantise
 
     @property
     def is_flow(self) -> bool:
@@ -144,6 +153,20 @@ class Experiment:
             predict = lambda a, x: self.apply(params, a, x, **inputs)  # noqa: E731
             levels = ancestral.noise_levels(self.path, self.config.sr3.steps)
             return ancestral.sample(predict, key, x0, levels)
+        solution = self.follow(params, x0, key, inputs, solver, save_at)
+        scale = self.dequantisation.scale if self.dequantisation else 1.0
+        return solution if scale == 1 else solution._replace(x=scale * solution.x)
+
+    def follow(
+        self,
+        params: Params,
+        x0: Array,
+        key: Array,
+        inputs: Inputs,
+        solver: Solver | Coefficients | None = None,
+        save_at: Sequence[float] | Array | None = None,
+    ) -> Solution:
+        """Follow the flow from source noise to the end of the path; arguments as in `generate`."""
         solver = solver or self.solver(self.sampling_path)
         fields, path = self._fields(params), self.path
         return flows.sample(fields, x0, key, inputs, path, solver, self.guidance, save_at)
@@ -214,6 +237,8 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
         allowed = f"{train_data.name} is a set of points: leave it off"
         raise UserError("config.data.flip", True, allowed)
     path = make_path(config.path)
+    dequantisation = make_dequantisation(config, path, train_data)
+    path = dequantisation.path if dequantisation else path
     conditioning = make_conditioning(config.condition, train_data)
     check_classes(config.evaluate, conditioning, train_data)
     check_sampling_path(config)
@@ -234,6 +259,7 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
         mesh=mesh,
         conditioning=conditioning,
         guidance=make_guidance(config, conditioning),
+        dequantisation=dequantisation,
     )
     if experiment.is_flow and config.solver.method != "fitted":
         experiment.solver(experiment.sampling_path)  # raises the errors of its grid and noise

@@ -148,7 +148,7 @@ def accurate_pairs(
     ) -> tuple[Array, Array, Array]:
         source_key, way_key = jax.random.split(batch_key)
         x0 = draw_source(source_key, shape, experiment.path.source_std)
-        solution = experiment.generate(params, x0, way_key, inputs, ACCURATE)
+        solution = experiment.follow(params, x0, way_key, inputs, ACCURATE)
         return x0, solution.x, solution.converged
 
     parts = []

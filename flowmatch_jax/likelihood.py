@@ -10,6 +10,7 @@ where x_t is the solution that ends at x_1. Log-densities are in nats, float32 o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,11 +19,18 @@ import jax.numpy as jnp
 import optimistix
 
 from flowmatch_jax.arrays import Array, Field, sum_dims
+from flowmatch_jax.divergence import (
+    DIVERGENCES,
+    PROBES,
+    divergence_estimates,
+    validate_orthogonal,
+)
 from flowmatch_jax.pixels import dequantise
 from flowmatch_jax.runtime.errors import UserError, at_least, one_of
-from flowmatch_jax.solvers import NO_DENSITIES, Solver, integrate
+from flowmatch_jax.solvers import NO_DENSITIES, Solution, Solver, integrate
 
-DIVERGENCES = ("exact", "hutchinson")
+# (key, image) -> (x in model space, log q(x | image) [B])
+Draw = Callable[[Array, Array], tuple[Array, Array]]
 
 
 class LogProb(NamedTuple):
@@ -44,50 +52,6 @@ class LogProb(NamedTuple):
     converged: Array
 
 
-def divergence(
-    field: Field, t: Array | float, x: Array, probes: Array | None = None
-) -> tuple[Array, Array]:
-    """Compute v_t(x) and its divergence, sum_i dv_i / dx_i, for each sample.
-
-    Args:
-        field: v(t, x), independent between samples.
-        t: [] or [B].
-        x: [B, ...], any shape.
-        probes: [P, B, ...] with mean 0 and covariance I, for Hutchinson's estimate, the mean of
-            z . (dv/dx) z over P probes. None: exact, with one derivative per dimension.
-
-    Returns:
-        (v [B, ...], div [B]).
-    """
-    v, estimates = divergence_estimates(field, t, x, probes)
-    return v, estimates.mean(axis=0)
-
-
-def divergence_estimates(
-    field: Field, t: Array | float, x: Array, probes: Array | None = None
-) -> tuple[Array, Array]:
-    """Compute v [B, ...] and the divergence by each probe, [P, B], or [1, B] if it is exact."""
-
-    def along(z: Array) -> tuple[Array, Array]:
-        v, dv = jax.jvp(lambda x: field(t, x), (x,), (z,))
-        return v, sum_dims(z * dv)
-
-    if probes is not None:
-        # vmap passes NumPy arrays through, and custom derivatives do not accept them in jit.
-        return jax.vmap(along, out_axes=(None, 0))(jnp.asarray(probes))
-
-    v, derivative = jax.linearize(lambda x: field(t, x), x)
-    dims = math.prod(x.shape[1:])
-
-    def add(total: Array, i: Array) -> tuple[Array, None]:
-        direction = jnp.zeros((dims,), x.dtype).at[i].set(1).reshape(x.shape[1:])
-        dv = derivative(jnp.broadcast_to(direction, x.shape))
-        return total + dv.reshape(x.shape[0], dims)[:, i], None
-
-    total, _ = jax.lax.scan(add, jnp.zeros(x.shape[0], x.dtype), jnp.arange(dims))
-    return v, total[None]
-
-
 def gaussian_log_prob(x: Array, std: float = 1.0) -> Array:
     """Compute log N(x | 0, std^2 I) of each sample, [B, ...] -> [B], in nats."""
     dims = math.prod(x.shape[1:])
@@ -105,13 +69,15 @@ def log_prob(
     t1: float = 1.0,
     divergence: str = "hutchinson",
     probes: int = 1,
+    probe_kind: str = "rademacher",
+    block: int = 1,
 ) -> LogProb:
     """Compute log p_1(x_1) of a vector field's flow with the source N(0, source_std^2 I).
 
     Args:
         field: v(t, x).
         x1: [B, ...], data in model space.
-        key: key of the Rademacher probes, drawn once per solve; unused by "exact".
+        key: key of the probes, drawn once per solve; unused by "exact".
         solver: the method and its steps; a grid goes from t0 to t1. The tolerances of adaptive
             steps apply to both x and the log-density in nats/dim, because the divergence of a
             narrow density can change fast where x hardly moves.
@@ -119,31 +85,87 @@ def log_prob(
         t0, t1: the ends of the solve; t1 should be the path's `t_end`.
         divergence: "hutchinson" (unbiased) or "exact" (as many derivatives as dimensions).
         probes: number of Hutchinson probes.
+        probe_kind: "rademacher", "gaussian" or "orthogonal" (see `probes`).
+        block: number of derivatives of an exact divergence that are computed at once; memory
+            grows with it.
 
     Raises:
         UserError: the divergence is unknown, there is less than one probe, the probes need a key,
             the solver is for samples alone, or `solvers.integrate` raises it.
     """
+    how = (divergence, probes, probe_kind, block)
+    back = solver if solver.grid is None else replace(solver, grid=solver.grid[::-1])
+    solution, integrals = _with_divergence(field, x1, key, (t1, t0), back, *how)
+    estimates = gaussian_log_prob(solution.x, source_std) + integrals
+    return LogProb(estimates.mean(axis=0), estimates, solution.x, *_cost(solution))
+
+
+def sample_with_log_prob(
+    field: Field,
+    x0: Array,
+    key: Array | None = None,
+    solver: Solver = Solver(),
+    *,
+    source_std: float = 1.0,
+    t0: float = 0.0,
+    t1: float = 1.0,
+    divergence: str = "hutchinson",
+    probes: int = 1,
+    probe_kind: str = "rademacher",
+    block: int = 1,
+) -> tuple[Array, LogProb]:
+    """Draw samples with their log-densities in one solve, from noise to data.
+
+    Args:
+        field: v(t, x).
+        x0: noise from the source N(0, source_std^2 I), [B, ...].
+        others: as in `log_prob`, whose estimates of log p_1(x_1) these are.
+
+    Returns:
+        The samples x_1 [B, ...], and the result as `log_prob` returns it.
+    """
+    how = (divergence, probes, probe_kind, block)
+    solution, integrals = _with_divergence(field, x0, key, (t0, t1), solver, *how)
+    estimates = gaussian_log_prob(x0, source_std) - integrals
+    return solution.x, LogProb(estimates.mean(axis=0), estimates, x0, *_cost(solution))
+
+
+def _cost(solution: Solution) -> tuple[Array, Array]:
+    return solution.nfe, solution.converged
+
+
+def _with_divergence(
+    field: Field,
+    x: Array,
+    key: Array | None,
+    times: tuple[float, float],
+    solver: Solver,
+    divergence: str,
+    probes: int,
+    probe_kind: str,
+    block: int,
+) -> tuple[Solution, Array]:
+    """Solve for x between two times, with the integral of the divergence in nats, [P, B]."""
     validate_solver(solver)
     one_of("divergence", divergence, DIVERGENCES)
+    one_of("probe_kind", probe_kind, PROBES)
     at_least("probes", probes, 1)
-    z, dims = None, math.prod(x1.shape[1:])
+    at_least("block", block, 1)
+    z, dims = None, math.prod(x.shape[1:])
     if divergence == "hutchinson":
         if key is None:
             raise UserError("key", key, "hutchinson draws its probes with it; or choose 'exact'")
-        z = jax.random.rademacher(key, (probes, *x1.shape), x1.dtype)
+        z = PROBES[probe_kind](key, probes, x)
 
     def augmented(t: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        v, estimates = divergence_estimates(field, t, state[0], z)
+        v, estimates = divergence_estimates(field, t, state[0], z, block)
         return v, estimates / dims
 
-    start = (x1, jnp.zeros((1 if z is None else probes, x1.shape[0]), x1.dtype))
-    back = solver if solver.grid is None else replace(solver, grid=solver.grid[::-1])
+    start = (x, jnp.zeros((1 if z is None else probes, x.shape[0]), x.dtype))
     larger = lambda error: jnp.maximum(*map(optimistix.rms_norm, error))  # noqa: E731
-    solution = integrate(augmented, start, t1, t0, back, error_norm=larger)
-    x0, minus_integral = solution.x  # the integral is in nats/dim
-    estimates = gaussian_log_prob(x0, source_std) + dims * minus_integral
-    return LogProb(estimates.mean(axis=0), estimates, x0, solution.nfe, solution.converged)
+    solution = integrate(augmented, start, *times, solver, error_norm=larger)
+    end, integral = solution.x  # the integral is in nats/dim
+    return solution._replace(x=end), dims * integral
 
 
 def bits_per_dim(log_prob: Array, dims: int, levels: int = 256) -> Array:
@@ -191,15 +213,24 @@ def validate_solver(solver: Solver) -> None:
         raise UserError("method", solver.method, NO_DENSITIES)
 
 
-def validate_probes(samples: int, divergence: str, probes: int) -> None:
-    """Raise UserError if a bound would weight dequantisations by the probe that scores them.
+def validate_probes(
+    samples: int, divergence: str, probes: int, probe_kind: str = "rademacher"
+) -> None:
+    """Raise UserError if a bound would weight dequantisations by probes that score them.
 
     Args:
-        samples, divergence, probes: as in `image_bits_per_dim`.
+        samples, divergence, probes, probe_kind: as in `image_bits_per_dim`.
     """
-    if samples > 1 and divergence == "hutchinson" and probes < 2:
+    if divergence == "exact":
+        return
+    if samples > 1 and probes < 2:
         allowed = f"a bound of K = {samples} dequantisations takes 2 probes or more, or 'exact'"
         raise UserError("probes", probes, allowed)
+    if samples > 1 and probe_kind == "orthogonal":
+        allowed = f"a bound of K = {samples} takes independent probes: rademacher or gaussian"
+        raise UserError("probe_kind", probe_kind, allowed)
+    if probe_kind == "orthogonal":
+        validate_orthogonal(probes)
 
 
 class ImageLikelihood(NamedTuple):
@@ -207,8 +238,9 @@ class ImageLikelihood(NamedTuple):
 
     Attributes:
         bits_per_dim: [B], from all K dequantisations.
-        estimates: [K, P, B], log-densities in nats of each dequantisation by each probe; the first
-            k give the bound for K = k.
+        estimates: [K, P, B], log p(x) - log q(x | image) in nats of each dequantisation by each
+            probe, in expectation a bound on the log-probability of the image; the first k give the
+            bound for K = k.
         nfe: float32 [], mean NFE over the solves.
         converged: bool [], whether all solves converged.
     """
@@ -229,10 +261,13 @@ def image_bits_per_dim(
     samples: int = 1,
     divergence: str = "hutchinson",
     probes: int = 2,
+    probe_kind: str = "rademacher",
+    block: int = 1,
     source_std: float = 1.0,
     t1: float = 1.0,
+    draw: Draw | None = None,
 ) -> ImageLikelihood:
-    """Compute bits/dim of integer images from K uniform dequantisations; see `importance_bound`.
+    """Compute bits/dim of integer images from K dequantisations; see `importance_bound`.
 
     Hutchinson's probes are shared by all K solves, so that most of their noise is common to them.
 
@@ -242,29 +277,29 @@ def image_bits_per_dim(
         key: key of the dequantisations and the probes.
         samples: K, the number of dequantisations.
         probes: number of Hutchinson probes; at least two if K > 1.
-        solver, divergence, source_std, t1: as in `log_prob`.
+        draw: (key, image) -> (x at t1, log q(x | image)), as a `Dequantisation` has it; None: the
+            uniform one.
+        others: as in `log_prob`.
 
     Raises:
-        UserError: ``samples`` is below one, K > 1 has one probe, or `log_prob` raises it.
+        UserError: ``samples`` is below one, K > 1 has one probe or dependent ones, or `log_prob`
+            raises it.
     """
     at_least("samples", samples, 1)
-    validate_probes(samples, divergence, probes)
+    validate_probes(samples, divergence, probes, probe_kind)
     key, probe_key = jax.random.split(key)
+    how = dict(divergence=divergence, probes=probes, probe_kind=probe_kind, block=block)
+    ends = dict(source_std=source_std, t1=t1)
 
     def once(noise_key: Array) -> LogProb:
-        x1 = dequantise(noise_key, image, levels)
-        result = log_prob(
-            field,
-            x1,
-            probe_key,
-            solver,
-            source_std=source_std,
-            t1=t1,
-            divergence=divergence,
-            probes=probes,
-        )
-        return result._replace(x0=None)
+        if draw is None:
+            x, log_q = dequantise(noise_key, image, levels), math.log(levels / 2) * dims
+        else:
+            x, log_q = draw(noise_key, image)
+        result = log_prob(field, x, probe_key, solver, **ends, **how)
+        return result._replace(x0=None, estimates=result.estimates - log_q)
 
+    dims = math.prod(image.shape[1:])
     results = jax.lax.map(once, jax.random.split(key, samples))
-    bits = bits_per_dim(importance_bound(results.estimates), math.prod(image.shape[1:]), levels)
+    bits = -importance_bound(results.estimates) / (dims * math.log(2))
     return ImageLikelihood(bits, results.estimates, results.nfe.mean(), results.converged.all())

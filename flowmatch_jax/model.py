@@ -198,7 +198,7 @@ class Model:
                 images,
                 key,
                 self.experiment.solver(),
-                levels=self.levels,
+                draw=self.experiment.dequantisation.likelihood,
                 samples=dequantisations,
                 source_std=self.experiment.path.source_std,
                 t1=self.experiment.path.t_end,

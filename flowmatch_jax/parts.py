@@ -18,6 +18,7 @@ from flowmatch_jax.config.rules import solver_of
 from flowmatch_jax.couplings import COUPLINGS
 from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.dataset import Dataset
+from flowmatch_jax.dequantisation import DEQUANTISATIONS, Dequantisation
 from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.metrics.features.extractors import load_extractor
 from flowmatch_jax.networks import Network, is_network, takes
@@ -109,13 +110,30 @@ def make_path(config: ConfigDict) -> GaussianPath:
         return path
 
 
+def make_dequantisation(
+    config: ConfigDict, path: GaussianPath, data: Dataset
+) -> Dequantisation | None:
+    """Create the dequantisation of images; None for points."""
+    name, objective = config.data.dequantisation, config.objective.name
+    if name != "uniform" and not data.is_image:
+        allowed = f"{data.name} is a set of points: leave it uniform"
+        raise UserError("config.data.dequantisation", name, allowed)
+    if name != "uniform" and objective in (*WITHOUT_FIELD, "maximum_likelihood"):
+        allowed = f"{objective} does not follow the path to its noise: leave it uniform"
+        raise UserError("config.data.dequantisation", name, allowed)
+    return DEQUANTISATIONS[name](path, data.levels) if data.is_image else None
+
+
 def make_objective(config: ConfigDict, path: GaussianPath) -> Objective:
     """Create the training objective."""
     fields = config.objective
     with section("config.objective"):
         if fields.time == "importance" and fields.name != "scoreflow":
-            allowed = "only scoreflow has importance sampling of t: use uniform or skewed"
+            allowed = "only scoreflow has this weight: use likelihood, uniform or skewed"
             raise UserError("time", "importance", allowed)
+        if fields.time == "likelihood" and fields.name != "flow_matching":
+            allowed = "it is the weight of the velocity's error: only flow_matching takes it"
+            raise UserError("time", "likelihood", allowed)
         if fields.name in WITHOUT_FIELD:
             return _without_field(config, path)
         predictions.validate(fields.predicts, path)

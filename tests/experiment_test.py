@@ -100,6 +100,37 @@ class BuildTest(parameterized.TestCase):
             build(config)
 
     @parameterized.parameters(
+        ({"time": "likelihood", "name": "ddpm"}, "time: got 'likelihood'; .*only flow_matching"),
+        ({"time": "logit_normal", "time_options": {"std": -1.0}}, "time_options.std: got -1.0"),
+        ({"time_options": {"mean": 0.0}}, "time_options: .*distribution uniform takes stratified"),
+        ({"time_options": {"stratified": 1.0}}, "time_options.stratified: .*True or False"),
+    )
+    def test_times_that_are_refused(self, fields, error):
+        config = digits_ot.get_config()
+        config.path.name, config.objective.predicts = "vp", "noise"
+        options = fields.pop("time_options", {})
+        config.objective.update(fields)
+        config.objective.time_options = options
+        with self.assertRaisesRegex(UserError, f"config.objective.{error}"):
+            build(config)
+
+    def test_dequantisation(self):
+        """The path ends where its noise fits the bins of 17 levels."""
+        config = digits_ot.get_config()
+        config.data.dequantisation = "truncated_normal"
+        experiment = build(config)
+        self.assertAlmostEqual(experiment.path.t_end, 51 / 52, places=4)
+        self.assertEqual(experiment.solver().grid, None)
+        config.objective.name = "maximum_likelihood"
+        config.network.unet.dropout = 0.0
+        with self.assertRaisesRegex(UserError, "config.data.dequantisation: .*maximum_likelihood"):
+            build(config)
+        config = checkerboard_ot.get_config()
+        config.data.dequantisation = "truncated_normal"
+        with self.assertRaisesRegex(UserError, "config.data.dequantisation: .*set of points"):
+            build(config)
+
+    @parameterized.parameters(
         ({"method": "euler", "noise": "sigma"}, "noise: got 'sigma'; euler adds no noise"),
         ({"method": "dopri5", "steps": None, "noise_scale": 2.0}, "noise_scale: .*no noise"),
         ({"noise": "loud"}, "noise: got 'loud'; it may be one of: constant, diffusion"),

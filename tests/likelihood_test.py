@@ -10,7 +10,6 @@ from scipy.linalg import expm
 from scipy.stats import multivariate_normal, norm
 
 from flowmatch_jax import likelihood, solvers
-from flowmatch_jax.networks.convolutions import convolve
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.solvers import Solver
 from flowmatch_jax.times import edm_grid
@@ -29,51 +28,6 @@ def wavy(t, x):
     flat = x.reshape(x.shape[0], -1)
     mixing = jnp.sin(jnp.arange(flat.shape[1] ** 2)).reshape(flat.shape[1], -1)
     return jnp.tanh(flat @ mixing + t).reshape(x.shape)
-
-
-class DivergenceTest(Float64TestCase):
-    @parameterized.parameters((), (3,), (2, 3), (4, 4, 3))
-    def test_exact_is_the_trace_of_the_jacobian_for_any_shape(self, *shape):
-        x = jax.random.normal(jax.random.key(0), (5, *shape))
-        v, div = likelihood.divergence(wavy, 0.3, x)
-        np.testing.assert_allclose(v, wavy(0.3, x))
-        dims = math.prod(shape)
-        jacobians = jax.vmap(jax.jacrev(lambda x: wavy(0.3, x[None])[0]))(x)
-        traces = np.trace(jacobians.reshape(5, dims, dims), axis1=1, axis2=2)
-        np.testing.assert_allclose(div, traces, rtol=1e-10)
-
-    def test_hutchinson_is_unbiased(self):
-        x = jax.random.normal(jax.random.key(0), (4, 2, 3))
-        probes = jax.random.rademacher(jax.random.key(1), (4000, *x.shape), x.dtype)
-        v, estimate = likelihood.divergence(wavy, 0.3, x, probes)
-        one = lambda z: likelihood.divergence(wavy, 0.3, x, z[None])[1]  # noqa: E731
-        each = jax.vmap(one)(probes[:200])
-        standard_error = each.std(axis=0) / math.sqrt(len(probes))
-        _, exact = likelihood.divergence(wavy, 0.3, x)
-        np.testing.assert_allclose(v, wavy(0.3, x))
-        self.assertTrue(bool((jnp.abs(estimate - exact) < 4 * standard_error).all()))
-
-    def test_several_probes_average_one_by_one(self):
-        x = jax.random.normal(jax.random.key(0), (4, 2, 3))
-        probes = jax.random.rademacher(jax.random.key(1), (3, *x.shape), x.dtype)
-        each = [likelihood.divergence(wavy, 0.3, x, z[None])[1] for z in probes]
-        np.testing.assert_allclose(
-            likelihood.divergence(wavy, 0.3, x, probes)[1], np.mean(each, axis=0)
-        )
-
-    def test_probes_of_numpy(self):
-        """Inside jit, through a derivative of our own."""
-        draw = np.random.default_rng(0)
-        x, kernel = draw.normal(size=(2, 5, 5, 1)), draw.normal(size=(3, 3, 1, 1))
-        probes = draw.choice([-1.0, 1.0], size=(3, *x.shape))
-
-        def field(t, x):
-            return convolve(x, kernel, 1, ((1, 1), (1, 1)))
-
-        _, got = jax.jit(lambda x: likelihood.divergence(field, 0.5, x, probes))(x)
-        # A linear field: z . A z, with A z the field itself.
-        want = np.mean([(z * field(0.5, z)).sum(axis=(1, 2, 3)) for z in probes], axis=0)
-        np.testing.assert_allclose(got, want, rtol=1e-10)
 
 
 class LogProbTest(Float64TestCase):

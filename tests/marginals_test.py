@@ -7,6 +7,7 @@ from absl.testing import absltest, parameterized
 
 from flowmatch_jax import likelihood, marginals, objectives
 from flowmatch_jax.couplings import draw_source
+from flowmatch_jax.divergence import divergence
 from flowmatch_jax.pixels import dequantise
 from flowmatch_jax.solvers import Solver, integrate
 from tests.cases import EACH_PATH, PATHS, Float64TestCase, coefficients, gaussian_velocity
@@ -43,7 +44,7 @@ class MarginalsTest(Float64TestCase):
             def terms(t, x, density=density, field=field):
                 change = jax.jvp(lambda t: density(t, x), (t,), (jnp.ones(5),))[1]
                 gradient = jax.grad(lambda x: density(t, x).sum())(x)
-                u, div = likelihood.divergence(field, t, x)
+                u, div = divergence(field, t, x)
                 return change, div, (u * gradient).reshape(5, -1).sum(axis=1)
 
             change, div, along = terms(t, x)

@@ -1,4 +1,7 @@
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import given, settings
@@ -7,6 +10,7 @@ from scipy.special import logit
 from scipy.stats import kstest, norm
 
 from flowmatch_jax import paths, times
+from flowmatch_jax.predictions import convert
 from flowmatch_jax.runtime.errors import UserError
 from tests.cases import EACH_PATH, PATHS
 
@@ -43,6 +47,13 @@ class TimesTest(parameterized.TestCase):
         cdf = lambda s: norm.cdf((logit(s) - 1.2) / 1.2)  # noqa: E731
         self.assertGreater(kstest(t, cdf).pvalue, 1e-3)
 
+    def test_logit_normal(self):
+        t = times.logit_normal(jax.random.key(0), 5000, PATHS["vp"], mean=0.5, std=2.0)
+        z = (logit(np.asarray(t, np.float64) / PATHS["vp"].t_end) - 0.5) / 2
+        self.assertGreater(kstest(z, "norm").pvalue, 1e-3)
+        with self.assertRaisesRegex(UserError, "std: got 0.0"):
+            times.logit_normal(jax.random.key(0), 2, PATHS["vp"], std=0.0)
+
     @parameterized.parameters("vp", "ve")
     def test_uniform_log_snr(self, name):
         path = PATHS[name]
@@ -55,6 +66,71 @@ class TimesTest(parameterized.TestCase):
         """There log sigma_t is linear in t."""
         t = times.uniform_log_snr(jax.random.key(0), 5000, PATHS["ve"])
         self.assertGreater(kstest(np.asarray(t), "uniform").pvalue, 1e-3)
+
+
+class StratifiedTest(parameterized.TestCase):
+    @parameterized.parameters(*sorted(times.TIMES))
+    def test_one_in_each_quantile(self, name):
+        """Of n times, one lies in each n-th part of the distribution, by any key."""
+        path, n = PATHS["vp"], 64
+        many = np.sort(times.TIMES[name](jax.random.key(0), 100_000, path))
+        for seed in range(3):
+            t = times.TIMES[name](jax.random.key(seed), n, path, stratified=True)
+            self.assertEqual((t.shape, t.dtype), ((n,), np.float32))
+            ranks = np.sort(np.searchsorted(many, t) / len(many) * n)
+            # Within three standard errors of the empirical distribution's quantiles.
+            np.testing.assert_allclose(ranks - np.arange(n), ranks[0], atol=3 * 0.5 * n / 316)
+
+    def test_each_is_distributed_alike(self):
+        draw = lambda key: times.uniform(key, 8, PATHS["ot"], stratified=True)  # noqa: E731
+        t = jax.vmap(draw)(jax.random.split(jax.random.key(0), 2000))
+        for i in (0, 3, 7):
+            self.assertGreater(kstest(np.asarray(t[:, i]), "uniform").pvalue, 1e-3)
+
+    def test_the_mean_of_a_batch_varies_less(self):
+        means = [
+            jax.vmap(lambda key, s=s: times.uniform(key, 64, PATHS["ot"], s).mean())(
+                jax.random.split(jax.random.key(0), 500)
+            ).std()
+            for s in (False, True)
+        ]
+        self.assertLess(means[1], 0.2 * means[0])
+
+
+class LikelihoodTest(parameterized.TestCase):
+    def test_on_ot_it_is_the_density_of_the_paper(self):
+        """t / (1 - t), whose integral is -t - log(1 - t), up to a cut."""
+        path = dataclasses.replace(PATHS["ot_sigma_min_0"], t_end=0.98)
+        integral = lambda t: -t - np.log1p(-t)  # noqa: E731
+        t = np.asarray(times.likelihood(jax.random.key(1), 5000, path), np.float64)
+        self.assertGreater(kstest(t, lambda t: integral(t) / integral(0.98)).pvalue, 1e-3)
+        t = np.asarray(times.likelihood(jax.random.key(1), 5000, path, stratified=True), np.float64)
+        ranks = np.sort(integral(t) / integral(0.98))
+        np.testing.assert_allclose(ranks, ranks[0] + np.arange(5000) / 5000, atol=2e-4)
+
+    @parameterized.parameters("vp", "cosine", "ot")
+    def test_expectation_is_that_of_the_weighted_loss(self, name):
+        """At these times and at weighted uniform ones, for any error of the velocity."""
+        path, n = dataclasses.replace(PATHS[name], t_end=0.97), 200_000
+        error = lambda t: 1 + np.sin(3 * t) ** 2  # noqa: E731
+        t = times.likelihood(jax.random.key(0), n, path)
+        at_uniform = times.uniform(jax.random.key(1), n, path)
+        weights = np.asarray(times.likelihood_weight(path, at_uniform), np.float64)
+        weighted = weights / weights.mean() * error(at_uniform)
+        spread = np.hypot(error(t).std(), weighted.std()) / np.sqrt(n)
+        self.assertLess(abs(error(t).mean() - weighted.mean()), 4 * spread)
+        self.assertLess(error(t).std(), 0.5 * weighted.std())
+
+    @parameterized.parameters("vp", "ot", "ve")
+    def test_weight_is_that_of_the_score_by_the_diffusion(self, name):
+        """beta / 2 ||S - S'||^2 = weight ||v - v'||^2, by the conversions of predictions."""
+        path, t = PATHS[name], jnp.array([0.2, 0.7])
+        x, v, other = np.random.RandomState(0).randn(3, 2, 5).astype(np.float32)
+        score = lambda v: convert(path, t, x, v, "velocity", "score")  # noqa: E731
+        c = paths.coefficients(path, t, jnp.ones(2))
+        of_score = paths.squared_diffusion(c) / 2 * ((score(v) - score(other)) ** 2).sum(axis=1)
+        of_velocity = times.likelihood_weight(path, t) * ((v - other) ** 2).sum(axis=1)
+        np.testing.assert_allclose(of_velocity, of_score, rtol=2e-3)
 
 
 class GridTest(parameterized.TestCase):

@@ -8,6 +8,7 @@ from flowmatch_jax.couplings import COUPLINGS
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.images.resolution import FILTERS
+from flowmatch_jax.dequantisation import DEQUANTISATIONS
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.networks.unet import UNet
 from flowmatch_jax.objectives import OBJECTIVES
@@ -47,6 +48,14 @@ DATA: Section = {
     ),
     "size": owned(
         sets.Options, "size", "Images become squares with this side; folder: required.", kind=int
+    ),
+    "dequantisation": Field(
+        "uniform",
+        "From grey levels to model space: uniform (noise in each bin) | truncated_normal (the "
+        "path's own noise; the path ends where that fits the bins).",
+        among(DEQUANTISATIONS),
+        EVERYTHING,
+        before="uniform",
     ),
     "flip": Field(False, "Mirror each training image with probability 1/2.", of=Of.ROW),
     "storage": owned(
@@ -211,12 +220,19 @@ OBJECTIVE: Section = {
     "coupling_options": options_of("coupling", EVERYTHING),
     "time": Field(
         "uniform",
-        "Distribution of t: uniform | skewed (towards the data) | importance (scoreflow's "
+        "Distribution of t: uniform | skewed (towards the data) | logit_normal | likelihood (by "
+        "the weight of the velocity's error in a likelihood bound) | importance (by scoreflow's "
         "weight), or your own: module:function.",
         among_or_own((*TIMES, "importance")),
         EVERYTHING,
     ),
-    "time_options": options_of("time distribution", EVERYTHING),
+    "time_options": Field(
+        {},
+        "Arguments of the distribution of t: stratified (True: spread evenly over the batch) | "
+        "mean and std of logit_normal | those of your own.",
+        own_options,
+        EVERYTHING,
+    ),
 }
 
 SR3: Section = {

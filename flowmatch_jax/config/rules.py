@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from flowmatch_jax import likelihood
@@ -18,7 +21,7 @@ from flowmatch_jax.runge_kutta import STOCHASTIC
 from flowmatch_jax.runtime.errors import UserError, section
 from flowmatch_jax.runtime.own import is_own
 from flowmatch_jax.solvers import ADAPTIVE, Solver
-from flowmatch_jax.times import GRIDS
+from flowmatch_jax.times import GRIDS, TIMES
 
 # (section, field that may name a user's own part, field of its options)
 OWN = (
@@ -26,7 +29,6 @@ OWN = (
     ("path", "name", "options"),
     ("objective", "name", "options"),
     ("objective", "coupling", "coupling_options"),
-    ("objective", "time", "time_options"),
     ("network", "name", "options"),
 )
 
@@ -36,6 +38,8 @@ def validate(config: ConfigDict) -> None:
     check(FIELDS, config)
     for section_name, field, options in OWN:
         _options(f"config.{section_name}", config[section_name], field, options)
+    with section("config.objective"):
+        _time(config.objective)
     with section("config.data"):
         _data(config.data)
     with section("config.train"):
@@ -123,25 +127,50 @@ def _solver(config: ConfigDict) -> None:
         allowed = "an adaptive method chooses its own steps: leave it uniform"
         raise UserError("grid", config.grid, allowed)
     if config.grid_options and not is_own(config.grid):
-        _grid_options(config.grid, config.grid_options)
+        grid = GRIDS[config.grid]
+        _numbers("grid_options", f"the grid {config.grid}", config.grid_options, grid, given=2)
+        with section("grid_options"):
+            grid(1, optimal_transport(), **config.grid_options)
 
 
-def _grid_options(grid: str, options: ConfigDict) -> None:
-    """Raise UserError unless a grid of this package takes these options."""
-    taken = list(signature(GRIDS[grid]).parameters)[2:]
+def _time(config: ConfigDict) -> None:
+    """Raise UserError unless the distribution of t takes these options."""
+    if not config.time_options or is_own(config.time):
+        return
+    time, what = TIMES.get(config.time), f"the distribution {config.time}"
+    _numbers("time_options", what, config.time_options, time, given=3)
+    with section("time_options"):
+        draw = lambda key: time(key, 2, optimal_transport(), **config.time_options)  # noqa: E731
+        jax.eval_shape(draw, jax.random.key(0))
+
+
+def _numbers(
+    field: str, what: str, options: ConfigDict, part: Callable[..., Any] | None, given: int
+) -> None:
+    """Raise UserError unless a part of this package takes these options, which are numbers.
+
+    Args:
+        field: field of the options.
+        what: the part in words.
+        options: the options.
+        part: the part; None: it takes no options.
+        given: number of its arguments that are no options.
+    """
+    taken = {} if part is None else signature(part).parameters
+    taken = {name: p.default for name, p in list(taken.items())[given:]}
     if not set(options) <= set(taken):
-        allowed = f"the grid {grid} takes " + (", ".join(taken) or "no options")
-        raise UserError("grid_options", options.to_dict(), allowed)
-    with section("grid_options"):
-        for name, value in options.items():
-            if not isinstance(value, int | float):
-                raise UserError(name, value, "it takes a number")
-        GRIDS[grid](1, optimal_transport(), **options)
+        allowed = f"{what} takes " + (", ".join(taken) or "no options")
+        raise UserError(field, options.to_dict(), allowed)
+    for name, value in options.items():
+        wants_bool = isinstance(taken[name], bool)
+        if not isinstance(value, int | float) or isinstance(value, bool) != wants_bool:
+            allowed = "it takes True or False" if wants_bool else "it takes a number"
+            raise UserError(f"{field}.{name}", value, allowed)
 
 
 def _likelihoods(config: ConfigDict) -> None:
     for k in config.dequantisations:
-        likelihood.validate_probes(k, config.divergence, config.probes)
+        likelihood.validate_probes(k, config.divergence, config.probes, config.probe_kind)
 
 
 def _scores(config: ConfigDict) -> None:

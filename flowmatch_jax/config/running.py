@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowmatch_jax import likelihood, solvers
+from flowmatch_jax import solvers
 from flowmatch_jax.config.checks import (
     all_among,
     among,
@@ -16,6 +16,7 @@ from flowmatch_jax.config.checks import (
     training_steps,
 )
 from flowmatch_jax.config.field import Field, Of, Section, owned
+from flowmatch_jax.divergence import DIVERGENCES, PROBES
 from flowmatch_jax.metrics.features.extractors import EXTRACTORS
 from flowmatch_jax.metrics.scores import SCORES
 from flowmatch_jax.paths import PATHS
@@ -37,7 +38,7 @@ MAXIMUM_LIKELIHOOD: Section = {
     "adjoint": owned(
         Solver, "adjoint", "checkpointed | backsolve.", among(solvers.ADJOINTS), Of.ROW
     ),
-    "divergence": Field("hutchinson", "hutchinson | exact.", among(likelihood.DIVERGENCES), Of.ROW),
+    "divergence": Field("hutchinson", "hutchinson | exact.", among(DIVERGENCES), Of.ROW),
     "probes": Field(1, "Hutchinson probes.", least(1), Of.ROW),
 }
 
@@ -151,10 +152,18 @@ EVALUATE: Section = {
     "dequantisations": Field(
         (1,), "Values of K of the importance-weighted bound.", counts("K, such as (1,)"), Of.SCORES
     ),
-    "divergence": Field(
-        "hutchinson", "hutchinson | exact.", among(likelihood.DIVERGENCES), Of.SCORES
-    ),
+    "divergence": Field("hutchinson", "hutchinson | exact.", among(DIVERGENCES), Of.SCORES),
     "probes": Field(2, "Hutchinson probes; K > 1 needs at least two.", least(1), Of.SCORES),
+    "probe_kind": Field(
+        "rademacher",
+        "rademacher | gaussian | orthogonal (less noise by 2, 4, 8, ... probes; K = 1 only).",
+        among(PROBES),
+        Of.SCORES,
+        before="rademacher",
+    ),
+    "exact_block": Field(
+        1, "Derivatives of an exact divergence that are computed at once.", least(1)
+    ),
     "classes": Field((), "Classes in the sample grid of a class-conditional model; empty: all."),
     "samples": Field(64, "Samples per grid and per batch.", least(1), Of.SCORES),
     "extractor": Field(

@@ -200,13 +200,21 @@ def settings(experiment: Experiment, step: int, reference: FeatureSet | None) ->
                 "dequantisations": scored["dequantisations"] if data.is_image else None,
                 "divergence": scored["divergence"],
                 "probes": scored["probes"],
-            },
+            }
+            | _later_settings(config),
             "samples": {"batch_size": scored["samples"]},
             "frechet": reference and _frechet_settings(experiment, scored, reference),
             "dtype": "float32",
         }
         | _machine()
     )
+
+
+def _later_settings(config: dict[str, Any]) -> dict[str, str]:
+    """Return settings of likelihoods that differ from those before their fields existed."""
+    before = {"dequantisation": "uniform", "probe_kind": "rademacher"}
+    values = config["data"] | config["evaluate"]
+    return {name: values[name] for name in before if values[name] != before[name]}
 
 
 def _frechet_settings(

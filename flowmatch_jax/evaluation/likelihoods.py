@@ -13,7 +13,7 @@ import numpy as np
 from flowmatch_jax.arrays import Array, Batch, Params, filled
 from flowmatch_jax.data.pipeline import ordered_batches
 from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.likelihood import bits_per_dim, image_bits_per_dim, importance_bound, log_prob
+from flowmatch_jax.likelihood import image_bits_per_dim, importance_bound, log_prob
 from flowmatch_jax.runtime.mesh import gather, split_if_even, to_host
 from flowmatch_jax.runtime.messages import compiling
 from flowmatch_jax.runtime.progress import progress_bar
@@ -35,6 +35,8 @@ def make_scorer(experiment: Experiment) -> Scorer:
         t1=experiment.path.t_end,
         divergence=config.divergence,
         probes=config.probes,
+        probe_kind=config.probe_kind,
+        block=config.exact_block,
     )
     source = experiment.test_data
     mesh = experiment.mesh
@@ -46,12 +48,11 @@ def make_scorer(experiment: Experiment) -> Scorer:
         if not source.is_image:
             result = log_prob(field, x, key, **how)
             return {"log_likelihood": result.log_prob}, result.nfe, result.converged
-        most = max(config.dequantisations)
-        result = image_bits_per_dim(field, x, key, levels=source.levels, samples=most, **how)
+        most, draw = max(config.dequantisations), experiment.dequantisation.likelihood
+        result = image_bits_per_dim(field, x, key, samples=most, draw=draw, **how)
+        nats_per_bit = math.prod(source.shape) * math.log(2)  # of a bit in each dimension
         bits = {
-            bits_name(k): bits_per_dim(
-                importance_bound(result.estimates[:k]), math.prod(source.shape), source.levels
-            )
+            bits_name(k): -importance_bound(result.estimates[:k]) / nats_per_bit
             for k in config.dequantisations
         }
         return bits, result.nfe, result.converged

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from flowmatch_jax import pixels
 from flowmatch_jax.arrays import Apply, Array, Batch, Inputs, Params
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.objectives import Objective
-from flowmatch_jax.pixels import dequantise, random_flip
+from flowmatch_jax.pixels import random_flip
 from flowmatch_jax.runtime.mesh import replicated, state_shardings
 from flowmatch_jax.training.state import TrainState, ema_update
 
@@ -24,6 +25,8 @@ Loss = Callable[[Params, Batch, Array], tuple[Array, Metrics]]
 Gradient = Callable[[Params, Batch, Array], tuple[Params, Metrics]]
 # (batch, key) -> inputs
 TrainingInputs = Callable[[Batch, Array], Inputs]
+# (key, image, levels) -> x_1
+Dequantise = Callable[[Array, Array, int], Array]
 # jitted (state, batches, images) -> (state, metrics)
 TrainStep = jax.stages.Wrapped
 
@@ -34,6 +37,7 @@ def make_loss(
     levels: int | None,
     flip: bool = False,
     training_inputs: TrainingInputs | None = None,
+    dequantise: Dequantise = pixels.dequantise,
 ) -> Loss:
     """Create the loss of an objective over a batch of the stored data.
 
@@ -44,6 +48,7 @@ def make_loss(
         flip: mirror each image left to right with probability 1/2.
         training_inputs: (batch, key) -> conditioning inputs of the network, computed from the
             stored batch after flips; None: no conditioning.
+        dequantise: (key, image, levels) -> x_1 in model space.
     """
 
     def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
@@ -68,15 +73,16 @@ def make_gradient(
     flip: bool = False,
     microbatches: int = 1,
     training_inputs: TrainingInputs | None = None,
+    dequantise: Dequantise = pixels.dequantise,
 ) -> Gradient:
     """Create the gradient of the loss that `make_loss` creates.
 
     Args:
-        objective, apply, levels, flip, training_inputs: as in `make_loss`.
+        objective, apply, levels, flip, training_inputs, dequantise: as in `make_loss`.
         microbatches: number of gradient-accumulation micro-batches, which save memory; gradients
             and metrics are their means.
     """
-    loss = make_loss(objective, apply, levels, flip, training_inputs)
+    loss = make_loss(objective, apply, levels, flip, training_inputs, dequantise)
     gradient = jax.grad(loss, has_aux=True)
     return gradient if microbatches == 1 else _accumulated(gradient, microbatches)
 
@@ -93,6 +99,7 @@ def experiment_gradient(
         config.data.flip,
         config.train.accumulate,
         experiment.conditioning.training_inputs,
+        experiment.dequantise,
     )
 
 

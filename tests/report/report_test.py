@@ -148,6 +148,9 @@ class ReportTest(absltest.TestCase):
             [row["method"] for row in rows], ["FM w/ OT"] * 2 + ["FM w/ Diffusion"] * 2
         )
         self.assertEqual([float(row["mean_squared_error"]) for row in rows[:2]], [0.01, 0.001])
+        rows = list(csv.DictReader((self.report / "figure7_left_best.csv").open()))
+        found = [(int(float(row["nfe"])), float(row["mean_squared_error"])) for row in rows[:2]]
+        self.assertEqual(found, [(4, 0.01), (8, 0.001)])  # midpoint's, and not Euler's 0.1
         for name in ("figure5", "figure6", "figure7_right_euler", "figure10"):
             self.assertIn(f"({name}.png)", text)
             self.assertGreater(Image.open(self.report / f"{name}.png").width, 200)
