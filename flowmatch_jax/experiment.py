@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from flowmatch_jax import own_parts, predictions
-from flowmatch_jax.arrays import Apply, Array, Field, Inputs, Params
+from flowmatch_jax import flow_maps, own_parts, predictions
+from flowmatch_jax.arrays import Apply, Array, Field, FlowMap, Inputs, Params
 from flowmatch_jax.config.rules import data_options, solver_of, validate
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.conditioning import Conditioning
@@ -27,6 +28,7 @@ from flowmatch_jax.objectives import OBJECTIVES, Objective
 from flowmatch_jax.parts import (
     WITHOUT_FIELD,
     check_classes,
+    check_flow_map,
     check_sampling_path,
     make_clock,
     make_conditioning,
@@ -51,7 +53,7 @@ from flowmatch_jax.sampling import ancestral, flows
 from flowmatch_jax.sampling.guidance import Fields, Guidance, whole_field
 from flowmatch_jax.sampling.linear import Coefficients
 from flowmatch_jax.sampling.schedule import along
-from flowmatch_jax.solvers import Solution, Solver, counted
+from flowmatch_jax.solvers import FLOW_MAP, Solution, Solver, counted, step_times
 
 COMPUTING_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 SPLITS = ("train", "test")
@@ -104,6 +106,16 @@ class Experiment:
         predicts = self.config.objective.predicts
         return vector_field(self.apply, params, self.path, predicts, **inputs)
 
+    def flow_map(self, params: Params, **inputs: Array) -> FlowMap:
+        """Create the flow map X(t, s, x) of a network with two times.
+
+        Raises:
+            UserError: the model has none, or its samples have guidance or another path.
+        """
+        check_flow_map(self.config)
+        u = predictions.average_velocity(self.apply, params, self.path, **inputs)
+        return flow_maps.from_average_velocity(u)
+
     @property
     def is_flow(self) -> bool:
         """Whether the model has a vector field, and therefore a solver."""
@@ -145,6 +157,10 @@ class Experiment:
             levels = ancestral.noise_levels(self.path, self.config.sr3.steps)
             return ancestral.sample(predict, key, x0, levels)
         solver = solver or self.solver(self.sampling_path)
+        if isinstance(solver, Solver) and solver.method == FLOW_MAP:
+            solver.validate()
+            times = step_times(solver, np.float64(0), np.float64(self.path.t_end), np)
+            return flow_maps.follow(self.flow_map(params, **inputs), x0, times, save_at)
         fields, path = self._fields(params), self.path
         return flows.sample(fields, x0, key, inputs, path, solver, self.guidance, save_at)
 
@@ -217,6 +233,8 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
     conditioning = make_conditioning(config.condition, train_data)
     check_classes(config.evaluate, conditioning, train_data)
     check_sampling_path(config)
+    if config.solver.method == FLOW_MAP:
+        check_flow_map(config)
     network = make_network(config.network, train_data, conditioning)
     with section("config.network"):
         training = computing_in(network, COMPUTING_DTYPES[config.network.dtype])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,10 +13,11 @@ from ml_collections import ConfigDict
 from flowmatch_jax import objectives, own_parts, predictions
 from flowmatch_jax.arrays import Array
 from flowmatch_jax.config.identity import fitted_to
-from flowmatch_jax.config.rules import solver_of
+from flowmatch_jax.config.rules import map_options, solver_of
 from flowmatch_jax.couplings import COUPLINGS
 from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.dataset import Dataset
+from flowmatch_jax.map_objectives import MAP_OBJECTIVES
 from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.metrics.features.extractors import load_extractor
 from flowmatch_jax.networks import Network, is_network, takes
@@ -33,6 +33,7 @@ from flowmatch_jax.sampling import ancestral, fitted
 from flowmatch_jax.sampling.guidance import Guidance
 from flowmatch_jax.sampling.linear import Coefficients
 from flowmatch_jax.sampling.stochastic import NOISE_LEVELS, NoiseLevel
+from flowmatch_jax.solvers import FLOW_MAP
 from flowmatch_jax.times import GRIDS, TIMES
 
 WITHOUT_FIELD = {"regression": "data", "sr3": "noise"}  # objective -> prediction of its network
@@ -73,6 +74,21 @@ def check_sampling_path(config: ConfigDict) -> None:
     """Raise UserError if samples of a method without a vector field are to follow a path."""
     if config.solver.path is not None and config.objective.name in WITHOUT_FIELD:
         allowed = f"{config.objective.name} has no vector field to follow: leave it unset"
+        raise UserError("config.solver.path", config.solver.path, allowed)
+
+
+def check_flow_map(config: ConfigDict) -> None:
+    """Raise UserError unless samples can be drawn by calls of the model's flow map."""
+    if not config.network.two_times:
+        allowed = "the model has no flow map: use mean_flow or alpha_flow, or another method"
+        raise UserError("config.solver.method", FLOW_MAP, allowed)
+    if config.guidance.scale != 1:
+        allowed = (
+            "a flow map has the guidance of its training, config.flow_map.guidance: leave it 1"
+        )
+        raise UserError("config.guidance.scale", config.guidance.scale, allowed)
+    if config.solver.path not in (None, config.path.name):
+        allowed = "a flow map follows the path of training: leave it unset"
         raise UserError("config.solver.path", config.solver.path, allowed)
 
 
@@ -127,6 +143,9 @@ def make_objective(config: ConfigDict, path: GaussianPath) -> Objective:
         trace = {"divergence": options.divergence, "probes": options.probes}
         return objectives.maximum_likelihood(path, fields.predicts, solver_of(options), **trace)
     with section("config.objective"):
+        if fields.name in MAP_OBJECTIVES:
+            options, steps = map_options(config.flow_map), config.train.steps
+            return MAP_OBJECTIVES[fields.name](path, options, make_coupling(fields), steps)
         if fields.time == "importance":
             coupling = make_coupling(fields)
             return objectives.scoreflow_by_importance(path, fields.predicts, coupling)
@@ -209,7 +228,7 @@ def make_network(config: ConfigDict, data: Dataset, conditioning: Conditioning) 
     """Create the network, with computations in float32."""
     with section("config.network"):
         if is_own(config.name):
-            return _own_network(config.name, config.options)
+            return _own_network(config)
         kind = "unet" if data.is_image else "mlp"
         if config.name != kind:
             what = "images" if data.is_image else "points"
@@ -219,21 +238,23 @@ def make_network(config: ConfigDict, data: Dataset, conditioning: Conditioning) 
             raise UserError("name", kind, allowed)
         with section(kind):
             if kind == "mlp":
-                return MLP(**config.mlp)
+                return MLP(two_times=config.two_times, **config.mlp)
             channels = data.shape[-1]
             network = UNet(
                 out_channels=channels,
                 num_classes=data.num_classes if conditioning.labels else None,
                 condition_channels=conditioning.condition_channels(channels),
+                two_times=config.two_times,
                 **config.unet,
             )
             network.validate(data.shape[:2])
             return network
 
 
-def _own_network(name: str, options: Mapping[str, Any]) -> Network:
+def _own_network(config: ConfigDict) -> Network:
     """Create a user's own network; with an argument ``rngs``, the function makes an NNX module."""
-    make = resolve("name", name, {}, options)
+    name = config.name
+    make = resolve("name", name, {}, config.options)
     with blamed("name", name):
         network = FromNNX(make) if takes(make.func, "rngs") else make()
     if not is_network(network):

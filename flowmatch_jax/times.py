@@ -32,6 +32,14 @@ def skewed(key: Array, n: int, path: GaussianPath) -> Array:
     return time_at_log_snr(path, 1.2 - 1.2 * z)
 
 
+def log_normal(key: Array, n: int, path: GaussianPath, mean: float, std: float) -> Array:
+    """Draw t with sigma_t / alpha_t = exp(mean + std z), z ~ N(0, 1).
+
+    On the OT path it equals 1 - t = 1 / (1 + exp(-mean - std z)).
+    """
+    return time_at_log_snr(path, -mean - std * jax.random.normal(key, (n,)))
+
+
 def uniform_log_snr(key: Array, n: int, path: GaussianPath) -> Array:
     """Draw t with lambda_t = log(alpha_t / sigma_t) uniform between its values at the path's ends.
 

@@ -12,6 +12,7 @@ from flowmatch_jax import likelihood
 from flowmatch_jax.config.field import check
 from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.data import sets
+from flowmatch_jax.map_objectives import MAP_OBJECTIVES, MapOptions
 from flowmatch_jax.metrics.scores import SCORES
 from flowmatch_jax.paths import optimal_transport
 from flowmatch_jax.runge_kutta import STOCHASTIC
@@ -44,6 +45,7 @@ def validate(config: ConfigDict) -> None:
         _guidance(config.guidance)
     with section("config.solver"):
         _solver(config.solver)
+    _flow_map(config)
     with section("config.maximum_likelihood"):
         solver_of(config.maximum_likelihood).validate()
         likelihood.validate_solver(solver_of(config.maximum_likelihood))
@@ -137,6 +139,40 @@ def _grid_options(grid: str, options: ConfigDict) -> None:
             if not isinstance(value, int | float):
                 raise UserError(name, value, "it takes a number")
         GRIDS[grid](1, optimal_transport(), **options)
+
+
+def map_options(config: ConfigDict) -> MapOptions:
+    """Convert config.flow_map to the options of `map_objectives`."""
+    return MapOptions(**config)
+
+
+def _flow_map(config: ConfigDict) -> None:
+    """Raise UserError unless the network, the objective and the labels fit a flow map, or none."""
+    with section("config.flow_map"):
+        map_options(config.flow_map).validate()
+    objective, network = config.objective, config.network
+    learns_map = objective.name in MAP_OBJECTIVES
+    if learns_map and not network.two_times:
+        allowed = f"{objective.name} learns a flow map between two times: turn it on"
+        raise UserError("config.network.two_times", False, allowed)
+    if learns_map and objective.time != "uniform":
+        allowed = f"{objective.name} has the times of config.flow_map: leave it uniform"
+        raise UserError("config.objective.time", objective.time, allowed)
+    if learns_map and config.flow_map.guidance != 1:
+        has_both = config.condition.labels and config.condition.label_dropout > 0
+        if not has_both:
+            allowed = "it needs config.condition.labels, some of them dropped: leave it 1"
+            raise UserError("config.flow_map.guidance", config.flow_map.guidance, allowed)
+    if network.two_times:
+        if not learns_map and not is_own(objective.name):
+            allowed = f"{objective.name} learns no flow map: leave it off"
+            raise UserError("config.network.two_times", True, allowed)
+        if objective.predicts != "velocity":
+            allowed = "a flow map is made of velocities: use velocity"
+            raise UserError("config.objective.predicts", objective.predicts, allowed)
+        if network.time_input != "t":
+            allowed = "a network with two times takes them as they are: use t"
+            raise UserError("config.network.time_input", network.time_input, allowed)
 
 
 def _likelihoods(config: ConfigDict) -> None:

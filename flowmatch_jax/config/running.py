@@ -88,7 +88,7 @@ SOLVER: Section = {
         Solver,
         "method",
         "euler midpoint heun rk4 | of one call per step: ab2 ab3 abm2 dpmpp2m | adaptive: dopri5 "
-        "tsit5 dopri8 bosh3 | stochastic: euler_maruyama sea shark | fitted.",
+        "tsit5 dopri8 bosh3 | stochastic: euler_maruyama sea shark | fitted | flow_map.",
         of=SOLVED,
     ),
     "rtol": owned(Solver, "rtol", "Relative tolerance of adaptive methods.", of=SOLVED),
