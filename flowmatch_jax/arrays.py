@@ -25,8 +25,8 @@ Params = Any
 Field = Callable[[Array, Array], Array]
 FlowMap = Callable[[Array, Array, Array], Array]
 AverageVelocity = Callable[[Array, Array, Array], Array]
-# apply(params, t, x, label=None, condition=None, key=None, end=None) -> output of x's shape; passing
-# a key turns on training mode (dropout); ``end`` is the second time of a network with two times.
+# apply(params, t, x, label=None, condition=None, key=None, end=None) -> output of x's shape.
+# Passing a key turns on training mode (dropout); end is the second time of networks with two times.
 Apply = Callable[..., Array]
 # Items of the data by name: "x" [B, ...], and "label" int32 [B] where there are labels. In training
 # "step" int32 [B] is the number of the training step.

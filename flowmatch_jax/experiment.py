@@ -12,27 +12,25 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from flowmatch_jax import flow_maps, own_parts, predictions
 from flowmatch_jax.arrays import Apply, Array, Field, FlowMap, Inputs, Params
-from flowmatch_jax.config.rules import data_options, solver_of, validate
-from flowmatch_jax.data import sets
+from flowmatch_jax.config.rules import check_flow_map, solver_of, validate
 from flowmatch_jax.data.conditioning import Conditioning
-from flowmatch_jax.data.dataset import Dataset, RecordedDataset
+from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.networks import Network, computing_in, init_params, pure_apply
 from flowmatch_jax.objectives import OBJECTIVES, Objective
 from flowmatch_jax.parts import (
     WITHOUT_FIELD,
     check_classes,
-    check_flow_map,
     check_sampling_path,
     make_clock,
     make_conditioning,
     make_coupling,
+    make_dataset,
     make_extractor,
     make_fitted,
     make_grid,
@@ -53,7 +51,7 @@ from flowmatch_jax.sampling import ancestral, flows
 from flowmatch_jax.sampling.guidance import Fields, Guidance, whole_field
 from flowmatch_jax.sampling.linear import Coefficients
 from flowmatch_jax.sampling.schedule import along
-from flowmatch_jax.solvers import FLOW_MAP, Solution, Solver, counted, step_times
+from flowmatch_jax.solvers import FLOW_MAP, Solution, Solver, counted
 
 COMPUTING_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 SPLITS = ("train", "test")
@@ -158,9 +156,7 @@ class Experiment:
             return ancestral.sample(predict, key, x0, levels)
         solver = solver or self.solver(self.sampling_path)
         if isinstance(solver, Solver) and solver.method == FLOW_MAP:
-            solver.validate()
-            times = step_times(solver, np.float64(0), np.float64(self.path.t_end), np)
-            return flow_maps.follow(self.flow_map(params, **inputs), x0, times, save_at)
+            return flows.by_map(self.flow_map(params, **inputs), x0, self.path, solver, save_at)
         fields, path = self._fields(params), self.path
         return flows.sample(fields, x0, key, inputs, path, solver, self.guidance, save_at)
 
@@ -225,7 +221,7 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
     validate(config)
     with section("config.mesh"):
         mesh = make_mesh(config.mesh.fsdp)
-    train_data, test_data = (_dataset(config.data, split, recorded) for split in SPLITS)
+    train_data, test_data = (make_dataset(config.data, split, recorded) for split in SPLITS)
     if config.data.flip and not train_data.is_image:
         allowed = f"{train_data.name} is a set of points: leave it off"
         raise UserError("config.data.flip", True, allowed)
@@ -233,8 +229,6 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
     conditioning = make_conditioning(config.condition, train_data)
     check_classes(config.evaluate, conditioning, train_data)
     check_sampling_path(config)
-    if config.solver.method == FLOW_MAP:
-        check_flow_map(config)
     network = make_network(config.network, train_data, conditioning)
     with section("config.network"):
         training = computing_in(network, COMPUTING_DTYPES[config.network.dtype])
@@ -295,21 +289,3 @@ def _check_own_parts(experiment: Experiment) -> None:
         path = experiment.sampling_path
         with section("config.solver"):
             own_parts.check_noise("noise", solver.noise, experiment.solver(path).noise, path)
-
-
-def _dataset(
-    config: ConfigDict, split: str, recorded: dict[str, Any] | None
-) -> Dataset | RecordedDataset:
-    """A split of the dataset; opened later where a run has recorded what it is."""
-    facts = (recorded or {}).get(split)
-    if facts is None:
-        return open_dataset(config, split)
-    return RecordedDataset(facts, lambda: open_dataset(config, split))
-
-
-def open_dataset(config: ConfigDict, split: str) -> Dataset:
-    """Open the "train" or "test" split of the dataset that config.data names."""
-    with section("config.data"):
-        dataset = sets.open_dataset(data_options(config), split)
-        dataset.validate()
-        return dataset

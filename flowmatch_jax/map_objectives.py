@@ -1,14 +1,14 @@
 """Objectives that train the average velocity of a flow map (see `flow_maps`).
 
-An objective is a regression of u(t, s, x_t), at points of the path and with 0 <= t <= s, to a target
-that uses the network itself and gets no gradient:
+An objective is a regression of u(t, s, x_t), at points of the path and with 0 <= t <= s, to a
+target that uses the network itself and gets no gradient:
 
-    mean_flow     u_t + (s - t) du/dt                       MeanFlow (Geng et al. 2025, 2505.13447)
-    alpha_flow    alpha u_t + (1 - alpha) u(r, s, x_r)      alpha-Flow (Zhang et al. 2025, 2510.20771)
+    mean_flow     u_t + (s - t) du/dt                      MeanFlow (Geng et al. 2025, 2505.13447)
+    alpha_flow    alpha u_t + (1 - alpha) u(r, s, x_r)     alpha-Flow (Zhang et al. 2025)
 
-with r = t + alpha (s - t) and x_r = x_t + (r - t) u_t. At s = t both are flow matching. For alpha = 1
-so is the second everywhere, and for alpha -> 0 it tends to the first; it needs no derivative of the
-network.
+with r = t + alpha (s - t) and x_r = x_t + (r - t) u_t. At s = t both are flow matching. For alpha =
+1 so is the second everywhere, and for alpha -> 0 it tends to the first; it needs no derivative of
+the network.
 """
 
 from __future__ import annotations
@@ -160,9 +160,8 @@ def map_regression(
         inputs = {name: batch.get(name) for name in ("label", "condition")}
         if options.guidance != 1:
             u_t = guided_velocity(given, inputs, t, x_t, u_t, options.guidance)
-        at_end = steps is None or "step" not in batch
-        alpha = options.alpha_at(1.0 if at_end else batch["step"][0] / steps)
-
+        done = batch["step"][0] / steps if steps and "step" in batch else 1.0
+        alpha = options.alpha_at(done)
         value, wanted = target(given(**inputs), t, s, x_t, u_t, options, alpha)
         error = sum_dims((value - jax.lax.stop_gradient(wanted)) ** 2)
         weight = (jax.lax.stop_gradient(error) + options.eps) ** -options.power

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,10 +14,11 @@ from ml_collections import ConfigDict
 from flowmatch_jax import objectives, own_parts, predictions
 from flowmatch_jax.arrays import Array
 from flowmatch_jax.config.identity import fitted_to
-from flowmatch_jax.config.rules import map_options, solver_of
+from flowmatch_jax.config.rules import data_options, map_options, solver_of
 from flowmatch_jax.couplings import COUPLINGS
+from flowmatch_jax.data import sets
 from flowmatch_jax.data.conditioning import Conditioning
-from flowmatch_jax.data.dataset import Dataset
+from flowmatch_jax.data.dataset import Dataset, RecordedDataset
 from flowmatch_jax.map_objectives import MAP_OBJECTIVES
 from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.metrics.features.extractors import load_extractor
@@ -33,10 +35,27 @@ from flowmatch_jax.sampling import ancestral, fitted
 from flowmatch_jax.sampling.guidance import Guidance
 from flowmatch_jax.sampling.linear import Coefficients
 from flowmatch_jax.sampling.stochastic import NOISE_LEVELS, NoiseLevel
-from flowmatch_jax.solvers import FLOW_MAP
 from flowmatch_jax.times import GRIDS, TIMES
 
 WITHOUT_FIELD = {"regression": "data", "sr3": "noise"}  # objective -> prediction of its network
+
+
+def make_dataset(
+    config: ConfigDict, split: str, recorded: dict[str, Any] | None
+) -> Dataset | RecordedDataset:
+    """Open a split of the dataset; it is opened later where a run has recorded what it is."""
+    facts = (recorded or {}).get(split)
+    if facts is None:
+        return open_dataset(config, split)
+    return RecordedDataset(facts, lambda: open_dataset(config, split))
+
+
+def open_dataset(config: ConfigDict, split: str) -> Dataset:
+    """Open the "train" or "test" split of the dataset that config.data names."""
+    with section("config.data"):
+        dataset = sets.open_dataset(data_options(config), split)
+        dataset.validate()
+        return dataset
 
 
 def make_extractor(config: ConfigDict, data: Dataset) -> Extractor | None:
@@ -74,21 +93,6 @@ def check_sampling_path(config: ConfigDict) -> None:
     """Raise UserError if samples of a method without a vector field are to follow a path."""
     if config.solver.path is not None and config.objective.name in WITHOUT_FIELD:
         allowed = f"{config.objective.name} has no vector field to follow: leave it unset"
-        raise UserError("config.solver.path", config.solver.path, allowed)
-
-
-def check_flow_map(config: ConfigDict) -> None:
-    """Raise UserError unless samples can be drawn by calls of the model's flow map."""
-    if not config.network.two_times:
-        allowed = "the model has no flow map: use mean_flow or alpha_flow, or another method"
-        raise UserError("config.solver.method", FLOW_MAP, allowed)
-    if config.guidance.scale != 1:
-        allowed = (
-            "a flow map has the guidance of its training, config.flow_map.guidance: leave it 1"
-        )
-        raise UserError("config.guidance.scale", config.guidance.scale, allowed)
-    if config.solver.path not in (None, config.path.name):
-        allowed = "a flow map follows the path of training: leave it unset"
         raise UserError("config.solver.path", config.solver.path, allowed)
 
 

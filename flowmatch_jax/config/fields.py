@@ -1,7 +1,7 @@
 """All fields of the configuration, by section.
 
-Each field is declared once, in `model`, `network` or `running`, with its default, meaning, range, and what its
-value identifies (see `field`). Rules between fields are in `rules`.
+Each field is declared once, in `model`, `network` or `running`, with its default, meaning, range,
+and what its value identifies (see `field`). Rules between fields are in `rules`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from flowmatch_jax.paths import optimal_transport
 from flowmatch_jax.runge_kutta import STOCHASTIC
 from flowmatch_jax.runtime.errors import UserError, section
 from flowmatch_jax.runtime.own import is_own
-from flowmatch_jax.solvers import ADAPTIVE, Solver
+from flowmatch_jax.solvers import ADAPTIVE, FLOW_MAP, Solver
 from flowmatch_jax.times import GRIDS
 
 # (section, field that may name a user's own part, field of its options)
@@ -46,6 +46,8 @@ def validate(config: ConfigDict) -> None:
     with section("config.solver"):
         _solver(config.solver)
     _flow_map(config)
+    if config.solver.method == FLOW_MAP:
+        check_flow_map(config)
     with section("config.maximum_likelihood"):
         solver_of(config.maximum_likelihood).validate()
         likelihood.validate_solver(solver_of(config.maximum_likelihood))
@@ -173,6 +175,21 @@ def _flow_map(config: ConfigDict) -> None:
         if network.time_input != "t":
             allowed = "a network with two times takes them as they are: use t"
             raise UserError("config.network.time_input", network.time_input, allowed)
+
+
+def check_flow_map(config: ConfigDict) -> None:
+    """Raise UserError unless samples can be drawn by calls of the model's flow map."""
+    if not config.network.two_times:
+        allowed = "the model has no flow map: use mean_flow or alpha_flow, or another method"
+        raise UserError("config.solver.method", FLOW_MAP, allowed)
+    if config.guidance.scale != 1:
+        allowed = (
+            "a flow map has the guidance of its training, config.flow_map.guidance: leave it 1"
+        )
+        raise UserError("config.guidance.scale", config.guidance.scale, allowed)
+    if config.solver.path not in (None, config.path.name):
+        allowed = "a flow map follows the path of training: leave it unset"
+        raise UserError("config.solver.path", config.solver.path, allowed)
 
 
 def _likelihoods(config: ConfigDict) -> None:
