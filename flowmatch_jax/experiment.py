@@ -108,7 +108,7 @@ class Experiment:
         """Create the flow map X(t, s, x) of a network with two times.
 
         Raises:
-            UserError: the model has none, or its samples have guidance or another path.
+            UserError: the model has none, or its samples have guidance.
         """
         check_flow_map(self.config)
         u = predictions.average_velocity(self.apply, params, self.path, **inputs)
@@ -124,6 +124,11 @@ class Experiment:
         """Whether the model has a vector field and the config's solver is not for samples alone."""
         method = self.config.solver.method
         return self.is_flow and method != "fitted" and not Solver(method).is_for_samples
+
+    @property
+    def has_flow_map(self) -> bool:
+        """Whether samples can be drawn by calls of a flow map, see `flow_map`."""
+        return self.config.network.two_times and not self.guidance
 
     def generate(
         self,
@@ -265,9 +270,11 @@ def _check_own_parts(experiment: Experiment) -> None:
     x = jax.ShapeDtypeStruct(stored["x"].shape, jnp.float32)
     apply = experiment.train_apply
     if is_own(config.network.name):
+        end = jax.ShapeDtypeStruct(x.shape[:1], x.dtype)
+        given = inputs | ({"end": end} if config.network.two_times else {})
         with section("config.network"):
             own_parts.check_network(
-                "name", config.network.name, experiment.init_params, apply, x, inputs
+                "name", config.network.name, experiment.init_params, apply, x, given
             )
     with section("config.objective"):
         if is_own(fields.coupling):

@@ -38,8 +38,8 @@ from flowmatch_jax.runtime.errors import UserError, at_least, one_of, positive
 from flowmatch_jax.times import log_normal
 
 TANGENTS = ("conditional", "predicted")
-# (u, t, s, x_t, u_t, options, alpha) -> the target of u(t, s, x_t), and that value
-Target = Callable[..., tuple[Array, Array]]
+# (u, t, s, x_t, u_t, options, alpha) -> u(t, s, x_t), its target, and the unit of their difference
+Target = Callable[..., tuple[Array, Array, Array | float]]
 
 
 @dataclass(frozen=True)
@@ -104,21 +104,24 @@ def draw_times(key: Array, n: int, path: GaussianPath, options: MapOptions) -> t
 
 def mean_flow(
     u: AverageVelocity, t: Array, s: Array, x_t: Array, u_t: Array, options: MapOptions, _: Array
-) -> tuple[Array, Array]:
-    """Compute u(t, s, x_t) and MeanFlow's target, u_t + (s - t) du/dt."""
+) -> tuple[Array, Array, float]:
+    """Compute u(t, s, x_t) and MeanFlow's target, u_t + (s - t) du/dt; the unit is 1."""
     predicted = options.tangent == "predicted"
     tangent = jax.lax.stop_gradient(u(t, t, x_t)) if predicted else u_t
     value, derivative = along_flow(u, tangent, t, s, x_t)
-    return value, u_t + expand_time(s - t, x_t) * derivative
+    return value, u_t + expand_time(s - t, x_t) * derivative, 1.0
 
 
 def alpha_flow(
     u: AverageVelocity, t: Array, s: Array, x_t: Array, u_t: Array, _: MapOptions, alpha: Array
-) -> tuple[Array, Array]:
-    """Compute u(t, s, x_t) and alpha-Flow's target, alpha u_t + (1 - alpha) u(r, s, x_r)."""
+) -> tuple[Array, Array, Array]:
+    """Compute u(t, s, x_t) and alpha-Flow's target, alpha u_t + (1 - alpha) u(r, s, x_r).
+
+    Their difference is alpha times MeanFlow's, but for terms of order alpha^2: the unit is alpha.
+    """
     step = alpha * (s - t)
     x_r = x_t + expand_time(step, x_t) * u_t
-    return u(t, s, x_t), alpha * u_t + (1 - alpha) * u(t + step, s, x_r)
+    return u(t, s, x_t), alpha * u_t + (1 - alpha) * u(t + step, s, x_r), alpha
 
 
 def map_regression(
@@ -130,8 +133,9 @@ def map_regression(
 ) -> Objective:
     """Create E weight ||u(t, s, x_t) - target||^2 over t, s, x_1 and x_0.
 
-    The error is summed over dimensions, and the weight 1 / (error + eps)^power has no gradient, and
-    with alpha_flow the factor alpha.
+    The squared error e is summed over dimensions, in the unit of the target, and has the weight
+    unit / (e + eps)^power, without a gradient. For power = 1 this is the weight of alpha-Flow, and
+    for all powers the gradient of alpha_flow tends to that of mean_flow for alpha -> 0.
 
     Args:
         target: `mean_flow` or `alpha_flow`.
@@ -162,12 +166,10 @@ def map_regression(
             u_t = guided_velocity(given, inputs, t, x_t, u_t, options.guidance)
         done = batch["step"][0] / steps if steps and "step" in batch else 1.0
         alpha = options.alpha_at(done)
-        value, wanted = target(given(**inputs), t, s, x_t, u_t, options, alpha)
-        error = sum_dims((value - jax.lax.stop_gradient(wanted)) ** 2)
+        value, wanted, unit = target(given(**inputs), t, s, x_t, u_t, options, alpha)
+        error = sum_dims((value - jax.lax.stop_gradient(wanted)) ** 2) / unit**2
         weight = (jax.lax.stop_gradient(error) + options.eps) ** -options.power
-        if target is alpha_flow:
-            weight *= alpha
-        loss = jnp.mean(weight * error)
+        loss = jnp.mean(unit * weight * error)
         return loss, {"loss": loss, "squared_error": error.sum() / x1.size}
 
     return objective

@@ -112,15 +112,14 @@ def _solver(config: ConfigDict) -> None:
         if config[name] is not None and config.method not in STOCHASTIC:
             allowed = f"{config.method} adds no noise; choose one of: {', '.join(STOCHASTIC)}"
             raise UserError(name, config[name], allowed)
+    if config.method in ("fitted", FLOW_MAP) and config.path is not None:
+        allowed = f"the method {config.method} follows the path of training: leave it unset"
+        raise UserError("path", config.path, allowed)
     if config.method == "fitted":
         if config.steps is None:
             raise UserError("steps", None, "give the number of calls of the fitted solver")
         if config.grid != "uniform":
             raise UserError("grid", config.grid, "a fitted solver has its own times: leave it")
-        if config.path is not None:
-            raise UserError(
-                "path", config.path, "a fitted solver takes the model's: leave it unset"
-            )
         return
     solver_of(config).validate()
     if config.method in ADAPTIVE and config.grid != "uniform":
@@ -178,7 +177,7 @@ def _flow_map(config: ConfigDict) -> None:
 
 
 def check_flow_map(config: ConfigDict) -> None:
-    """Raise UserError unless samples can be drawn by calls of the model's flow map."""
+    """Raise UserError unless the model has a flow map for samples with this guidance."""
     if not config.network.two_times:
         allowed = "the model has no flow map: use mean_flow or alpha_flow, or another method"
         raise UserError("config.solver.method", FLOW_MAP, allowed)
@@ -187,9 +186,6 @@ def check_flow_map(config: ConfigDict) -> None:
             "a flow map has the guidance of its training, config.flow_map.guidance: leave it 1"
         )
         raise UserError("config.guidance.scale", config.guidance.scale, allowed)
-    if config.solver.path not in (None, config.path.name):
-        allowed = "a flow map follows the path of training: leave it unset"
-        raise UserError("config.solver.path", config.solver.path, allowed)
 
 
 def _likelihoods(config: ConfigDict) -> None:

@@ -22,7 +22,7 @@ from flowmatch_jax.paths import PATHS
 from flowmatch_jax.runtime.errors import positive, seed
 from flowmatch_jax.sampling.linear import METHODS, OF_VELOCITY
 from flowmatch_jax.sampling.stochastic import NOISE_LEVELS
-from flowmatch_jax.solvers import Solver
+from flowmatch_jax.solvers import FLOW_MAP, Solver
 from flowmatch_jax.times import GRIDS
 
 WEIGHTS = ("ema", "raw")
@@ -216,9 +216,9 @@ FIGURES: Section = {
         Of.FIGURES,
     ),
     "methods": Field(
-        (*METHODS, "fitted"),
-        "Fixed methods in the curves over NFE; fitted: where the run has a fitted solver.",
-        some_among((*METHODS, "fitted")),
+        (*METHODS, "fitted", FLOW_MAP),
+        "Fixed methods in the curves over NFE; fitted and flow_map: where the run has one.",
+        some_among((*METHODS, "fitted", FLOW_MAP)),
         Of.FIGURES,
     ),
     "reference_nfe": Field(

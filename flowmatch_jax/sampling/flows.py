@@ -83,7 +83,13 @@ def by_map(
         flow_map: the flow map of the model.
         x0, path, save_at: as in `sample`.
         solver: its steps or its grid are those of the map.
+
+    Raises:
+        UserError: the solver has another path.
     """
+    if solver.path not in (None, path):
+        allowed = "a flow map follows the path of training: leave it unset"
+        raise UserError("config.solver.path", solver.path, allowed)
     solver.validate()
     times = step_times(solver, np.float64(0), np.float64(path.t_end), np)
     return follow(flow_map, x0, times, save_at)
