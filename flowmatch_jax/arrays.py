@@ -3,6 +3,9 @@
 A *vector field* is a function ``v(t, x)`` of times ``t`` ([] or [B]) and points ``x`` ([B, ...])
 that returns velocities of x's shape, independently for each sample. A trained network, a
 closed-form marginal field and ``lambda t, x: x @ A.T`` are all vector fields.
+
+A *flow map* is a function ``X(t, s, x)`` that carries points at time t along the flow to time s,
+and an *average velocity* is a function ``u(t, s, x)`` of the same arguments; see `flow_maps`.
 """
 
 from __future__ import annotations
@@ -20,10 +23,13 @@ from flowmatch_jax.runtime.errors import UserError
 Array = jax.Array
 Params = Any
 Field = Callable[[Array, Array], Array]
-# apply(params, t, x, label=None, condition=None, key=None) -> output of x's shape; passing a key
-# turns on training mode (dropout).
+FlowMap = Callable[[Array, Array, Array], Array]
+AverageVelocity = Callable[[Array, Array, Array], Array]
+# apply(params, t, x, label=None, condition=None, key=None, end=None) -> output of x's shape.
+# Passing a key turns on training mode (dropout); end is the second time of networks with two times.
 Apply = Callable[..., Array]
-# Items of the data by name: "x" [B, ...], and "label" int32 [B] where there are labels.
+# Items of the data by name: "x" [B, ...], and "label" int32 [B] where there are labels. In training
+# "step" int32 [B] is the number of the training step.
 Batch = dict[str, Array]
 NO_LABEL = -1  # label of a sample without a label
 # Conditioning inputs of a network by name: "label" int32 [B], "condition" [B, H, W, C'].

@@ -5,7 +5,7 @@ Other modules take plain arguments; this one checks the configuration and derive
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,35 +15,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from flowmatch_jax import own_parts, pixels, predictions
-from flowmatch_jax.arrays import Apply, Array, Field, Inputs, Params
-from flowmatch_jax.config.rules import data_options, solver_of, validate
-from flowmatch_jax.data import sets
+from flowmatch_jax import flow_maps, own_parts, parts, predictions
+from flowmatch_jax.arrays import Apply, Array, Field, FlowMap, Inputs, Params
+from flowmatch_jax.config.rules import check_flow_map, solver_of, validate
 from flowmatch_jax.data.conditioning import Conditioning
-from flowmatch_jax.data.dataset import Dataset, RecordedDataset
+from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.dequantisation import Dequantisation
 from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.networks import Network, computing_in, init_params, pure_apply
 from flowmatch_jax.objectives import OBJECTIVES, Objective
-from flowmatch_jax.parts import (
-    WITHOUT_FIELD,
-    check_classes,
-    check_sampling_path,
-    make_clock,
-    make_conditioning,
-    make_coupling,
-    make_dequantisation,
-    make_extractor,
-    make_fitted,
-    make_grid,
-    make_guidance,
-    make_matching,
-    make_network,
-    make_noise,
-    make_objective,
-    make_path,
-    make_time,
-)
 from flowmatch_jax.paths import PATHS, GaussianPath
 from flowmatch_jax.predictions import vector_field
 from flowmatch_jax.runtime.errors import UserError, section
@@ -53,7 +33,7 @@ from flowmatch_jax.sampling import ancestral, flows
 from flowmatch_jax.sampling.guidance import Fields, Guidance, whole_field
 from flowmatch_jax.sampling.linear import Coefficients
 from flowmatch_jax.sampling.schedule import along
-from flowmatch_jax.solvers import Solution, Solver, counted
+from flowmatch_jax.solvers import FLOW_MAP, Solution, Solver, counted
 
 COMPUTING_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 SPLITS = ("train", "test")
@@ -82,7 +62,7 @@ class Experiment:
         mesh: the device mesh of training and evaluation.
         conditioning: the conditioning inputs of the network.
         guidance: guidance of samples; likelihoods ignore it.
-        dequantisation: how images are dequantised; None for points.
+        dequantisation: how images are dequantised.
         weak: the experiment of the weaker model that guides samples, if there is one. Parameters
             are then `GuidedParams`.
     """
@@ -99,7 +79,7 @@ class Experiment:
     mesh: Mesh
     conditioning: Conditioning
     guidance: Guidance
-    dequantisation: Dequantisation | None = None
+    dequantisation: Dequantisation
     weak: Experiment | None = None
 
     def field(self, params: Params, **inputs: Array) -> Field:
@@ -108,21 +88,31 @@ class Experiment:
         predicts = self.config.objective.predicts
         return vector_field(self.apply, params, self.path, predicts, **inputs)
 
-    @property
-    def dequantise(self) -> Callable[[Array, Array, int], Array]:
-        """The function (key, image, levels) -> x_1 of training."""
-        return self.dequantisation.training if self.dequantisation else pixels.dequantise
+    def flow_map(self, params: Params, **inputs: Array) -> FlowMap:
+        """Create the flow map X(t, s, x) of a network with two times.
+
+        Raises:
+            UserError: the model has none, or its samples have guidance.
+        """
+        check_flow_map(self.config)
+        u = predictions.average_velocity(self.apply, params, self.path, **inputs)
+        return flow_maps.from_average_velocity(u)
 
     @property
     def is_flow(self) -> bool:
         """Whether the model has a vector field, and therefore a solver."""
-        return self.config.objective.name not in WITHOUT_FIELD
+        return self.config.objective.name not in parts.WITHOUT_FIELD
 
     @property
     def has_likelihoods(self) -> bool:
         """Whether the model has a vector field and the config's solver is not for samples alone."""
         method = self.config.solver.method
         return self.is_flow and method != "fitted" and not Solver(method).is_for_samples
+
+    @property
+    def has_flow_map(self) -> bool:
+        """Whether samples can be drawn by calls of a flow map, see `flow_map`."""
+        return self.config.network.two_times and not self.guidance
 
     def generate(
         self,
@@ -154,7 +144,7 @@ class Experiment:
             levels = ancestral.noise_levels(self.path, self.config.sr3.steps)
             return ancestral.sample(predict, key, x0, levels)
         solution = self.follow(params, x0, key, inputs, solver, save_at)
-        scale = self.dequantisation.scale if self.dequantisation else 1.0
+        scale = self.dequantisation.scale
         return solution if scale == 1 else solution._replace(x=scale * solution.x)
 
     def follow(
@@ -168,6 +158,8 @@ class Experiment:
     ) -> Solution:
         """Follow the flow from source noise to the end of the path; arguments as in `generate`."""
         solver = solver or self.solver(self.sampling_path)
+        if isinstance(solver, Solver) and solver.method == FLOW_MAP:
+            return flows.by_map(self.flow_map(params, **inputs), x0, self.path, solver, save_at)
         fields, path = self._fields(params), self.path
         return flows.sample(fields, x0, key, inputs, path, solver, self.guidance, save_at)
 
@@ -195,12 +187,12 @@ class Experiment:
             path: the path; None: the one of training, as for likelihoods.
         """
         if self.config.solver.method == "fitted":
-            return make_fitted(self.config)
+            return parts.make_fitted(self.config)
         solver = replace(solver_of(self.config.solver), path=path or self.path)
         if solver.steps is None:
             return solver
-        grid = make_grid(self.config.solver, solver.steps, solver.path)
-        noise = make_noise(self.config.solver, solver.path)
+        grid = parts.make_grid(self.config.solver, solver.steps, solver.path)
+        noise = parts.make_noise(self.config.solver, solver.path)
         return replace(solver, steps=None, grid=grid, noise=noise)
 
     def objective_at(self, t: Array) -> Objective | None:
@@ -208,7 +200,9 @@ class Experiment:
         name = self.config.objective.name
         if name not in OBJECTIVES and not is_own(name):
             return None
-        return make_matching(self.config.objective, self.path, lambda key, n, path: jnp.full(n, t))
+        return parts.make_matching(
+            self.config.objective, self.path, lambda key, n, path: jnp.full(n, t)
+        )
 
     def init_params(self, key: Array) -> Params:
         """Initialise parameters, float32."""
@@ -232,33 +226,32 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
     validate(config)
     with section("config.mesh"):
         mesh = make_mesh(config.mesh.fsdp)
-    train_data, test_data = (_dataset(config.data, split, recorded) for split in SPLITS)
+    train_data, test_data = (parts.make_dataset(config.data, split, recorded) for split in SPLITS)
     if config.data.flip and not train_data.is_image:
         allowed = f"{train_data.name} is a set of points: leave it off"
         raise UserError("config.data.flip", True, allowed)
-    path = make_path(config.path)
-    dequantisation = make_dequantisation(config, path, train_data)
-    path = dequantisation.path if dequantisation else path
-    conditioning = make_conditioning(config.condition, train_data)
-    check_classes(config.evaluate, conditioning, train_data)
-    check_sampling_path(config)
-    network = make_network(config.network, train_data, conditioning)
+    dequantisation = parts.make_dequantisation(config, parts.make_path(config.path), train_data)
+    path = dequantisation.path
+    conditioning = parts.make_conditioning(config.condition, train_data)
+    parts.check_classes(config.evaluate, conditioning, train_data)
+    parts.check_sampling_path(config)
+    network = parts.make_network(config.network, train_data, conditioning)
     with section("config.network"):
         training = computing_in(network, COMPUTING_DTYPES[config.network.dtype])
-    clock = make_clock(config, path)
+    clock = parts.make_clock(config, path)
     experiment = Experiment(
         config=config,
         train_data=train_data,
         test_data=test_data,
         path=path,
-        objective=make_objective(config, path),
+        objective=parts.make_objective(config, path),
         network=network,
         train_apply=pure_apply(training, clock),
         apply=pure_apply(network, clock),
-        extractor=make_extractor(config.evaluate, train_data),
+        extractor=parts.make_extractor(config.evaluate, train_data),
         mesh=mesh,
         conditioning=conditioning,
-        guidance=make_guidance(config, conditioning),
+        guidance=parts.make_guidance(config, conditioning),
         dequantisation=dequantisation,
     )
     if experiment.is_flow and config.solver.method != "fitted":
@@ -279,15 +272,17 @@ def _check_own_parts(experiment: Experiment) -> None:
     x = jax.ShapeDtypeStruct(stored["x"].shape, jnp.float32)
     apply = experiment.train_apply
     if is_own(config.network.name):
+        end = jax.ShapeDtypeStruct(x.shape[:1], x.dtype)
+        given = inputs | ({"end": end} if config.network.two_times else {})
         with section("config.network"):
             own_parts.check_network(
-                "name", config.network.name, experiment.init_params, apply, x, inputs
+                "name", config.network.name, experiment.init_params, apply, x, given
             )
     with section("config.objective"):
         if is_own(fields.coupling):
-            own_parts.check_coupling("coupling", fields.coupling, make_coupling(fields), x)
+            own_parts.check_coupling("coupling", fields.coupling, parts.make_coupling(fields), x)
         if is_own(fields.time):
-            time = make_time(fields)
+            time = parts.make_time(fields)
             own_parts.check_time("time", fields.time, time, x.shape[0], experiment.path)
         if is_own(fields.name):
             params = jax.eval_shape(experiment.init_params, jax.random.key(0))
@@ -303,21 +298,3 @@ def _check_own_parts(experiment: Experiment) -> None:
         path = experiment.sampling_path
         with section("config.solver"):
             own_parts.check_noise("noise", solver.noise, experiment.solver(path).noise, path)
-
-
-def _dataset(
-    config: ConfigDict, split: str, recorded: dict[str, Any] | None
-) -> Dataset | RecordedDataset:
-    """A split of the dataset; opened later where a run has recorded what it is."""
-    facts = (recorded or {}).get(split)
-    if facts is None:
-        return open_dataset(config, split)
-    return RecordedDataset(facts, lambda: open_dataset(config, split))
-
-
-def open_dataset(config: ConfigDict, split: str) -> Dataset:
-    """Open the "train" or "test" split of the dataset that config.data names."""
-    with section("config.data"):
-        dataset = sets.open_dataset(data_options(config), split)
-        dataset.validate()
-        return dataset

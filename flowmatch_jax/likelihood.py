@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +85,7 @@ def log_prob(
         t0, t1: the ends of the solve; t1 should be the path's `t_end`.
         divergence: "hutchinson" (unbiased) or "exact" (as many derivatives as dimensions).
         probes: number of Hutchinson probes.
-        probe_kind: "rademacher", "gaussian" or "orthogonal" (see `probes`).
+        probe_kind: "rademacher", "gaussian" or "orthogonal" (see `divergence.PROBES`).
         block: number of derivatives of an exact divergence that are computed at once; memory
             grows with it.
 
@@ -97,7 +97,8 @@ def log_prob(
     back = solver if solver.grid is None else replace(solver, grid=solver.grid[::-1])
     solution, integrals = _with_divergence(field, x1, key, (t1, t0), back, *how)
     estimates = gaussian_log_prob(solution.x, source_std) + integrals
-    return LogProb(estimates.mean(axis=0), estimates, solution.x, *_cost(solution))
+    mean = estimates.mean(axis=0)
+    return LogProb(mean, estimates, solution.x, solution.nfe, solution.converged)
 
 
 def sample_with_log_prob(
@@ -109,29 +110,23 @@ def sample_with_log_prob(
     source_std: float = 1.0,
     t0: float = 0.0,
     t1: float = 1.0,
-    divergence: str = "hutchinson",
-    probes: int = 1,
-    probe_kind: str = "rademacher",
-    block: int = 1,
+    **how: Any,
 ) -> tuple[Array, LogProb]:
     """Draw samples with their log-densities in one solve, from noise to data.
 
     Args:
         field: v(t, x).
         x0: noise from the source N(0, source_std^2 I), [B, ...].
-        others: as in `log_prob`, whose estimates of log p_1(x_1) these are.
+        key, solver, t0, t1: as in `log_prob`.
+        **how: divergence, probes, probe_kind and block, as in `log_prob`.
 
     Returns:
         The samples x_1 [B, ...], and the result as `log_prob` returns it.
     """
-    how = (divergence, probes, probe_kind, block)
-    solution, integrals = _with_divergence(field, x0, key, (t0, t1), solver, *how)
+    solution, integrals = _with_divergence(field, x0, key, (t0, t1), solver, **how)
     estimates = gaussian_log_prob(x0, source_std) - integrals
-    return solution.x, LogProb(estimates.mean(axis=0), estimates, x0, *_cost(solution))
-
-
-def _cost(solution: Solution) -> tuple[Array, Array]:
-    return solution.nfe, solution.converged
+    mean = estimates.mean(axis=0)
+    return solution.x, LogProb(mean, estimates, x0, solution.nfe, solution.converged)
 
 
 def _with_divergence(
@@ -140,10 +135,10 @@ def _with_divergence(
     key: Array | None,
     times: tuple[float, float],
     solver: Solver,
-    divergence: str,
-    probes: int,
-    probe_kind: str,
-    block: int,
+    divergence: str = "hutchinson",
+    probes: int = 1,
+    probe_kind: str = "rademacher",
+    block: int = 1,
 ) -> tuple[Solution, Array]:
     """Solve for x between two times, with the integral of the divergence in nats, [P, B]."""
     validate_solver(solver)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from flowmatch_jax import paths
-from flowmatch_jax.arrays import Array, sum_dims
+from flowmatch_jax.arrays import Array, AverageVelocity, FlowMap, expand_time, sum_dims
 from flowmatch_jax.paths import GaussianPath
 
 
@@ -63,6 +63,48 @@ def velocity(
         return jnp.tensordot(r, u, axes=1)
 
     return jax.vmap(one)(t, x, responsibilities)
+
+
+def gaussian_flow_map(path: GaussianPath, mean: float | Array, std: float) -> FlowMap:
+    """Create the exact flow map of data N(mean, std^2 I).
+
+        X(t, s, x) = alpha_s mean + sqrt(V_s / V_t) (x - alpha_t mean),
+        V_t = sigma_t^2 + alpha_t^2 std^2.
+
+    Args:
+        path: a path with mu_t = alpha_t x_1 and a std that does not depend on x_1.
+        mean: [] or [D...].
+        std: the standard deviation of the data.
+    """
+
+    def moments(t: Array, x: Array) -> tuple[Array, Array]:
+        c = paths.coefficients(path, t, x)
+        return c.alpha * mean, jnp.sqrt(c.sigma**2 + (c.alpha * std) ** 2)
+
+    def flow_map(t: Array, s: Array, x: Array) -> Array:
+        (mean_t, std_t), (mean_s, std_s) = moments(t, x), moments(s, x)
+        return mean_s + std_s / std_t * (x - mean_t)
+
+    return flow_map
+
+
+def gaussian_average_velocity(
+    path: GaussianPath, mean: float | Array, std: float
+) -> AverageVelocity:
+    """Create the exact average velocity (X(t, s, x) - x) / (s - t) of data N(mean, std^2 I).
+
+    At s = t it is the velocity, dX/ds there. Derivatives by t and s need s and t that differ.
+    Arguments as in `gaussian_flow_map`.
+    """
+    flow_map = gaussian_flow_map(path, mean, std)
+
+    def average_velocity(t: Array, s: Array, x: Array) -> Array:
+        t, s = jnp.asarray(t, x.dtype), jnp.asarray(s, x.dtype)
+        _, v = jax.jvp(lambda s: flow_map(t, s, x), (t,), (jnp.ones_like(t),))
+        h = expand_time(s - t, x)
+        return jnp.where(h == 0, v, (flow_map(t, s, x) - x) / jnp.where(h == 0, 1, h))
+
+    return average_velocity
 
 
 def _per_sample(t: Array | float, x: Array) -> Array:

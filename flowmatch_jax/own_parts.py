@@ -83,7 +83,7 @@ def check_network(
     Args:
         init: key -> parameters.
         apply: the network as a function, as `networks.pure_apply` returns it.
-        x, inputs: shapes of its input and of its conditioning inputs.
+        x, inputs: shapes of its input, and of its conditioning inputs and second time, if any.
     """
     with blamed(field, name):
         params = jax.eval_shape(init, _key())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from ml_collections import ConfigDict
 from flowmatch_jax import objectives, own_parts, predictions
 from flowmatch_jax.arrays import Array
 from flowmatch_jax.config.identity import fitted_to
-from flowmatch_jax.config.rules import solver_of
+from flowmatch_jax.config.rules import data_options, map_options, solver_of
 from flowmatch_jax.couplings import COUPLINGS
+from flowmatch_jax.data import sets
 from flowmatch_jax.data.conditioning import Conditioning
-from flowmatch_jax.data.dataset import Dataset
+from flowmatch_jax.data.dataset import Dataset, RecordedDataset
 from flowmatch_jax.dequantisation import DEQUANTISATIONS, Dequantisation
+from flowmatch_jax.map_objectives import MAP_OBJECTIVES
 from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.metrics.features.extractors import load_extractor
 from flowmatch_jax.networks import Network, is_network, takes
@@ -37,6 +39,24 @@ from flowmatch_jax.sampling.stochastic import NOISE_LEVELS, NoiseLevel
 from flowmatch_jax.times import GRIDS, TIMES
 
 WITHOUT_FIELD = {"regression": "data", "sr3": "noise"}  # objective -> prediction of its network
+
+
+def make_dataset(
+    config: ConfigDict, split: str, recorded: dict[str, Any] | None
+) -> Dataset | RecordedDataset:
+    """Open a split of the dataset; it is opened later where a run has recorded what it is."""
+    facts = (recorded or {}).get(split)
+    if facts is None:
+        return open_dataset(config, split)
+    return RecordedDataset(facts, lambda: open_dataset(config, split))
+
+
+def open_dataset(config: ConfigDict, split: str) -> Dataset:
+    """Open the "train" or "test" split of the dataset that config.data names."""
+    with section("config.data"):
+        dataset = sets.open_dataset(data_options(config), split)
+        dataset.validate()
+        return dataset
 
 
 def make_extractor(config: ConfigDict, data: Dataset) -> Extractor | None:
@@ -110,10 +130,8 @@ def make_path(config: ConfigDict) -> GaussianPath:
         return path
 
 
-def make_dequantisation(
-    config: ConfigDict, path: GaussianPath, data: Dataset
-) -> Dequantisation | None:
-    """Create the dequantisation of images; None for points."""
+def make_dequantisation(config: ConfigDict, path: GaussianPath, data: Dataset) -> Dequantisation:
+    """Create the dequantisation of images, which may shorten the path; points have none."""
     name, objective = config.data.dequantisation, config.objective.name
     if name != "uniform" and not data.is_image:
         allowed = f"{data.name} is a set of points: leave it uniform"
@@ -121,7 +139,7 @@ def make_dequantisation(
     if name != "uniform" and objective in (*WITHOUT_FIELD, "maximum_likelihood"):
         allowed = f"{objective} does not follow the path to its noise: leave it uniform"
         raise UserError("config.data.dequantisation", name, allowed)
-    return DEQUANTISATIONS[name](path, data.levels) if data.is_image else None
+    return DEQUANTISATIONS[name](path, data.levels)
 
 
 def make_objective(config: ConfigDict, path: GaussianPath) -> Objective:
@@ -145,6 +163,9 @@ def make_objective(config: ConfigDict, path: GaussianPath) -> Objective:
         trace = {"divergence": options.divergence, "probes": options.probes}
         return objectives.maximum_likelihood(path, fields.predicts, solver_of(options), **trace)
     with section("config.objective"):
+        if fields.name in MAP_OBJECTIVES:
+            options, steps = map_options(config.flow_map), config.train.steps
+            return MAP_OBJECTIVES[fields.name](path, options, make_coupling(fields), steps)
         if fields.time == "importance":
             coupling = make_coupling(fields)
             return objectives.scoreflow_by_importance(path, fields.predicts, coupling)
@@ -227,7 +248,7 @@ def make_network(config: ConfigDict, data: Dataset, conditioning: Conditioning) 
     """Create the network, with computations in float32."""
     with section("config.network"):
         if is_own(config.name):
-            return _own_network(config.name, config.options)
+            return _own_network(config)
         kind = "unet" if data.is_image else "mlp"
         if config.name != kind:
             what = "images" if data.is_image else "points"
@@ -237,21 +258,23 @@ def make_network(config: ConfigDict, data: Dataset, conditioning: Conditioning) 
             raise UserError("name", kind, allowed)
         with section(kind):
             if kind == "mlp":
-                return MLP(**config.mlp)
+                return MLP(two_times=config.two_times, **config.mlp)
             channels = data.shape[-1]
             network = UNet(
                 out_channels=channels,
                 num_classes=data.num_classes if conditioning.labels else None,
                 condition_channels=conditioning.condition_channels(channels),
+                two_times=config.two_times,
                 **config.unet,
             )
             network.validate(data.shape[:2])
             return network
 
 
-def _own_network(name: str, options: Mapping[str, Any]) -> Network:
+def _own_network(config: ConfigDict) -> Network:
     """Create a user's own network; with an argument ``rngs``, the function makes an NNX module."""
-    make = resolve("name", name, {}, options)
+    name = config.name
+    make = resolve("name", name, {}, config.options)
     with blamed("name", name):
         network = FromNNX(make) if takes(make.func, "rngs") else make()
     if not is_network(network):

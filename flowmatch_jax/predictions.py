@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from flowmatch_jax.arrays import Apply, Array, Field, Params
+from flowmatch_jax.arrays import Apply, Array, AverageVelocity, Field, Params
 from flowmatch_jax.paths import Coefficients, GaussianPath, coefficients, starts_without_data
 from flowmatch_jax.runtime.errors import UserError, one_of
 
@@ -145,6 +145,28 @@ def vector_field(
         return convert(path, t, x, output, predicts, "velocity")
 
     return field
+
+
+def average_velocity(
+    apply: Apply, params: Params, path: GaussianPath, **inputs: Array | None
+) -> AverageVelocity:
+    """Create the average velocity u(t, s, x) of a network with two times; t and s are [] or [B].
+
+    Its field u(t, t, x) is the `vector_field` of the network.
+
+    Args:
+        apply: the network, apply(params, t, x, label=None, condition=None, end=None, key=None),
+            which predicts the velocity.
+        params: the parameters.
+        path: the conditional path.
+        **inputs: label and condition, as in `vector_field`, and in training the key of dropout.
+    """
+
+    def u(t: Array, s: Array, x: Array) -> Array:
+        t, s = (jnp.broadcast_to(jnp.asarray(time, x.dtype), x.shape[:1]) for time in (t, s))
+        return apply(params, t, network_input(path, t, x), end=s, **inputs)
+
+    return u
 
 
 def point_estimate(

@@ -27,6 +27,7 @@ from flowmatch_jax.runge_kutta import ADAPTIVE, ADJOINTS, FIXED, STOCHASTIC, Nor
 from flowmatch_jax.runtime.errors import UserError, at_least, one_of, positive
 
 Times = Sequence[float] | Array
+FLOW_MAP = "flow_map"  # calls of a flow map instead of a solve, see `flow_maps`
 NO_DENSITIES = "it solves for samples, not for log-densities: choose another method, such as ab2"
 
 
@@ -37,7 +38,8 @@ class Solver:
     Attributes:
         method: euler, midpoint, heun, rk4 (fixed), ab2, ab3, abm2, dpmpp2m (fixed, one call per
             step; see `multistep`), dopri5, tsit5, dopri8, bosh3 (adaptive), or euler_maruyama, sea,
-            shark (fixed; see `sampling.stochastic`, which solves them).
+            shark (fixed; see `sampling.stochastic`, which solves them). flow_map stands for one
+            call of a model's flow map per step (see `flow_maps`).
         rtol, atol: tolerances of an adaptive method; fixed methods ignore them.
         steps: number of equal steps of a fixed method.
         grid: alternative to ``steps``: the len(grid) - 1 steps of a fixed method as strictly
@@ -71,7 +73,7 @@ class Solver:
     @property
     def is_for_samples(self) -> bool:
         """Whether the method solves for samples along a path, and not for log-densities."""
-        return self.method in STOCHASTIC or self._predicts_data
+        return self.method in (*STOCHASTIC, FLOW_MAP) or self._predicts_data
 
     @property
     def _predicts_data(self) -> bool:
@@ -79,7 +81,8 @@ class Solver:
 
     def validate(self) -> None:
         """Raise UserError unless the method is known and the settings are consistent."""
-        one_of("method", self.method, FIXED | MULTISTEP | STOCHASTIC | ADAPTIVE)
+        methods = FIXED | MULTISTEP | STOCHASTIC | ADAPTIVE
+        one_of("method", self.method, [*methods, FLOW_MAP])
         one_of("adjoint", self.adjoint, ADJOINTS)
         if self.method in MULTISTEP and self.adjoint == "backsolve":
             allowed = f"the multistep method {self.method!r} takes 'checkpointed'"
@@ -136,7 +139,7 @@ def counted(x: Array, calls: int) -> Solution:
 
 def count_calls(method: str, steps: Array | int) -> Array | int:
     """Count the calls of the field in a number of steps, accepted and rejected, of a method."""
-    return steps if method in MULTISTEP else runge_kutta.count_calls(method, steps)
+    return steps if method in (*MULTISTEP, FLOW_MAP) else runge_kutta.count_calls(method, steps)
 
 
 def all_finite(x: Any) -> Array:
@@ -191,6 +194,9 @@ def integrate(
 
 def _validate(solver: Solver, x: Any, t0: float, t1: float, save_at: Times | None) -> None:
     solver.validate()
+    if solver.method == FLOW_MAP:
+        allowed = "a vector field is no flow map: choose another method, such as ab2"
+        raise UserError("method", solver.method, allowed)
     if solver.method in MULTISTEP and t0 == t1:
         raise UserError("t1", t1, f"the steps of {solver.method} end at another time than t0")
     if solver.method in STOCHASTIC:

@@ -56,6 +56,14 @@ def skewed(key: Array, n: int, path: GaussianPath, stratified: bool = False) -> 
     return time_at_log_snr(path, 1.2 - 1.2 * normal(key, n, stratified))
 
 
+def log_normal(key: Array, n: int, path: GaussianPath, mean: float, std: float) -> Array:
+    """Draw t with sigma_t / alpha_t = exp(mean + std z), z ~ N(0, 1).
+
+    On the OT path it equals 1 - t = 1 / (1 + exp(-mean - std z)).
+    """
+    return time_at_log_snr(path, -mean - std * jax.random.normal(key, (n,)))
+
+
 def logit_normal(
     key: Array,
     n: int,

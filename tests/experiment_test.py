@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from configs import checkerboard_ot, digits_ot
-from flowmatch_jax import times
+from flowmatch_jax import marginals, times
 from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.experiment import build
 from flowmatch_jax.paths import PATHS
@@ -287,6 +287,71 @@ class BuildTest(parameterized.TestCase):
         self.assertFalse(build(config).has_likelihoods)
         config.maximum_likelihood.update(method="dpmpp2m", steps=4)
         with self.assertRaisesRegex(UserError, "config.maximum_likelihood.method: got 'dpmpp2m'"):
+            build(config)
+
+    def flow_map_of_points(self, **fields):
+        """An experiment whose network is the exact average velocity of data N(0.3, 0.5^2)."""
+        config = experiment_config("configs/checkerboard_mean_flow.py")
+        config.update_from_flattened_dict(fields)
+        experiment = build(config)
+        exact = marginals.gaussian_average_velocity(experiment.path, 0.3, 0.5)
+        apply = lambda params, t, x, end=None, **_: exact(t, t if end is None else end, x)  # noqa: E731
+        return dataclasses.replace(experiment, apply=apply)
+
+    @parameterized.parameters(1, 2, 3)
+    def test_samples_by_calls_of_a_flow_map(self, steps):
+        fields = {"solver.method": "flow_map", "solver.steps": steps, "solver.grid": "cosine"}
+        experiment = self.flow_map_of_points(**fields)
+        x0 = jax.random.normal(jax.random.key(0), (6, 2))
+        samples = experiment.generate({}, x0, jax.random.key(1), {})
+        np.testing.assert_allclose(samples.x, 0.3 + 0.5 * x0, rtol=1e-3, atol=1e-5)
+        self.assertEqual(samples.nfe, steps)
+        self.assertFalse(experiment.has_likelihoods)
+        # The solver of a script; and its field is that of all other methods.
+        solver = Solver("flow_map", steps=4)
+        self.assertEqual(experiment.generate({}, x0, jax.random.key(1), {}, solver).nfe, 4)
+        solved = experiment.generate({}, x0, jax.random.key(1), {}, Solver("rk4", steps=20))
+        np.testing.assert_allclose(solved.x, 0.3 + 0.5 * x0, rtol=1e-3, atol=1e-4)
+        elsewhere = Solver("flow_map", steps=4, path=PATHS["vp"]())
+        with self.assertRaisesRegex(UserError, "config.solver.path: .*path of training"):
+            experiment.generate({}, x0, jax.random.key(1), {}, elsewhere)
+
+    @parameterized.parameters(
+        ({"network.two_times": False}, "network.two_times: got False; mean_flow learns"),
+        ({"objective.name": "flow_matching"}, "network.two_times: got True; flow_matching learns"),
+        ({"objective.predicts": "data"}, "objective.predicts: got 'data'; .* use velocity"),
+        ({"objective.time": "skewed"}, "objective.time: got 'skewed'; .*leave it uniform"),
+        ({"network.time_input": "log_snr"}, "network.time_input: got 'log_snr'; .* use t"),
+        ({"flow_map.guidance": 2.0}, "flow_map.guidance: got 2.0; it needs"),
+        ({"flow_map.equal": 2.0}, r"flow_map.equal: got 2.0; it must be in \[0, 1\]"),
+        ({"solver.method": "flow_map"}, "solver.steps: got None; .*'flow_map' takes"),
+        (
+            {"solver.method": "flow_map", "solver.steps": 1, "solver.path": "vp"},
+            "solver.path: got 'vp'; the method flow_map follows",
+        ),
+        (
+            {
+                "solver.method": "flow_map",
+                "solver.steps": 1,
+                "guidance.scale": 2.0,
+                "condition.labels": True,
+            },
+            "guidance.scale: got 2.0; a flow map has",
+        ),
+        (
+            {
+                "solver.method": "flow_map",
+                "solver.steps": 1,
+                "objective.name": "flow_matching",
+                "network.two_times": False,
+            },
+            "solver.method: got 'flow_map'; the model has no flow map",
+        ),
+    )
+    def test_flow_maps_that_are_refused(self, fields, error):
+        config = experiment_config("configs/digits_mean_flow.py")
+        config.update_from_flattened_dict(fields)
+        with self.assertRaisesRegex(UserError, f"^config.{error}"):
             build(config)
 
     def test_options_of_grids(self):

@@ -39,8 +39,10 @@ def experiment_config(path: str) -> ConfigDict:
         return from_record(read_record(file, "its run is not needed any more"))
     if file is not None:
         return _get_config(file, _run(file))
-    data, _, method = Path(path).stem.rpartition("_")
-    base = base_of(path, data)
+    words = Path(path).stem.split("_")
+    splits = [("_".join(words[:n]), "_".join(words[n:])) for n in reversed(range(1, len(words)))]
+    found = ((base_of(path, data), method) for data, method in splits)
+    base, method = next((each for each in found if each[0] is not None), (None, None))
     if base is None:
         raise UserError("--config", path, "there is no such file; see configs/")
     names = _run(base)

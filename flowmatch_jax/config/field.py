@@ -49,8 +49,8 @@ class Field:
         of: what the value identifies.
         kind: type of a field whose default is None.
         before: value in effect in runs that are older than the field.
-        omit_unset: whether `select` leaves the field out while it is None, as if the run were older
-            than the field.
+        omit_unset: whether `select` leaves the field out while it has its default, as if the run
+            were older than the field.
     """
 
     default: Any
@@ -70,10 +70,11 @@ def owned(
     of: Of = TRAINED,
     kind: type | None = None,
     before: Any = None,
+    omit_unset: bool = False,
 ) -> Field:
     """Declare a field whose default is that of the argument ``name`` of a function or class."""
     default = inspect.signature(owner).parameters[name].default
-    return Field(default, help, check, of, kind, before)
+    return Field(default, help, check, of, kind, before, omit_unset)
 
 
 Section = Mapping[str, "Field | Section"]
@@ -122,7 +123,8 @@ def select(section: Section, config: Mapping[str, Any], of: Of) -> dict[str, Any
         elif of in entry.of:
             if name in config:
                 value = plain(config[name])
-                is_empty = value == {} or (value is None and entry.omit_unset)
+                is_unset = value == plain(entry.default)
+                is_empty = value == {} or (is_unset and entry.omit_unset)
                 chosen |= {} if is_empty else {name: value}
             elif entry.before is not None:
                 chosen[name] = entry.before

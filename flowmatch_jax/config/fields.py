@@ -1,7 +1,7 @@
 """All fields of the configuration, by section.
 
-Each field is declared once, in `model` or `running`, with its default, meaning, range, and what its
-value identifies (see `field`). Rules between fields are in `rules`.
+Each field is declared once, in `model`, `network` or `running`, with its default, meaning, range,
+and what its value identifies (see `field`). Rules between fields are in `rules`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,16 @@ from ml_collections import ConfigDict
 
 from flowmatch_jax.config.checks import least
 from flowmatch_jax.config.field import Field, Of, Section, defaults
-from flowmatch_jax.config.model import CONDITION, DATA, GUIDANCE, NETWORK, OBJECTIVE, PATH, SR3
+from flowmatch_jax.config.model import (
+    CONDITION,
+    DATA,
+    FLOW_MAP,
+    GUIDANCE,
+    OBJECTIVE,
+    PATH,
+    SR3,
+)
+from flowmatch_jax.config.network import NETWORK
 from flowmatch_jax.config.running import (
     EVALUATE,
     FIGURES,
@@ -34,6 +43,7 @@ FIELDS: Section = {
     "path": PATH,
     "objective": OBJECTIVE,
     "maximum_likelihood": MAXIMUM_LIKELIHOOD,
+    "flow_map": FLOW_MAP,
     "sr3": SR3,
     "network": NETWORK,
     "optimizer": OPTIMIZER,

@@ -55,6 +55,26 @@ def ve(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def mean_flow(config: ConfigDict) -> ConfigDict:
+    """MeanFlow: a flow map, whose samples need one or a few calls of the network.
+
+    Its evaluation solves the map's vector field; config.solver.method=flow_map calls the map. The
+    derivative by time is tame with slow sinusoids alone, hence the time scale.
+    """
+    config.objective.name = "mean_flow"
+    config.network.two_times = True
+    config.network.unet.time_scale = 1.0
+    config.figures.nfe = (1, 2, *config.figures.nfe)
+    return config
+
+
+def alpha_flow(config: ConfigDict) -> ConfigDict:
+    """alpha-Flow: the flow map of `mean_flow`, trained without derivatives of the network."""
+    config = mean_flow(config)
+    config.objective.name = "alpha_flow"
+    return config
+
+
 def regression(config: ConfigDict) -> ConfigDict:
     """Regression to the mean in one network call, without a path; for super-resolution only."""
     config.objective.name = "regression"
@@ -93,6 +113,8 @@ METHODS: dict[str, Callable[[ConfigDict], ConfigDict]] = {
     "score": score,
     "scoreflow": scoreflow,
     "ve": ve,
+    "mean_flow": mean_flow,
+    "alpha_flow": alpha_flow,
     "regression": regression,
     "sr3": sr3,
     "tuned": tuned,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from flowmatch_jax.config.checks import among, among_or_own, least, own_options
 from flowmatch_jax.config.field import EVERYTHING, TRAINED, Field, Of, Section, owned
 from flowmatch_jax.couplings import COUPLINGS
@@ -9,17 +11,13 @@ from flowmatch_jax.data import sets
 from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.images.resolution import FILTERS
 from flowmatch_jax.dequantisation import DEQUANTISATIONS
-from flowmatch_jax.networks.mlp import MLP
-from flowmatch_jax.networks.unet import UNet
+from flowmatch_jax.map_objectives import MAP_OBJECTIVES, MapOptions
 from flowmatch_jax.objectives import OBJECTIVES
 from flowmatch_jax.paths import PATHS
 from flowmatch_jax.predictions import FROM_DATA_AND_NOISE
 from flowmatch_jax.sampling.guidance import Guidance
 from flowmatch_jax.times import TIMES
 
-DTYPES = ("float32", "bfloat16")
-NETWORKS = ("unet", "mlp")
-TIME_INPUTS = ("t", "log_snr")
 SAMPLED = Of.SCORES | Of.FIGURES
 
 
@@ -198,10 +196,10 @@ PATH: Section = {
 OBJECTIVE: Section = {
     "name": Field(
         "flow_matching",
-        "flow_matching | ddpm | score_matching | scoreflow | maximum_likelihood; for "
-        "super-resolution, without a vector field: regression | sr3; or your own: "
-        "module:function.",
-        among_or_own((*OBJECTIVES, "maximum_likelihood", "regression", "sr3")),
+        "flow_matching | ddpm | score_matching | scoreflow | maximum_likelihood; for flow maps: "
+        "mean_flow | alpha_flow; for super-resolution, without a vector field: regression | sr3; "
+        "or your own: module:function.",
+        among_or_own((*OBJECTIVES, *MAP_OBJECTIVES, "maximum_likelihood", "regression", "sr3")),
         EVERYTHING,
     ),
     "options": options_of("objective", EVERYTHING),
@@ -235,55 +233,28 @@ OBJECTIVE: Section = {
     ),
 }
 
+_of_maps = partial(owned, MapOptions, of=Of.ROW, omit_unset=True)
+FLOW_MAP: Section = {
+    "tangent": _of_maps(
+        "tangent", "Velocity along which mean_flow differentiates: conditional | predicted."
+    ),
+    "alpha": _of_maps("alpha", "alpha of alpha_flow; 1 is flow matching."),
+    "anneal": _of_maps(
+        "anneal", "Shares of config.train.steps between which alpha falls from 1 to its value."
+    ),
+    "equal": _of_maps("equal", "Share of the samples whose two times are equal."),
+    "start": _of_maps(
+        "start", "Mean and standard deviation of log(sigma_t / alpha_t) at the first time, t."
+    ),
+    "end": _of_maps(
+        "end", "The same at the second time, s, which is t where it would be before it."
+    ),
+    "power": _of_maps("power", "The error e of a sample is divided by (e + eps)^power."),
+    "eps": _of_maps("eps", "See power."),
+    "guidance": _of_maps("guidance", "Guidance scale that the map learns; 1: none."),
+}
+
 SR3: Section = {
     "levels": Field(2000, "Noise levels of the training schedule.", least(1), Of.ROW | Of.SCORES),
     "steps": Field(100, "Steps of ancestral sampling, one network call each.", least(1), Of.SCORES),
-}
-
-NETWORK: Section = {
-    "name": Field(
-        "unet",
-        "unet (images) | mlp (points), or your own: module:function.",
-        among_or_own(NETWORKS),
-        TRAINED,
-    ),
-    "options": options_of("network", TRAINED),
-    "dtype": Field("float32", "Computing dtype in training.", among(DTYPES), Of.ROW),
-    "time_input": Field(
-        "t",
-        "Time input of the network: t (sr3: the noise level) | log_snr (the log signal-to-noise "
-        "ratio).",
-        among(TIME_INPUTS),
-        TRAINED,
-        before="t",
-    ),
-    "unet": {
-        "channels": owned(UNet, "channels", "Width of the first level."),
-        "multipliers": owned(UNet, "multipliers", "Width of each level, in units of channels."),
-        "depth": owned(UNet, "depth", "Residual blocks per level."),
-        "attention_sides": owned(
-            UNet, "attention_sides", "Feature maps with these sides get attention."
-        ),
-        "heads": owned(UNet, "heads", "Attention heads."),
-        "head_channels": owned(
-            UNet, "head_channels", "Channels per head; overrides heads.", kind=int
-        ),
-        "dropout": owned(UNet, "dropout", "Dropout rate in training.", of=Of.ROW),
-        "scale_shift_norm": owned(
-            UNet, "scale_shift_norm", "Time and label scale and shift the group norm."
-        ),
-        "residual_resampling": owned(UNet, "residual_resampling", "ADM's resblock_updown."),
-        "conv_resampling": owned(UNet, "conv_resampling", "Resampling has a convolution."),
-        "time_scale": owned(
-            UNet,
-            "time_scale",
-            "Factor on the time input before its sinusoids, whose frequencies are at most 1.",
-        ),
-        "remat": owned(UNet, "remat", "Recompute activations in the backward pass.", of=Of.NOTHING),
-    },
-    "mlp": {
-        "width": owned(MLP, "width", "Width of each hidden layer.", least(1)),
-        "depth": owned(MLP, "depth", "Number of hidden layers.", least(1)),
-        "frequencies": owned(MLP, "frequencies", "Octaves of the input's sinusoids.", least(0)),
-    },
 }

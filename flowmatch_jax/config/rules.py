@@ -15,12 +15,13 @@ from flowmatch_jax import likelihood
 from flowmatch_jax.config.field import check
 from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.data import sets
+from flowmatch_jax.map_objectives import MAP_OBJECTIVES, MapOptions
 from flowmatch_jax.metrics.scores import SCORES
 from flowmatch_jax.paths import optimal_transport
 from flowmatch_jax.runge_kutta import STOCHASTIC
 from flowmatch_jax.runtime.errors import UserError, section
 from flowmatch_jax.runtime.own import is_own
-from flowmatch_jax.solvers import ADAPTIVE, Solver
+from flowmatch_jax.solvers import ADAPTIVE, FLOW_MAP, Solver
 from flowmatch_jax.times import GRIDS, TIMES
 
 # (section, field that may name a user's own part, field of its options)
@@ -48,6 +49,9 @@ def validate(config: ConfigDict) -> None:
         _guidance(config.guidance)
     with section("config.solver"):
         _solver(config.solver)
+    _flow_map(config)
+    if config.solver.method == FLOW_MAP:
+        check_flow_map(config)
     with section("config.maximum_likelihood"):
         solver_of(config.maximum_likelihood).validate()
         likelihood.validate_solver(solver_of(config.maximum_likelihood))
@@ -112,15 +116,14 @@ def _solver(config: ConfigDict) -> None:
         if config[name] is not None and config.method not in STOCHASTIC:
             allowed = f"{config.method} adds no noise; choose one of: {', '.join(STOCHASTIC)}"
             raise UserError(name, config[name], allowed)
+    if config.method in ("fitted", FLOW_MAP) and config.path is not None:
+        allowed = f"the method {config.method} follows the path of training: leave it unset"
+        raise UserError("path", config.path, allowed)
     if config.method == "fitted":
         if config.steps is None:
             raise UserError("steps", None, "give the number of calls of the fitted solver")
         if config.grid != "uniform":
             raise UserError("grid", config.grid, "a fitted solver has its own times: leave it")
-        if config.path is not None:
-            raise UserError(
-                "path", config.path, "a fitted solver takes the model's: leave it unset"
-            )
         return
     solver_of(config).validate()
     if config.method in ADAPTIVE and config.grid != "uniform":
@@ -166,6 +169,52 @@ def _numbers(
         if not isinstance(value, int | float) or isinstance(value, bool) != wants_bool:
             allowed = "it takes True or False" if wants_bool else "it takes a number"
             raise UserError(f"{field}.{name}", value, allowed)
+
+
+def map_options(config: ConfigDict) -> MapOptions:
+    """Convert config.flow_map to the options of `map_objectives`."""
+    return MapOptions(**config)
+
+
+def _flow_map(config: ConfigDict) -> None:
+    """Raise UserError unless the network, the objective and the labels fit a flow map, or none."""
+    with section("config.flow_map"):
+        map_options(config.flow_map).validate()
+    objective, network = config.objective, config.network
+    learns_map = objective.name in MAP_OBJECTIVES
+    if learns_map and not network.two_times:
+        allowed = f"{objective.name} learns a flow map between two times: turn it on"
+        raise UserError("config.network.two_times", False, allowed)
+    if learns_map and objective.time != "uniform":
+        allowed = f"{objective.name} has the times of config.flow_map: leave it uniform"
+        raise UserError("config.objective.time", objective.time, allowed)
+    if learns_map and config.flow_map.guidance != 1:
+        has_both = config.condition.labels and config.condition.label_dropout > 0
+        if not has_both:
+            allowed = "it needs config.condition.labels, some of them dropped: leave it 1"
+            raise UserError("config.flow_map.guidance", config.flow_map.guidance, allowed)
+    if network.two_times:
+        if not learns_map and not is_own(objective.name):
+            allowed = f"{objective.name} learns no flow map: leave it off"
+            raise UserError("config.network.two_times", True, allowed)
+        if objective.predicts != "velocity":
+            allowed = "a flow map is made of velocities: use velocity"
+            raise UserError("config.objective.predicts", objective.predicts, allowed)
+        if network.time_input != "t":
+            allowed = "a network with two times takes them as they are: use t"
+            raise UserError("config.network.time_input", network.time_input, allowed)
+
+
+def check_flow_map(config: ConfigDict) -> None:
+    """Raise UserError unless the model has a flow map for samples with this guidance."""
+    if not config.network.two_times:
+        allowed = "the model has no flow map: use mean_flow or alpha_flow, or another method"
+        raise UserError("config.solver.method", FLOW_MAP, allowed)
+    if config.guidance.scale != 1:
+        allowed = (
+            "a flow map has the guidance of its training, config.flow_map.guidance: leave it 1"
+        )
+        raise UserError("config.guidance.scale", config.guidance.scale, allowed)
 
 
 def _likelihoods(config: ConfigDict) -> None:

@@ -23,7 +23,7 @@ from flowmatch_jax.paths import PATHS
 from flowmatch_jax.runtime.errors import positive, seed
 from flowmatch_jax.sampling.linear import METHODS, OF_VELOCITY
 from flowmatch_jax.sampling.stochastic import NOISE_LEVELS
-from flowmatch_jax.solvers import Solver
+from flowmatch_jax.solvers import FLOW_MAP, Solver
 from flowmatch_jax.times import GRIDS
 
 WEIGHTS = ("ema", "raw")
@@ -89,7 +89,7 @@ SOLVER: Section = {
         Solver,
         "method",
         "euler midpoint heun rk4 | of one call per step: ab2 ab3 abm2 dpmpp2m | adaptive: dopri5 "
-        "tsit5 dopri8 bosh3 | stochastic: euler_maruyama sea shark | fitted.",
+        "tsit5 dopri8 bosh3 | stochastic: euler_maruyama sea shark | fitted | flow_map.",
         of=SOLVED,
     ),
     "rtol": owned(Solver, "rtol", "Relative tolerance of adaptive methods.", of=SOLVED),
@@ -225,9 +225,9 @@ FIGURES: Section = {
         Of.FIGURES,
     ),
     "methods": Field(
-        (*METHODS, "fitted"),
-        "Fixed methods in the curves over NFE; fitted: where the run has a fitted solver.",
-        some_among((*METHODS, "fitted")),
+        (*METHODS, "fitted", FLOW_MAP),
+        "Fixed methods in the curves over NFE; fitted and flow_map: where the run has one.",
+        some_among((*METHODS, "fitted", FLOW_MAP)),
         Of.FIGURES,
     ),
     "reference_nfe": Field(

@@ -5,7 +5,8 @@ A network is a Flax Linen module, or an object with two functions:
     init(key, t, x, label=None, condition=None) -> params
     apply(params, t, x, label=None, condition=None, key=None) -> output of x's shape
 
-A network needs the arguments label, condition, and train or key only if it uses them.
+A network needs the arguments label, condition, and train or key only if it uses them. A network
+with two times, for flow maps, has a further argument end=None, the second time; None stands for t.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ def init_params(network: Network, key: Array, t: Array, x: Array, **inputs: Arra
 
 
 def pure_apply(network: Network, clock: Callable[[Array], Array] = lambda t: t) -> Apply:
-    """Return the network as a function apply(params, t, x, label=None, condition=None, key=None).
+    """Return the network as apply(params, t, x, label=None, condition=None, key=None, end=None).
 
-    Passing a key turns on training mode; the dropout masks are drawn from it.
+    Passing a key turns on training mode; the dropout masks are drawn from it. ``end`` is the second
+    time of a network with two times.
 
     Args:
         clock: maps t to the network's time input.
@@ -68,8 +70,9 @@ def pure_apply(network: Network, clock: Callable[[Array], Array] = lambda t: t) 
         label: Array | None = None,
         condition: Array | None = None,
         key: Array | None = None,
+        end: Array | None = None,
     ) -> Array:
-        given = {"label": label, "condition": condition}
+        given = {"label": label, "condition": condition, "end": end}
         inputs = {name: value for name, value in given.items() if value is not None}
         if is_linen:
             params, rngs = {"params": params}, None if key is None else {"dropout": key}

@@ -22,6 +22,8 @@ class MLP(nn.Module):
         width: units in each hidden layer.
         depth: number of hidden layers; the paper uses 5 layers of 512 units.
         frequencies: octaves of sinusoids; the longest period is 8 for x and 2 for t.
+        two_times: the network takes a second time, ``end``, for flow maps (see `flow_maps`):
+            end - t is a further input, with its sinusoids.
         dtype: computing dtype of all layers but the first, whose inputs bfloat16 would round; None:
             x's dtype. The output has x's dtype.
     """
@@ -29,6 +31,7 @@ class MLP(nn.Module):
     width: int = 512
     depth: int = 5
     frequencies: int = 4
+    two_times: bool = False
     dtype: Any = None
 
     @nn.compact
@@ -39,19 +42,31 @@ class MLP(nn.Module):
         label: Array | None = None,
         condition: Array | None = None,
         train: bool = False,
+        end: Array | None = None,
     ) -> Array:
         """Predict at times t ([B] or []) for points x [B, D]; returns [B, D], x's dtype.
 
+        With two_times it predicts the average velocity from t to ``end`` ([B] or []); None stands
+        for t, where it is the velocity.
+
         Raises:
-            UserError: a label or a condition is given; the MLP supports neither.
+            UserError: a label or a condition is given, which the MLP does not support, or ``end``
+                without two_times.
         """
+        if end is not None and not self.two_times:
+            raise UserError("end", end.shape, "this network takes one time; set two_times")
         if label is not None or condition is not None:
             raise UserError("network", "mlp", "it takes no label and no condition; use unet")
-        t = jnp.broadcast_to(t, x.shape[:1]).astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        t = jnp.broadcast_to(t, x.shape[:1]).astype(wide)
+        times = t[:, None]
+        if self.two_times:
+            end = t if end is None else jnp.broadcast_to(end, x.shape[:1]).astype(wide)
+            times = jnp.stack([t, end - t], axis=-1)
         # Coordinates in units of the longest period.
-        z = jnp.concatenate([x / 8, t[:, None] / 2], axis=-1)
+        z = jnp.concatenate([x / 8, times / 2], axis=-1)
         waves = [2 * jnp.pi * 2**k * z for k in range(self.frequencies)]
-        h = jnp.concatenate([x, t[:, None], *map(jnp.sin, waves), *map(jnp.cos, waves)], axis=-1)
+        h = jnp.concatenate([x, times, *map(jnp.sin, waves), *map(jnp.cos, waves)], axis=-1)
         for i in range(self.depth):
             dtype = self.dtype if i > 0 else None
             h = nn.gelu(nn.Dense(self.width, dtype=dtype, name=f"hidden_{i}")(h))

@@ -51,6 +51,7 @@ class UNet(nn.Module):
             and repeat.
         num_classes: number of classes; None for unconditional networks.
         condition_channels: channels of a conditioning image concatenated to x; 0 for none.
+        two_times: the network takes a second time, ``end``, for flow maps (see `flow_maps`).
         time_scale: factor on t before its sinusoids, whose frequencies are at most 1 (not stated in
             the paper; 1000 in ADM, 1 in torchcfm and facebookresearch/flow_matching).
         dtype: computing dtype, e.g. bfloat16; None: x's. Parameters are float32, the output has x's
@@ -72,6 +73,7 @@ class UNet(nn.Module):
     conv_resampling: bool = True
     num_classes: int | None = None
     condition_channels: int = 0
+    two_times: bool = False
     time_scale: float = 1000.0
     dtype: Any = None
     remat: bool = False
@@ -84,6 +86,7 @@ class UNet(nn.Module):
         label: Array | None = None,
         condition: Array | None = None,
         train: bool = False,
+        end: Array | None = None,
     ) -> Array:
         """Predict at times t for images x.
 
@@ -93,19 +96,22 @@ class UNet(nn.Module):
             label: int32 [B] in [0, num_classes), or -1 for "no label"; None stands for -1.
             condition: [B, H, W, condition_channels].
             train: turns on dropout, which draws from the "dropout" rng.
+            end: [B] or [], with two_times: predict the average velocity from t to this time; None
+                stands for t, where it is the velocity.
 
         Returns:
             [B, H, W, out_channels], x's dtype.
 
         Raises:
-            UserError: the sides cannot be halved at every level, the network has no label or
-                condition input, or the condition's shape is wrong.
+            UserError: the sides cannot be halved at every level, the network has no label,
+                condition or second time, or the condition's shape is wrong.
         """
         self.validate(x.shape[1:3])
-        self._check_inputs(x, label, condition)
+        self._check_inputs(x, label, condition, end)
         output_dtype = x.dtype
         block, attention = self._block(train), self._attention()
-        embedding = self._embed(jnp.broadcast_to(t, x.shape[:1]), label)
+        times = (jnp.broadcast_to(time, x.shape[:1]) for time in (t, t if end is None else end))
+        embedding = self._embed(*times, label)
         if condition is not None:
             x = jnp.concatenate([x, condition], axis=-1)
         if self.dtype is not None:
@@ -196,13 +202,19 @@ class UNet(nn.Module):
             if self.head_channels is None and width % self.heads:
                 raise UserError("heads", self.heads, f"they must divide {width} channels")
 
-    def _embed(self, t: Array, label: Array | None) -> Array:
-        """Embed time and label, [B] each, as [B, 4 channels], in float32 or wider."""
+    def _embed(self, t: Array, end: Array, label: Array | None) -> Array:
+        """Embed times and label, [B] each, as [B, 4 channels], in float32 or wider."""
         width = 4 * self.channels
-        t = t.astype(jnp.promote_types(t.dtype, jnp.float32))
-        h = time_embedding(self.time_scale * t, self.channels)
-        h = nn.Dense(width, name="time_0")(h)
-        h = nn.Dense(width, name="time_1")(nn.silu(h))
+
+        def embed(t: Array, name: str) -> Array:
+            t = t.astype(jnp.promote_types(t.dtype, jnp.float32))
+            h = time_embedding(self.time_scale * t, self.channels)
+            h = nn.Dense(width, name=f"{name}_0")(h)
+            return nn.Dense(width, name=f"{name}_1")(nn.silu(h))
+
+        h = embed(t, "time")
+        if self.two_times:
+            h += embed(end - t, "duration")
         if self.num_classes is None:
             return h
         table = nn.Embed(self.num_classes, width, name="label")
@@ -228,7 +240,11 @@ class UNet(nn.Module):
 
         return attention
 
-    def _check_inputs(self, x: Array, label: Array | None, condition: Array | None) -> None:
+    def _check_inputs(
+        self, x: Array, label: Array | None, condition: Array | None, end: Array | None
+    ) -> None:
+        if end is not None and not self.two_times:
+            raise UserError("end", end.shape, "this network takes one time; set two_times")
         if label is not None and self.num_classes is None:
             raise UserError("label", label.shape, "this network has no classes; set num_classes")
         expected = (*x.shape[:-1], self.condition_channels) if self.condition_channels else None

@@ -23,8 +23,8 @@ from flowmatch_jax.parts import read_fitted
 from flowmatch_jax.runtime.progress import progress_bar
 from flowmatch_jax.runtime.workdir import read_metrics
 from flowmatch_jax.sampling.fitted import solver_file
-from flowmatch_jax.sampling.linear import Coefficients, calls_per_step, of_method
-from flowmatch_jax.solvers import Solver
+from flowmatch_jax.sampling.linear import METHODS, Coefficients, calls_per_step, of_method
+from flowmatch_jax.solvers import FLOW_MAP, Solver
 
 Rows = list[dict[str, Any]]
 
@@ -58,7 +58,7 @@ def solvers_for(experiment: Experiment, calls: int, workdir: Path) -> dict[str, 
         file = solver_file(workdir, calls, experiment.guidance)
         if method == "fitted" and file.exists():
             found[method] = read_fitted(experiment.config, file, calls)
-        elif method != "fitted" and (steps := steps_for(method, calls)) is not None:
+        elif method in METHODS and (steps := steps_for(method, calls)) is not None:
             grid = np.linspace(0, experiment.path.t_end, steps + 1)
             found[method] = of_method(method, grid, experiment.path)
     return found
@@ -119,6 +119,9 @@ def over_nfe(experiment: Experiment, params: Params, workdir: Path) -> Rows:
         for calls in config.figures.nfe
         for method, solver in solvers_for(experiment, calls, workdir).items()
     ]
+    if FLOW_MAP in config.figures.methods and experiment.has_flow_map:
+        maps = [Solver(FLOW_MAP, steps=calls) for calls in config.figures.nfe]
+        cells += [(FLOW_MAP, make_sampler(experiment, size, each)) for each in maps]
     with progress_bar(cells, desc="over NFE") as bar:
         for method, sampler in bar:
             x, nfe = solve_batches(experiment, sampler, params)

@@ -21,6 +21,7 @@ from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.files import Unreadable, read_json
 from flowmatch_jax.runtime.workdir import write_csv
 from flowmatch_jax.sampling.linear import METHODS
+from flowmatch_jax.solvers import FLOW_MAP
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def draw_overlays(
         pictures.append(partial(_draw_few_calls, sources, folder))
     over_training = partial(_overlay, sources, "over_training", "step")
     pictures.append(partial(over_training, distance, folder / "figure5.png"))
-    for solver in (*METHODS, "fitted", "best"):
+    for solver in (*METHODS, "fitted", FLOW_MAP, "best"):
         for side, y in (("left", "mean_squared_error"), ("right", distance)):
             path = folder / f"figure7_{side}_{solver}.png"
             pictures.append(partial(_overlay, sources, "over_nfe", "nfe", y, path, solver))

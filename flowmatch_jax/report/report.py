@@ -81,15 +81,24 @@ def table_1(rows: Rows, wanted: dict[str, Any]) -> Table:
         columns.append(Column(score_name("fd", frechet["extractor"]), 3))
     columns += [Column("NFE", 1), Column("steps", 0, None), Column("ms a step", 0, None)]
     table = {}
+
+    def add(label: str, weights: str, runs: list[Run], found: list[dict[str, Any]]) -> None:
+        cells = [_score(found, score)]
+        if frechet:
+            cells.append(_over_seeds(found, score_name("fd", frechet["extractor"])))
+        cells += [_over_seeds(found, "sample_nfe"), Cell(runs[0].step)]
+        cells.append(Cell(runs[0].milliseconds_a_step()))
+        table[label if weights == "ema" else f"{label} ({weights} weights)"] = cells
+
     for label, runs in rows.items():
         for weights in _weights(runs, wanted):
-            found = [runs_.results(run, wanted).get(weights, {}) for run in runs]
-            cells = [_score(found, score)]
-            if frechet:
-                cells.append(_over_seeds(found, score_name("fd", frechet["extractor"])))
-            cells += [_over_seeds(found, "sample_nfe"), Cell(runs[0].step)]
-            cells.append(Cell(runs[0].milliseconds_a_step()))
-            table[label if weights == "ema" else f"{label} ({weights} weights)"] = cells
+            add(label, weights, runs, [runs_.results(run, wanted).get(weights, {}) for run in runs])
+        by_calls = [runs_.results_by_calls(run, wanted, frechet) for run in runs]
+        for calls in sorted(set().union(*by_calls)):
+            name = f"{label}, {calls} call{'s' if calls > 1 else ''}"
+            found = [results.get(calls, {}) for results in by_calls]
+            for weights in dict.fromkeys(kind for results in found for kind in results):
+                add(name, weights, runs, [results.get(weights, {}) for results in found])
     return Table(_caption(rows, wanted, frechet), columns, table)
 
 

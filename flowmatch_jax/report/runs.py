@@ -14,6 +14,7 @@ from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.files import Unreadable, read_json
 from flowmatch_jax.runtime.workdir import read_metrics
+from flowmatch_jax.solvers import FLOW_MAP
 
 # (objective, path) -> the paper's name for the method
 METHODS = {
@@ -24,6 +25,8 @@ METHODS = {
     ("flow_matching", "ot"): "FM w/ OT",
     ("flow_matching", "ve"): "FM w/ VE",
     ("sr3", "vp"): "SR3",
+    ("mean_flow", "ot"): "MeanFlow",
+    ("alpha_flow", "ot"): "alpha-Flow",
 }
 WITHOUT_PATH = {"maximum_likelihood": "CNF, maximum likelihood", "regression": "Regression"}
 # Prefixes of the scores that a likelihood solve computes.
@@ -143,6 +146,24 @@ def results(run: Run, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
             for weights, values in record["results"].items():
                 found[weights] = found.get(weights, {}) | trusted(values)
     return found
+
+
+def results_by_calls(
+    run: Run, wanted: dict[str, Any], frechet: dict[str, Any] | None
+) -> dict[int, dict[str, dict[str, Any]]]:
+    """Collect the results of samples by calls of a flow map: calls -> weights -> {name: value}.
+
+    Their conditions are those wanted but for the solver.
+    """
+    of_all = lambda found: {k: v for k, v in found.items() if not k.startswith("solver.")}  # noqa: E731
+    found: dict[int, dict[str, dict[str, Any]]] = {}
+    for record in run.records:
+        got = conditions(record)
+        by_map = record["solver"]["method"] == FLOW_MAP and got != wanted
+        if by_map and of_all(got) == of_all(wanted) and record["frechet"] == frechet:
+            results = {weights: trusted(values) for weights, values in record["results"].items()}
+            found.setdefault(record["solver"]["steps"], {}).update(results)
+    return dict(sorted(found.items()))
 
 
 def trusted(values: Mapping[str, Any]) -> dict[str, Any]:

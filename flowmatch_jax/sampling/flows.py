@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from flowmatch_jax.arrays import Array, Inputs
+from flowmatch_jax.arrays import Array, FlowMap, Inputs
+from flowmatch_jax.flow_maps import follow
 from flowmatch_jax.paths import GaussianPath
 from flowmatch_jax.runge_kutta import STOCHASTIC
 from flowmatch_jax.runtime.errors import UserError
@@ -16,7 +18,7 @@ from flowmatch_jax.sampling import linear, piecewise, stochastic
 from flowmatch_jax.sampling.guidance import Fields, Guidance, network_calls, stretches, whole_field
 from flowmatch_jax.sampling.linear import Coefficients
 from flowmatch_jax.sampling.schedule import along
-from flowmatch_jax.solvers import Solution, Solver, integrate
+from flowmatch_jax.solvers import Solution, Solver, integrate, step_times
 
 
 def sample(
@@ -66,3 +68,28 @@ def sample(
     if guidance:
         return piecewise.follow(stretches(fields, inputs, guidance), x0, *how)
     return integrate(fields.of(**inputs), x0, *how)
+
+
+def by_map(
+    flow_map: FlowMap,
+    x0: Array,
+    path: GaussianPath,
+    solver: Solver,
+    save_at: Sequence[float] | Array | None = None,
+) -> Solution:
+    """Draw samples by calls of a flow map instead of a solve, one for each step of the solver.
+
+    Args:
+        flow_map: the flow map of the model.
+        x0, path, save_at: as in `sample`.
+        solver: its steps or its grid are those of the map.
+
+    Raises:
+        UserError: the solver has another path.
+    """
+    if solver.path not in (None, path):
+        allowed = "a flow map follows the path of training: leave it unset"
+        raise UserError("config.solver.path", solver.path, allowed)
+    solver.validate()
+    times = step_times(solver, np.float64(0), np.float64(path.t_end), np)
+    return follow(flow_map, x0, times, save_at)

@@ -55,7 +55,7 @@ def tiled(apply: Apply, side: int, overlap: int, batch: int) -> Apply:
         batch: maximum number of tiles per network call.
 
     Returns:
-        apply(params, t, x, label=None, condition=None) for x [B, H, W, C] and condition
+        apply(params, t, x, label=None, condition=None, end=None) for x [B, H, W, C] and condition
         [B, H, W, C'] with `fitting` H and W.
     """
 
@@ -66,6 +66,7 @@ def tiled(apply: Apply, side: int, overlap: int, batch: int) -> Apply:
         label: Array | None = None,
         condition: Array | None = None,
         key: Array | None = None,
+        end: Array | None = None,
     ) -> Array:
         rows, columns = places(x.shape[1:3], side, overlap)
         each = len(rows)
@@ -77,6 +78,8 @@ def tiled(apply: Apply, side: int, overlap: int, batch: int) -> Apply:
             return jnp.repeat(of_canvas, each, axis=0)
 
         inputs = {"t": repeat(jnp.broadcast_to(t, x.shape[:1])), "x": cut(x)}
+        if end is not None:
+            inputs["end"] = repeat(jnp.broadcast_to(end, x.shape[:1]))
         if label is not None:
             inputs["label"] = repeat(label)
         if condition is not None:

@@ -61,7 +61,8 @@ def make_loss(
             inputs = training_inputs(batch | {"x": x}, inputs_key)
         if levels is not None:
             x = dequantise(noise_key, x, levels)
-        return objective(apply, params, {"x": x, **inputs}, objective_key)
+        step = {"step": batch["step"]} if "step" in batch else {}
+        return objective(apply, params, {"x": x, **inputs, **step}, objective_key)
 
     return loss
 
@@ -99,7 +100,7 @@ def experiment_gradient(
         config.data.flip,
         config.train.accumulate,
         experiment.conditioning.training_inputs,
-        experiment.dequantise,
+        experiment.dequantisation.training,
     )
 
 
@@ -176,6 +177,7 @@ def _step(
     """Take one step of `make_train_step`."""
     if images is not None:
         batch = batch | {"x": images[batch["index"]]}
+    batch = batch | {"step": jnp.full(jax.tree.leaves(batch)[0].shape[:1], state.step)}
     key = jax.random.fold_in(state.key, state.step)
     gradients, metrics = gradient(state.params, batch, key)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)

@@ -87,7 +87,7 @@ def _first_batch_loss(experiment: Experiment) -> Callable[[Params, Batch, Array]
         _without_dropout(experiment.apply),
         experiment.test_data.levels,
         training_inputs=lambda batch, key: conditioning.inputs(batch),
-        dequantise=experiment.dequantise,
+        dequantise=experiment.dequantisation.training,
     )
     return lambda params, batches, key: loss(params, jax.tree.map(lambda x: x[0], batches), key)[0]
 

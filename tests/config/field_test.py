@@ -70,7 +70,13 @@ class DeclarationsTest(absltest.TestCase):
         check(FIELDS, default_config())
 
     def test_a_method_changes_no_more_than_it_says(self):
-        """Path, objective, condition and name; the tuned recipe dropout and clipping too."""
+        """Path, objective, condition and name; some methods also what they are about."""
+        of_maps = ("network.two_times", "network.unet.time_scale", "figures.nfe")
+        further = {
+            "tuned": ("network.unet.dropout", "optimizer.clip_norm"),
+            "mean_flow": of_maps,
+            "alpha_flow": of_maps,
+        }
         may_change = ("method", "path.name", "objective.", "condition.labels")
         for name, method in METHODS.items():
             before, after = (
@@ -78,9 +84,9 @@ class DeclarationsTest(absltest.TestCase):
             )
             changed = [path for path in before if before[path] != after[path]]
             self.assertNotEmpty(changed)
-            tuned = ("network.unet.dropout", "optimizer.clip_norm") if name == "tuned" else ()
+            allowed = (*may_change, *further.get(name, ()))
             for path in changed:
-                self.assertTrue(path.startswith((*may_change, *tuned)), f"{name}: {path}")
+                self.assertTrue(path.startswith(allowed), f"{name}: {path}")
 
     def test_config_dicts_and_records_select_alike(self):
         config = default_config()

@@ -9,7 +9,7 @@ import numpy as np
 from absl.testing import parameterized
 
 import configs
-from flowmatch_jax import experiment
+from flowmatch_jax import experiment, parts
 from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.training.optimizer import learning_rate_schedule
@@ -89,7 +89,7 @@ def build(config):
         config.data.folder.path = "pictures"
     if config.data.name == "arrays":
         config.data.arrays.train = "points" if config.network.name == "mlp" else "arrays"
-    with mock.patch.object(experiment, "open_dataset", empty):
+    with mock.patch.object(parts, "open_dataset", empty):
         return experiment.build(config)
 
 

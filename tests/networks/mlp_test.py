@@ -59,6 +59,21 @@ class MLPTest(absltest.TestCase):
         self.assertEqual(low.dtype, jnp.float32)
         np.testing.assert_allclose(low, self.module.apply(variables, self.t, self.x), rtol=0.05)
 
+    def test_a_second_time(self):
+        """It is two more inputs, with sinusoids; without it the velocity is predicted, at t."""
+        module = MLP(16, 3, two_times=True)
+        variables = module.init(jax.random.key(0), self.t, self.x)
+        kernel = variables["params"]["hidden_0"]["kernel"]
+        self.assertEqual(kernel.shape, (4 + 2 * 4 * 4, 16))
+        variables = jax.tree.map(lambda p: p + 0.1, variables)
+        at_t = module.apply(variables, self.t, self.x)
+        same = module.apply(variables, self.t, self.x, end=self.t)
+        np.testing.assert_array_equal(same, at_t)
+        later = module.apply(variables, self.t, self.x, end=1.0)
+        self.assertGreater(float(jnp.abs(later - at_t).max()), 1e-3)
+        with self.assertRaisesRegex(UserError, "end: .* takes one time"):
+            self.module.apply(self.variables, self.t, self.x, end=self.t)
+
     def test_it_takes_no_label(self):
         with self.assertRaises(UserError):
             self.module.apply(self.variables, self.t, self.x, jnp.zeros(2, jnp.int32))

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from flowmatch_jax.flow_maps import along_flow
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.unet import UNet
 from flowmatch_jax.runtime.errors import UserError
@@ -234,6 +235,69 @@ class OptionsTest(parameterized.TestCase):
             gradient(False),
             gradient(True),
         )
+
+
+class TwoTimesTest(absltest.TestCase):
+    """With a second time, for flow maps: attention, dropout and a label are there, too."""
+
+    OPTIONS = TINY | {"num_classes": 4, "dropout": 0.3, "time_scale": 3.0}
+    END = jnp.array([0.4, 0.6, 1.0])
+    LABEL = jnp.array([1, -1, 3])
+
+    def test_one_more_embedding_and_nothing_else(self):
+        one, two = (UNet(**self.OPTIONS, two_times=two) for two in (False, True))
+        before, after = (
+            jax.eval_shape(module.init, jax.random.key(0), TIMES, images())["params"]
+            for module in (one, two)
+        )
+        self.assertEqual(set(after) - set(before), {"duration_0", "duration_1"})
+        for tower in (after.pop("duration_0"), after.pop("duration_1")):
+            self.assertEqual(tower["bias"].shape, (32,))
+        self.assertEqual(jax.tree.map(jnp.shape, before), jax.tree.map(jnp.shape, after))
+
+    def test_without_an_end_it_is_at_t(self):
+        module = UNet(**self.OPTIONS, two_times=True)
+        params = {"params": parameters(module, TIMES, images())}
+        apply = jax.jit(module.apply)
+        at_t = apply(params, TIMES, images())
+        np.testing.assert_array_equal(apply(params, TIMES, images(), end=TIMES), at_t)
+        later = apply(params, TIMES, images(), end=self.END)
+        self.assertGreater(float(jnp.abs(later - at_t).max()), 1e-2)
+        with self.assertRaisesRegex(UserError, "end: .* takes one time"):
+            UNet(**self.OPTIONS).apply(params, TIMES, images(), end=TIMES)
+
+    def test_mean_flow_s_gradient_in_float64(self):
+        """With du/dt by finite differences it is the same: forward and reverse mode are right."""
+        with jax.enable_x64(True):
+            network = pure_apply(UNet(**self.OPTIONS, two_times=True))
+            x, v = (images(key).astype(jnp.float64) for key in (0, 1))
+            t, end = TIMES.astype(jnp.float64), self.END.astype(jnp.float64)
+            params = parameters(UNet(**self.OPTIONS, two_times=True), t, x)
+            params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
+
+            def gradient(derivative):
+                def loss(params):
+                    u = lambda t, s, x: network(  # noqa: E731
+                        params, t, x, self.LABEL, end=s, key=jax.random.key(5)
+                    )
+                    value, du = derivative(u)
+                    target = jax.lax.stop_gradient(v + (end - t)[:, None, None, None] * du)
+                    return jnp.mean((value - target) ** 2)
+
+                return jax.jit(jax.grad(loss))(params)
+
+            def differences(u, h=1e-5):
+                ahead, behind = (u(t + sign * h, end, x + sign * h * v) for sign in (1, -1))
+                return u(t, end, x), (ahead - behind) / (2 * h)
+
+            found = gradient(lambda u: along_flow(u, v, t, end, x))
+            expected = gradient(differences)
+            largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8 * largest),
+                found,
+                expected,
+            )
 
 
 class ErrorsTest(parameterized.TestCase):

@@ -81,6 +81,26 @@ class CurvesTest(parameterized.TestCase):
             rows[2]["mean_squared_error"], expected[1]["mean_squared_error"], rtol=1e-4
         )
 
+    def test_calls_of_a_flow_map(self):
+        """The exact map of dx/dt = x / 2 has no error at any number of calls, unlike Euler's."""
+
+        def apply(params, t, x, end=None, **_):
+            h = (0.0 if end is None else end - t) * jnp.ones_like(t)
+            growth = jnp.where(h == 0, 0.5, jnp.expm1(0.5 * h) / jnp.where(h == 0, 1, h))
+            return params * growth[:, None] * x
+
+        of_map = {"objective__name": "mean_flow", "network__two_times": True}
+        experiment = points(apply=apply, figures__nfe=(1, 2, 4), **of_map)
+        by_method, workdir = {}, Path(self.create_tempdir().full_path)
+        for row in curves.over_nfe(experiment, ONE, workdir):
+            by_method.setdefault(row["method"], {})[row["nfe"]] = row["mean_squared_error"]
+        self.assertEqual(list(by_method["flow_map"]), [1, 2, 4])
+        self.assertLess(max(by_method["flow_map"].values()), 1e-8)
+        self.assertGreater(by_method["euler"][4], 1e-4)
+        by_map = points(apply=apply, solver__method="flow_map", solver__steps=2, **of_map)
+        t, x = curves.paths_of_samples(by_map, ONE, 6, 5)
+        np.testing.assert_allclose(x, np.exp(0.5 * t)[:, None, None] * x[0], rtol=1e-4)
+
     def test_distance_of_images(self):
         rows = curves.over_nfe(images(figures__nfe=(4,)), ONE, NOWHERE)
         # The field is zero: all solvers give the noise itself, rounded as their programs do.

@@ -56,6 +56,24 @@ class ReportTest(absltest.TestCase):
         )
         self.assertEqual((self.report / "table1.tex").read_text().count("\\textbf"), 3)
 
+    def test_rows_of_a_flow_map_s_calls(self):
+        """They are in the table of solves, where all but the solver is alike."""
+        config = changed(CONFIG, objective__name="mean_flow")
+        by_map = {"solver__method": "flow_map", "solver__steps": 1}
+        sampled = {"fd_pixels": 0.9, "sample_nfe": 1.0}
+        records = [
+            record({"ema": scores()}),
+            record({"ema": sampled}, **by_map),
+            record({"ema": sampled | {"sample_nfe": 2.0}}, **by_map | {"solver__steps": 2}),
+            record({"ema": sampled}, **by_map | {"solver__steps": 4, "samples__batch_size": 3}),
+        ]
+        write_run(self.folder / "mf", config, records)
+        write_run(self.folder / "ot")
+        self.write("mf", "ot")
+        found = [(row["method"], row["NFE"]) for row in self.table("table1")]
+        names = ["MeanFlow", "MeanFlow, 1 call", "MeanFlow, 2 calls", "FM w/ OT"]
+        self.assertEqual(found, list(zip(names, ("40.0", "1.0", "2.0", "40.0"), strict=True)))
+
     def test_mean_and_standard_error_over_seeds(self):
         values = [2.0, 2.1, 2.6]
         for seed, bits in enumerate(values):

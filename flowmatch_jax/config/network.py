@@ -1,0 +1,67 @@
+"""The fields that describe the network."""
+
+from __future__ import annotations
+
+from flowmatch_jax.config.checks import among, among_or_own, least
+from flowmatch_jax.config.field import TRAINED, Field, Of, Section, owned
+from flowmatch_jax.config.model import options_of
+from flowmatch_jax.networks.mlp import MLP
+from flowmatch_jax.networks.unet import UNet
+
+DTYPES = ("float32", "bfloat16")
+NETWORKS = ("unet", "mlp")
+TIME_INPUTS = ("t", "log_snr")
+
+NETWORK: Section = {
+    "name": Field(
+        "unet",
+        "unet (images) | mlp (points), or your own: module:function.",
+        among_or_own(NETWORKS),
+        TRAINED,
+    ),
+    "options": options_of("network", TRAINED),
+    "dtype": Field("float32", "Computing dtype in training.", among(DTYPES), Of.ROW),
+    "time_input": Field(
+        "t",
+        "Time input of the network: t (sr3: the noise level) | log_snr (the log signal-to-noise "
+        "ratio).",
+        among(TIME_INPUTS),
+        TRAINED,
+        before="t",
+    ),
+    "two_times": Field(
+        False,
+        "The network takes a second time: it predicts the average velocity of a flow map.",
+        of=TRAINED,
+        before=False,
+    ),
+    "unet": {
+        "channels": owned(UNet, "channels", "Width of the first level."),
+        "multipliers": owned(UNet, "multipliers", "Width of each level, in units of channels."),
+        "depth": owned(UNet, "depth", "Residual blocks per level."),
+        "attention_sides": owned(
+            UNet, "attention_sides", "Feature maps with these sides get attention."
+        ),
+        "heads": owned(UNet, "heads", "Attention heads."),
+        "head_channels": owned(
+            UNet, "head_channels", "Channels per head; overrides heads.", kind=int
+        ),
+        "dropout": owned(UNet, "dropout", "Dropout rate in training.", of=Of.ROW),
+        "scale_shift_norm": owned(
+            UNet, "scale_shift_norm", "Time and label scale and shift the group norm."
+        ),
+        "residual_resampling": owned(UNet, "residual_resampling", "ADM's resblock_updown."),
+        "conv_resampling": owned(UNet, "conv_resampling", "Resampling has a convolution."),
+        "time_scale": owned(
+            UNet,
+            "time_scale",
+            "Factor on the time input before its sinusoids, whose frequencies are at most 1.",
+        ),
+        "remat": owned(UNet, "remat", "Recompute activations in the backward pass.", of=Of.NOTHING),
+    },
+    "mlp": {
+        "width": owned(MLP, "width", "Width of each hidden layer.", least(1)),
+        "depth": owned(MLP, "depth", "Number of hidden layers.", least(1)),
+        "frequencies": owned(MLP, "frequencies", "Octaves of the input's sinusoids.", least(0)),
+    },
+}
