@@ -272,9 +272,7 @@ def image_bits_per_dim(
         key: key of the dequantisations and the probes.
         samples: K, the number of dequantisations.
         probes: number of Hutchinson probes; at least two if K > 1.
-        draw: (key, image) -> (x at t1, log q(x | image)), as a `Dequantisation` has it; None: the
-            uniform one.
-        others: as in `log_prob`.
+        draw: a `Dequantisation`'s likelihood, whose path ends at t1; None: uniform noise.
 
     Raises:
         UserError: ``samples`` is below one, K > 1 has one probe or dependent ones, or `log_prob`
