@@ -45,8 +45,8 @@ def places(sides: tuple[int, int], side: int, overlap: int) -> tuple[np.ndarray,
 def tiled(apply: Apply, side: int, overlap: int, batch: int) -> Apply:
     """Turn a network for tiles into one for canvases.
 
-    Outputs are averaged. At a pixel the velocity is the same affine function of the output for all
-    tiles, so the result is also the mean of their velocities for every kind of prediction.
+    At a pixel the velocity is the same affine function of the output for all tiles, so the mean
+    output is also the mean of their velocities, for every kind of prediction.
 
     Args:
         apply: the network for images [B, side, side, C].
@@ -55,8 +55,7 @@ def tiled(apply: Apply, side: int, overlap: int, batch: int) -> Apply:
         batch: maximum number of tiles per network call.
 
     Returns:
-        apply(params, t, x, label=None, condition=None, end=None) for x [B, H, W, C] and condition
-        [B, H, W, C'] with `fitting` H and W.
+        The network for x [B, H, W, C] and condition [B, H, W, C'] with `fitting` H and W.
     """
 
     def apply_to_canvas(
