@@ -45,8 +45,8 @@ def places(sides: tuple[int, int], side: int, overlap: int) -> tuple[np.ndarray,
 def tiled(apply: Apply, side: int, overlap: int, batch: int) -> Apply:
     """Turn a network for tiles into one for canvases.
 
-    Outputs are averaged. At a pixel the velocity is the same affine function of the output for all
-    tiles, so the result is also the mean of their velocities for every kind of prediction.
+    At a pixel the velocity is the same affine function of the output for all tiles, so the mean
+    output is also the mean of their velocities, for every kind of prediction.
 
     Args:
         apply: the network for images [B, side, side, C].
@@ -55,8 +55,7 @@ def tiled(apply: Apply, side: int, overlap: int, batch: int) -> Apply:
         batch: maximum number of tiles per network call.
 
     Returns:
-        apply(params, t, x, label=None, condition=None, end=None) for x [B, H, W, C] and condition
-        [B, H, W, C'] with `fitting` H and W.
+        The network for x [B, H, W, C] and condition [B, H, W, C'] with `fitting` H and W.
     """
 
     def apply_to_canvas(
@@ -78,10 +77,9 @@ def tiled(apply: Apply, side: int, overlap: int, batch: int) -> Apply:
             return jnp.repeat(of_canvas, each, axis=0)
 
         inputs = {"t": repeat(jnp.broadcast_to(t, x.shape[:1])), "x": cut(x)}
-        if end is not None:
-            inputs["end"] = repeat(jnp.broadcast_to(end, x.shape[:1]))
-        if label is not None:
-            inputs["label"] = repeat(label)
+        for name, value in (("end", end), ("label", label)):
+            if value is not None:
+                inputs[name] = repeat(jnp.broadcast_to(value, x.shape[:1]))
         if condition is not None:
             inputs["condition"] = cut(condition)
         output = in_batches(lambda part: apply(params, **part), inputs, batch)

@@ -40,6 +40,7 @@ METHODS = {
     "scoreflow": ("vp", "scoreflow", "noise"),
     "ve": ("ve", "flow_matching", "data"),
 }
+FLOW_MAPS = ("mean_flow", "alpha_flow")
 OF_THE_PAPER = ("vp", "ddpm", "score", "scoreflow")
 
 # Sets under another name, in another size -> (dataset, size).
@@ -61,6 +62,8 @@ NAMES = sorted(
     | {f"{data}_tuned" for data in ("fashion_mnist", *RESIZED)}
     | {f"{data}_class" for data in CLASSES}
     | {f"{data}_cnf" for data in ("checkerboard", "digits")}
+    | {f"{data}_{method}" for data in ("checkerboard", "digits") for method in FLOW_MAPS}
+    | {"fashion_mnist16_mean_flow", "imagenet64_mean_flow"}
 )
 
 

@@ -5,6 +5,7 @@ from flowmatch_jax.report.runs import method_name
 from flowmatch_jax.training.optimizer import adam
 from tests.configs.cases import (
     CLASSES,
+    FLOW_MAPS,
     ITEMS,
     METHODS,
     NAMES,
@@ -32,6 +33,26 @@ TUNED = {
     "solver.method": "heun",
     "solver.steps": 50,
     "solver.grid": "edm",
+}
+MEAN_FLOW = {
+    "data.name": "cifar10",
+    "objective.name": "mean_flow",
+    "flow_map.tangent": "conditional",
+    "flow_map.start": (-0.6, 1.6),
+    "flow_map.end": (-4.0, 1.6),
+    "flow_map.equal": 0.25,
+    "flow_map.power": 0.75,
+    "flow_map.eps": 1e-3,
+    "network.two_times": True,
+    "network.unet.dropout": 0.2,
+    "network.unet.time_scale": 1.0,
+    "optimizer.learning_rate": 6e-4,
+    "optimizer.b2": 0.999,
+    "optimizer.ema_decay": 0.9999,
+    "train.batch_size": 1024,
+    "train.steps": 800_000,
+    "solver.method": "flow_map",
+    "solver.steps": 1,
 }
 SR3_S_PROTOCOL = {
     "network.dtype": "bfloat16",
@@ -96,6 +117,23 @@ class EveryConfigTest(ConfigTestCase):
     )
     def test_each_data_set_has_the_paper_s_methods(self, data):
         self.assertContainsSubset({f"{data}_{method}" for method in ("ot", *OF_THE_PAPER)}, NAMES)
+
+
+class FlowMapTest(ConfigTestCase):
+    def test_the_published_recipe(self):
+        self.check(load("cifar10_mean_flow"), MEAN_FLOW)
+        # The network of the tuned recipe, and the embedding of the second time, [128] to [512].
+        more = count_parameters("cifar10_mean_flow") - PARAMETERS["cifar10_ot_tuned"]
+        self.assertEqual(more, 128 * 512 + 512 + 512 * 512 + 512)
+
+    @parameterized.parameters(*FLOW_MAPS)
+    def test_from_flow_matching(self, method):
+        expected, config = load("digits_ot"), load(f"digits_{method}")
+        expected.objective.name, expected.network.two_times = method, True
+        expected.network.unet.time_scale = 1.0
+        expected.figures.nfe = (1, 2, *expected.figures.nfe)
+        self.assertEqual(config.to_dict(), expected.to_dict())
+        self.assertTrue(build(config).has_flow_map)
 
 
 class SuperResolutionTest(ConfigTestCase):
