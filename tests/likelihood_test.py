@@ -141,6 +141,36 @@ class LogProbTest(Float64TestCase):
         result = likelihood.log_prob(linear, x, divergence="exact")
         self.assertEqual(result.nfe, solvers.integrate(linear, x, 1.0, 0.0).nfe)
 
+    @parameterized.parameters("exact", "hutchinson")
+    def test_samples_with_their_log_density(self, divergence):
+        """One solve forward has the log-density that a solve backward finds at its end."""
+        x0, key = 2.5 * np.random.RandomState(0).randn(6, 3), jax.random.key(0)
+        how = {"solver": TIGHT, "source_std": 2.5, "divergence": divergence}
+        x1, result = likelihood.sample_with_log_prob(linear, x0, key, **how)
+        np.testing.assert_allclose(x1, x0 @ expm(A).T, rtol=1e-6)
+        backward = likelihood.log_prob(linear, x1, key, **how)
+        np.testing.assert_allclose(result.log_prob, backward.log_prob, rtol=1e-6)
+        np.testing.assert_array_equal(result.x0, x0)
+
+    @parameterized.parameters("exact", "hutchinson")
+    def test_derivatives_by_x_and_by_parameters(self, divergence):
+        """By central differences of the same estimate."""
+        mixing = np.random.RandomState(0).randn(3, 3)
+
+        def score(weight, x):
+            field = lambda t, x: jnp.tanh(x @ (weight * mixing) + t)  # noqa: E731
+            how = {"solver": Solver("rk4", steps=4), "divergence": divergence, "probes": 2}
+            return likelihood.log_prob(field, x, jax.random.key(0), **how).log_prob.sum()
+
+        x, h = jnp.asarray(np.random.RandomState(1).randn(2, 3)), 1e-5
+        of_weight, of_x = jax.jit(jax.grad(score, argnums=(0, 1)))(0.7, x)
+        value = jax.jit(score)
+        difference = (value(0.7 + h, x) - value(0.7 - h, x)) / (2 * h)
+        np.testing.assert_allclose(of_weight, difference, rtol=1e-6)
+        shift = h * np.eye(6)[4].reshape(2, 3)
+        difference = (value(0.7, x + shift) - value(0.7, x - shift)) / (2 * h)
+        np.testing.assert_allclose(of_x[1, 1], difference, rtol=1e-6)
+
     def test_probes_need_a_key(self):
         with self.assertRaisesRegex(UserError, "key: got None; .*'exact'"):
             likelihood.log_prob(linear, np.zeros((1, 3)))
@@ -293,6 +323,13 @@ class BitsPerDimTest(Float64TestCase):
         )
         with self.assertRaisesRegex(UserError, "probes: got 1; .*K = 3 .*2 probes"):
             one(samples=3, probes=1)
+
+    def test_dependent_probes_cannot_either(self):
+        with self.assertRaisesRegex(UserError, "probe_kind: got 'orthogonal'; .*independent"):
+            likelihood.validate_probes(3, "hutchinson", 4, "orthogonal")
+        likelihood.validate_probes(1, "hutchinson", 4, "orthogonal")
+        with self.assertRaisesRegex(UserError, "probes: got 3; orthogonal probes are 1, 2, 4"):
+            likelihood.validate_probes(1, "hutchinson", 3, "orthogonal")
 
     def test_no_dequantisations(self):
         with self.assertRaises(UserError):
