@@ -10,6 +10,7 @@ import numpy as np
 from absl.testing import absltest
 from PIL import Image
 
+from flowmatch_jax.sampling.linear import METHODS
 from tests.end_to_end.runs import (
     DIGITS,
     TINY,
