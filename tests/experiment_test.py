@@ -354,6 +354,20 @@ class BuildTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, f"^config.{error}"):
             build(config)
 
+    def test_a_flow_map_by_one_s_own_network(self):
+        """It is handed the second time; one that does not take it is refused before the run."""
+        config = experiment_config("configs/checkerboard_mean_flow.py")
+        config.network.name = "flowmatch_jax.networks.mlp:MLP"
+        config.network.options = {"width": 8, "depth": 1, "two_times": True}
+        experiment = build(config)
+        params = experiment.init_params(jax.random.key(0))
+        batch = {"x": jnp.ones((4, 2))}
+        loss, _ = experiment.objective(experiment.apply, params, batch, jax.random.key(1))
+        self.assertTrue(bool(jnp.isfinite(loss)))
+        config.network.options = {"width": 8, "depth": 1}
+        with self.assertRaisesRegex(UserError, "config.network.name: .*end"):
+            build(config)
+
     def test_options_of_grids(self):
         config = checkerboard_ot.get_config()
         config.solver.update(method="euler", steps=5, grid="shift", grid_options={"k": 2.0})
