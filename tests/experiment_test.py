@@ -320,7 +320,8 @@ class BuildTest(parameterized.TestCase):
         ({"network.two_times": False}, "network.two_times: got False; mean_flow learns"),
         ({"objective.name": "flow_matching"}, "network.two_times: got True; flow_matching learns"),
         ({"objective.predicts": "data"}, "objective.predicts: got 'data'; .* use velocity"),
-        ({"objective.time": "skewed"}, "objective.time: got 'skewed'; .*leave it uniform"),
+        ({"objective.time": "skewed"}, "objective.time: got 'skewed'; .*leave it as it is"),
+        ({"objective.time_options": {"stratified": True}}, "objective.time_options: got {'strat"),
         ({"network.time_input": "log_snr"}, "network.time_input: got 'log_snr'; .* use t"),
         ({"flow_map.guidance": 2.0}, "flow_map.guidance: got 2.0; it needs"),
         ({"flow_map.equal": 2.0}, r"flow_map.equal: got 2.0; it must be in \[0, 1\]"),
@@ -352,6 +353,20 @@ class BuildTest(parameterized.TestCase):
         config = experiment_config("configs/digits_mean_flow.py")
         config.update_from_flattened_dict(fields)
         with self.assertRaisesRegex(UserError, f"^config.{error}"):
+            build(config)
+
+    def test_a_flow_map_by_one_s_own_network(self):
+        """It is handed the second time; one that does not take it is refused before the run."""
+        config = experiment_config("configs/checkerboard_mean_flow.py")
+        config.network.name = "flowmatch_jax.networks.mlp:MLP"
+        config.network.options = {"width": 8, "depth": 1, "two_times": True}
+        experiment = build(config)
+        params = experiment.init_params(jax.random.key(0))
+        batch = {"x": jnp.ones((4, 2))}
+        loss, _ = experiment.objective(experiment.apply, params, batch, jax.random.key(1))
+        self.assertTrue(bool(jnp.isfinite(loss)))
+        config.network.options = {"width": 8, "depth": 1}
+        with self.assertRaisesRegex(UserError, "config.network.name: .*end"):
             build(config)
 
     def test_options_of_grids(self):

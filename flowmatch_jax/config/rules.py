@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from flowmatch_jax import likelihood
-from flowmatch_jax.config.field import check
+from flowmatch_jax.config.field import check, plain
 from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.data import sets
 from flowmatch_jax.map_objectives import MAP_OBJECTIVES, MapOptions
@@ -185,9 +185,11 @@ def _flow_map(config: ConfigDict) -> None:
     if learns_map and not network.two_times:
         allowed = f"{objective.name} learns a flow map between two times: turn it on"
         raise UserError("config.network.two_times", False, allowed)
-    if learns_map and objective.time != "uniform":
-        allowed = f"{objective.name} has the times of config.flow_map: leave it uniform"
-        raise UserError("config.objective.time", objective.time, allowed)
+    for field in ("time", "time_options"):
+        value = plain(objective[field])
+        if learns_map and value not in ("uniform", {}):
+            allowed = f"{objective.name} has the times of config.flow_map: leave it as it is"
+            raise UserError(f"config.objective.{field}", value, allowed)
     if learns_map and config.flow_map.guidance != 1:
         has_both = config.condition.labels and config.condition.label_dropout > 0
         if not has_both:
