@@ -49,6 +49,17 @@ class ModelTest(parameterized.TestCase):
         grid = Solver("abm2", grid=np.linspace(0, 1, 41))
         np.testing.assert_allclose(self.model.sample(key, 6, solver=grid, x0=x0), x, rtol=1e-3)
 
+    def test_calls_of_a_flow_map(self):
+        with self.assertRaisesRegex(UserError, "config.solver.method: got 'flow_map'; the model"):
+            self.model.sample(jax.random.key(0), 4, solver=Solver("flow_map", steps=1))
+        average = lambda params, t, x, end, **_: x * ((jnp.exp(end - t) - 1) / (end - t))[:, None]  # noqa: E731
+        of_map = {"objective__name": "mean_flow", "network__two_times": True}
+        model = Model(points(apply=average, **of_map), jnp.ones(()), step=0, batch_size=4)
+        x0 = model.noise(jax.random.key(0), 6)
+        for steps in (1, 3):
+            x = model.sample(jax.random.key(0), 6, solver=Solver("flow_map", steps=steps), x0=x0)
+            np.testing.assert_allclose(x, np.e * x0, rtol=1e-4)
+
     def test_solvers_that_differ_are_compiled_apart(self):
         """By their paths too: dpmpp2m's data is that of its path."""
         x = [
