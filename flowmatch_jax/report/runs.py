@@ -120,13 +120,15 @@ def conditions(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def alike(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the newest conditions under which all runs were evaluated.
+    """Return the newest conditions under which all runs were evaluated, if possible by a solve.
 
     Raises:
         UserError: there are none; the error names the first field in which two runs differ.
     """
     first = runs[0]
-    for record in reversed(first.records):
+    # Calls of a flow map have rows beside those of a solve, see `results_by_calls`.
+    is_map = lambda record: record["solver"]["method"] == FLOW_MAP  # noqa: E731
+    for record in sorted(reversed(first.records), key=is_map):
         wanted = conditions(record)
         if all(any(conditions(r) == wanted for r in run.records) for run in runs):
             return wanted

@@ -69,10 +69,11 @@ class ReportTest(absltest.TestCase):
         ]
         write_run(self.folder / "mf", config, records)
         write_run(self.folder / "ot")
-        self.write("mf", "ot")
-        found = [(row["method"], row["NFE"]) for row in self.table("table1")]
-        names = ["MeanFlow", "MeanFlow, 1 call", "MeanFlow, 2 calls", "FM w/ OT"]
-        self.assertEqual(found, list(zip(names, ("40.0", "1.0", "2.0", "40.0"), strict=True)))
+        expected = [("MeanFlow", "40.0"), ("MeanFlow, 1 call", "1.0"), ("MeanFlow, 2 calls", "2.0")]
+        for names, further in ((("mf",), []), (("mf", "ot"), [("FM w/ OT", "40.0")])):
+            self.write(*names)
+            found = [(row["method"], row["NFE"]) for row in self.table("table1")]
+            self.assertEqual(found, expected + further)
 
     def test_mean_and_standard_error_over_seeds(self):
         values = [2.0, 2.1, 2.6]
