@@ -55,6 +55,7 @@ LONGEST = (
 FAST = (
     "arrays_test.py",
     "couplings_test.py",
+    "flow_maps_test.py",
     "marginals_test.py",
     "paths_test.py",
     "pixels_test.py",

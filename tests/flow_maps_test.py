@@ -53,8 +53,9 @@ class GaussianTest(Float64TestCase):
         # With the sign of a time that runs from data to noise it does not hold.
         self.assertGreater(float(jnp.abs(value - (v - correction)).max()), 1e-2)
 
-    @parameterized.named_parameters(EACH_PATH)
-    def test_it_carries_points_where_a_solver_does(self, path):
+    @parameterized.parameters("ot", "ve")
+    def test_it_carries_points_where_a_solver_does(self, name):
+        path = PATHS[name]
         exact, x = marginals.gaussian_flow_map(path, MEAN, STD), points(path)
         field, solver = gaussian_velocity(path, MEAN, STD), Solver(rtol=1e-9, atol=1e-9)
         save_at = [0.0, 0.3, 0.5, 0.8, path.t_end]
