@@ -45,10 +45,24 @@ RUNS = {
 }
 
 
+def by_name(params):
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): a for path, a in leaves}
+
+
+def norm(arrays):
+    return np.sqrt(sum(np.sum(np.square(a, dtype=np.float64)) for a in arrays.values()))
+
+
 class OldRunsTest(parameterized.TestCase):
     @parameterized.parameters(*RUNS)
     def test_it_goes_on_to_the_same_parameters(self, data):
-        """To the same bits on one machine; other processors round sums differently."""
+        """Up to 1% of what the three steps change.
+
+        Other processors round sums differently, and Adam's first steps are as long for small
+        gradients as for large ones. Another batch, key or schedule changes the steps by half or
+        more.
+        """
         if os.environ.get("XLA_FLAGS"):
             variables = {"XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
             child = subprocess.run(
@@ -66,16 +80,17 @@ class OldRunsTest(parameterized.TestCase):
         file, *fields = RUNS[data]
         config = load_config(file, [f"--config.{field}" for field in (*SHARED, *fields)])
         experiment = open_run(config, workdir)
+        ((_, before),) = load_weights(experiment, workdir, ("raw",)).items()
         with RunLog(workdir, config) as log:
             train(experiment, workdir, lambda params, step: None, log)
         ((step, weights),) = load_weights(experiment, workdir, ("raw",)).items()
         self.assertEqual(step, 6)
         expected = np.load(FOLDER / f"{data}_step6.npz")
-        found = jax.tree_util.tree_leaves_with_path(weights["raw"])
-        self.assertLen(found, len(expected))
-        for path, array in found:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            np.testing.assert_allclose(array, expected[name], rtol=0, atol=2e-6, err_msg=name)
+        found, before = (by_name(params) for params in (weights["raw"], before["raw"]))
+        self.assertEqual(found.keys(), set(expected))
+        change = norm({name: expected[name] - before[name] for name in found})
+        error = norm({name: expected[name] - found[name] for name in found})
+        self.assertLess(error, 0.01 * change)
 
 
 if __name__ == "__main__":
