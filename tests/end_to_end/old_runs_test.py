@@ -60,8 +60,8 @@ class OldRunsTest(parameterized.TestCase):
         """Up to 1% of what the three steps change.
 
         Other processors round sums differently, and Adam's first steps are as long for small
-        gradients as for large ones. Another batch, key or schedule changes the steps by half or
-        more.
+        gradients as for large ones. For comparison, b1 = 0.8 instead of 0.9 changes the steps of
+        the checkerboard by 22%.
         """
         if os.environ.get("XLA_FLAGS"):
             variables = {"XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
