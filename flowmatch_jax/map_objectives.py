@@ -63,7 +63,7 @@ class MapOptions:
     tangent: str = "conditional"
     alpha: float = 0.1
     anneal: tuple[float, float] = (0.0, 0.0)
-    equal: float = 0.25
+    equal: float = 0.5
     start: tuple[float, float] = (-0.6, 1.6)
     end: tuple[float, float] = (-4.0, 1.6)
     power: float = 0.75
