@@ -32,7 +32,6 @@ from flowmatch_jax.divergence import PROBES
 from flowmatch_jax.likelihood import log_prob
 from flowmatch_jax.model import Model
 from flowmatch_jax.objectives import Objective, Target, one, path_regression
-from flowmatch_jax.paths import Coefficients
 from flowmatch_jax.pixels import dequantise
 
 IMAGES, BATCH = 16, 128
@@ -71,11 +70,7 @@ def gradient_noise(model: Model) -> list[dict[str, float | str]]:
     t = times.uniform(jax.random.key(0), 1_000_000, path, stratified=True)
     mean = float(times.likelihood_weight(path, t).mean())
 
-    def root(c: Coefficients) -> Array:
-        return jnp.sqrt(
-            c.alpha / (c.sigma * (c.alpha_dot * c.sigma - c.alpha * c.sigma_dot)) / mean
-        )
-
+    root = lambda c: jnp.sqrt(times.velocity_weight(c) / mean)  # noqa: E731
     weighted, plain = Target("velocity", root, "velocity"), Target("velocity", one, "velocity")
     make = lambda target, time: path_regression(target, path, "velocity", independent, time)  # noqa: E731
     stratified = partial(times.likelihood, stratified=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -49,11 +50,14 @@ def uniform(path: GaussianPath, levels: int) -> Dequantisation:
     The noise is part of the data that the model learns. q = (levels / 2)^dims.
     """
 
-    def likelihood(key: Array, image: Array) -> tuple[Array, Array]:
-        x, dims = pixels.dequantise(key, image, levels), math.prod(image.shape[1:])
-        return x, jnp.full(image.shape[0], dims * math.log(levels / 2))
+    return Dequantisation(path, pixels.dequantise, partial(uniform_noise, levels=levels))
 
-    return Dequantisation(path, pixels.dequantise, likelihood)
+
+def uniform_noise(key: Array, image: Array, levels: int) -> tuple[Array, Array]:
+    """Draw x by uniform noise; returns x and log q(x | image), [B]."""
+    dims = math.prod(image.shape[1:])
+    log_q = jnp.full(image.shape[0], dims * math.log(levels / 2))
+    return pixels.dequantise(key, image, levels), log_q
 
 
 def truncated_normal(path: GaussianPath, levels: int) -> Dequantisation:

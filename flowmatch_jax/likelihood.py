@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,13 +20,8 @@ import jax.numpy as jnp
 import optimistix
 
 from flowmatch_jax.arrays import Array, Field, sum_dims
-from flowmatch_jax.divergence import (
-    DIVERGENCES,
-    PROBES,
-    divergence_estimates,
-    validate_orthogonal,
-)
-from flowmatch_jax.pixels import dequantise
+from flowmatch_jax.dequantisation import uniform_noise
+from flowmatch_jax.divergence import DIVERGENCES, PROBES, divergence_estimates, validate_orthogonal
 from flowmatch_jax.runtime.errors import UserError, at_least, one_of
 from flowmatch_jax.solvers import NO_DENSITIES, Solution, Solver, integrate
 
@@ -173,7 +169,12 @@ def bits_per_dim(log_prob: Array, dims: int, levels: int = 256) -> Array:
         dims: dimensions of an image, height x width x channels.
         levels: grey levels of the dataset.
     """
-    return -log_prob / (dims * math.log(2)) + math.log2(levels / 2)
+    return bits_of(log_prob, dims) + math.log2(levels / 2)
+
+
+def bits_of(log_probability: Array, dims: int) -> Array:
+    """Convert log-probabilities of images in nats to bits/dim."""
+    return -log_probability / (dims * math.log(2))
 
 
 def importance_bound(estimates: Array) -> Array:
@@ -285,14 +286,11 @@ def image_bits_per_dim(
     ends = dict(source_std=source_std, t1=t1)
 
     def once(noise_key: Array) -> LogProb:
-        if draw is None:
-            x, log_q = dequantise(noise_key, image, levels), math.log(levels / 2) * dims
-        else:
-            x, log_q = draw(noise_key, image)
+        x, log_q = draw(noise_key, image)
         result = log_prob(field, x, probe_key, solver, **ends, **how)
         return result._replace(x0=None, estimates=result.estimates - log_q)
 
-    dims = math.prod(image.shape[1:])
+    draw = draw or partial(uniform_noise, levels=levels)
     results = jax.lax.map(once, jax.random.split(key, samples))
-    bits = -importance_bound(results.estimates) / (dims * math.log(2))
+    bits = bits_of(importance_bound(results.estimates), math.prod(image.shape[1:]))
     return ImageLikelihood(bits, results.estimates, results.nfe.mean(), results.converged.all())

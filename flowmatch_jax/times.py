@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowmatch_jax.arrays import Array
-from flowmatch_jax.paths import GaussianPath, coefficients, log_snr, time_at_log_snr
+from flowmatch_jax.paths import Coefficients, GaussianPath, coefficients, log_snr, time_at_log_snr
 from flowmatch_jax.runtime.errors import UserError, positive
 
 
@@ -101,7 +101,11 @@ def likelihood_weight(path: GaussianPath, t: Array) -> Array:
     (Song et al. 2021, 2101.09258; Zheng et al. 2023, 2305.03935): beta / 2 times the squared error
     of the score. On the OT path with sigma_min = 0 it is t / (1 - t).
     """
-    c = coefficients(path, t, jnp.ones_like(t))
+    return velocity_weight(coefficients(path, t, jnp.ones_like(t)))
+
+
+def velocity_weight(c: Coefficients) -> Array:
+    """Compute `likelihood_weight` from the path's coefficients."""
     return c.alpha / (c.sigma * (c.alpha_dot * c.sigma - c.alpha * c.sigma_dot))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from flowmatch_jax.arrays import Array, Batch, Params, filled
 from flowmatch_jax.data.pipeline import ordered_batches
 from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.likelihood import image_bits_per_dim, importance_bound, log_prob
+from flowmatch_jax.likelihood import bits_of, image_bits_per_dim, importance_bound, log_prob
 from flowmatch_jax.runtime.mesh import gather, split_if_even, to_host
 from flowmatch_jax.runtime.messages import compiling
 from flowmatch_jax.runtime.progress import progress_bar
@@ -50,9 +50,9 @@ def make_scorer(experiment: Experiment) -> Scorer:
             return {"log_likelihood": result.log_prob}, result.nfe, result.converged
         most, draw = max(config.dequantisations), experiment.dequantisation.likelihood
         result = image_bits_per_dim(field, x, key, samples=most, draw=draw, **how)
-        nats_per_bit = math.prod(source.shape) * math.log(2)  # of a bit in each dimension
+        dims = math.prod(source.shape)
         bits = {
-            bits_name(k): -importance_bound(result.estimates[:k]) / nats_per_bit
+            bits_name(k): bits_of(importance_bound(result.estimates[:k]), dims)
             for k in config.dequantisations
         }
         return bits, result.nfe, result.converged

@@ -22,7 +22,7 @@ from flowmatch_jax.multistep import MULTISTEP
 from flowmatch_jax.paths import GaussianPath
 from flowmatch_jax.predictions import convert
 from flowmatch_jax.runge_kutta import FIXED, tableau
-from flowmatch_jax.solvers import Solution, all_finite
+from flowmatch_jax.solvers import Solution, all_finite, count_calls
 
 METHODS = (*FIXED, *MULTISTEP)
 OF_VELOCITY = tuple(m for m in METHODS if m in FIXED or not MULTISTEP[m].predicts_data)
@@ -44,7 +44,7 @@ class Coefficients(NamedTuple):
 
 def calls_per_step(method: str) -> int:
     """Return the number of calls in a step of a fixed method."""
-    return 1 if method in MULTISTEP else len(tableau(method).times)
+    return count_calls(method, 1)
 
 
 def of_method(
