@@ -8,21 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from flowmatch_jax import flow_maps, own_parts, parts, predictions
+from flowmatch_jax import flow_maps, network_parts, networks, own_parts, parts, predictions
 from flowmatch_jax.arrays import Apply, Array, Field, FlowMap, Inputs, Params
 from flowmatch_jax.config.rules import check_flow_map, solver_of, validate
 from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.dequantisation import Dequantisation
 from flowmatch_jax.metrics.features.extractor import Extractor
-from flowmatch_jax.networks import Network, computing_in, init_params, pure_apply
 from flowmatch_jax.objectives import OBJECTIVES, Objective
 from flowmatch_jax.paths import PATHS, GaussianPath
 from flowmatch_jax.predictions import vector_field
@@ -30,20 +29,13 @@ from flowmatch_jax.runtime.errors import UserError, section
 from flowmatch_jax.runtime.mesh import make_mesh
 from flowmatch_jax.runtime.own import is_own
 from flowmatch_jax.sampling import ancestral, flows
-from flowmatch_jax.sampling.guidance import Fields, Guidance, whole_field
+from flowmatch_jax.sampling.guidance import Fields, Guidance, GuidedParams, whole_field
 from flowmatch_jax.sampling.linear import Coefficients
 from flowmatch_jax.sampling.schedule import along
 from flowmatch_jax.solvers import FLOW_MAP, Solution, Solver, counted
 
 COMPUTING_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 SPLITS = ("train", "test")
-
-
-class GuidedParams(NamedTuple):
-    """Parameters of a model, and of the weaker model that guides its samples."""
-
-    params: Params
-    weak: Params
 
 
 @dataclass(frozen=True)
@@ -63,6 +55,7 @@ class Experiment:
         conditioning: the conditioning inputs of the network.
         guidance: guidance of samples; likelihoods ignore it.
         dequantisation: how images are dequantised.
+        features: (t, x_t) -> further input channels of the network, or None.
         weak: the experiment of the weaker model that guides samples, if there is one. Parameters
             are then `GuidedParams`.
     """
@@ -72,7 +65,7 @@ class Experiment:
     test_data: Dataset
     path: GaussianPath
     objective: Objective
-    network: Network
+    network: networks.Network
     train_apply: Apply
     apply: Apply
     extractor: Extractor | None
@@ -80,6 +73,7 @@ class Experiment:
     conditioning: Conditioning
     guidance: Guidance
     dequantisation: Dequantisation
+    features: networks.Features | None = None
     weak: Experiment | None = None
 
     def field(self, params: Params, **inputs: Array) -> Field:
@@ -208,8 +202,12 @@ class Experiment:
         """Initialise parameters, float32."""
         batch = jax.tree.map(jnp.asarray, self.train_data.zeros(1))
         x = batch["x"].astype(jnp.float32)
-        inputs = self.conditioning.inputs(batch)
-        return init_params(self.network, key, jnp.zeros(1), x, **inputs)
+        inputs, t = self.conditioning.inputs(batch), jnp.zeros(1)
+        if self.features is not None:
+            inputs["condition"] = networks.with_features(
+                self.features, t, x, inputs.get("condition")
+            )
+        return networks.init_params(self.network, key, t, x, **inputs)
 
 
 def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experiment:
@@ -235,10 +233,11 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
     conditioning = parts.make_conditioning(config.condition, train_data)
     parts.check_classes(config.evaluate, conditioning, train_data)
     parts.check_sampling_path(config)
-    network = parts.make_network(config.network, train_data, conditioning)
+    network = network_parts.make_network(config.network, train_data, conditioning)
     with section("config.network"):
-        training = computing_in(network, COMPUTING_DTYPES[config.network.dtype])
-    clock = parts.make_clock(config, path)
+        training = networks.computing_in(network, COMPUTING_DTYPES[config.network.dtype])
+    clock = network_parts.make_clock(config, path)
+    features = network_parts.make_features(config, path, train_data)
     experiment = Experiment(
         config=config,
         train_data=train_data,
@@ -246,13 +245,14 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
         path=path,
         objective=parts.make_objective(config, path),
         network=network,
-        train_apply=pure_apply(training, clock),
-        apply=pure_apply(network, clock),
+        train_apply=networks.pure_apply(training, clock, features),
+        apply=networks.pure_apply(network, clock, features),
         extractor=parts.make_extractor(config.evaluate, train_data),
         mesh=mesh,
         conditioning=conditioning,
         guidance=parts.make_guidance(config, conditioning),
         dequantisation=dequantisation,
+        features=features,
     )
     if experiment.is_flow and config.solver.method != "fitted":
         experiment.solver(experiment.sampling_path)  # raises the errors of its grid and noise

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flowmatch_jax import objectives, own_parts, predictions
-from flowmatch_jax.arrays import Array
 from flowmatch_jax.config.identity import fitted_to
 from flowmatch_jax.config.rules import data_options, map_options, solver_of
 from flowmatch_jax.couplings import COUPLINGS
@@ -23,12 +20,8 @@ from flowmatch_jax.dequantisation import DEQUANTISATIONS, Dequantisation
 from flowmatch_jax.map_objectives import MAP_OBJECTIVES
 from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.metrics.features.extractors import load_extractor
-from flowmatch_jax.networks import Network, is_network, takes
-from flowmatch_jax.networks.from_nnx import FromNNX
-from flowmatch_jax.networks.mlp import MLP
-from flowmatch_jax.networks.unet import UNet
 from flowmatch_jax.objectives import OBJECTIVES, Coupling, Objective, Time
-from flowmatch_jax.paths import PATHS, GaussianPath, log_snr, starts_without_data
+from flowmatch_jax.paths import PATHS, GaussianPath, starts_without_data
 from flowmatch_jax.runge_kutta import STOCHASTIC
 from flowmatch_jax.runtime.errors import UserError, one_of, section
 from flowmatch_jax.runtime.own import blamed, is_own, resolve
@@ -242,53 +235,3 @@ def read_fitted(config: ConfigDict, file: Path, calls: int) -> Coefficients:
             allowed = f"it was fitted to another {name}; fit one with --mode=fit_solver"
             raise UserError("file", str(file), allowed)
     return coefficients
-
-
-def make_network(config: ConfigDict, data: Dataset, conditioning: Conditioning) -> Network:
-    """Create the network, with computations in float32."""
-    with section("config.network"):
-        if is_own(config.name):
-            return _own_network(config)
-        kind = "unet" if data.is_image else "mlp"
-        if config.name != kind:
-            what = "images" if data.is_image else "points"
-            raise UserError("name", config.name, f"{data.name} is a set of {what}: use {kind}")
-        if kind == "mlp" and conditioning.labels:
-            allowed = "it takes no label: leave config.condition.labels off, or name your own"
-            raise UserError("name", kind, allowed)
-        with section(kind):
-            if kind == "mlp":
-                return MLP(two_times=config.two_times, **config.mlp)
-            channels = data.shape[-1]
-            network = UNet(
-                out_channels=channels,
-                num_classes=data.num_classes if conditioning.labels else None,
-                condition_channels=conditioning.condition_channels(channels),
-                two_times=config.two_times,
-                **config.unet,
-            )
-            network.validate(data.shape[:2])
-            return network
-
-
-def _own_network(config: ConfigDict) -> Network:
-    """Create a user's own network; with an argument ``rngs``, the function makes an NNX module."""
-    name = config.name
-    make = resolve("name", name, {}, config.options)
-    with blamed("name", name):
-        network = FromNNX(make) if takes(make.func, "rngs") else make()
-    if not is_network(network):
-        allowed = (
-            f"it returns {type(network).__name__}: return a Flax module, or an object with init "
-            "and apply; a function that makes an NNX module has an argument rngs"
-        )
-        raise UserError("name", name, allowed)
-    return network
-
-
-def make_clock(config: ConfigDict, path: GaussianPath) -> Callable[[Array], Array]:
-    """Return the function from t, or SR3's noise level, to the network's time input."""
-    if config.network.time_input == "t":
-        return lambda t: t
-    is_level = config.objective.name == "sr3"
-    return predictions.log_snr_clock(ancestral.log_snr if is_level else partial(log_snr, path))

@@ -107,6 +107,35 @@ def log_snr_clock(log_snr: Callable[[Array], Array]) -> Callable[[Array], Array]
     return lambda t: (jnp.clip(log_snr(t), -12, 12) + 12) / 24
 
 
+def level_waves(path: GaussianPath, levels: int, octaves: int, t: Array, x: Array) -> Array:
+    """Compute sinusoids of x_t that resolve the grey levels (Kingma et al. 2021, 2107.00630).
+
+    They are the sine and the cosine of omega x_t / alpha_t for omega = pi L 2^-k, k < octaves; the
+    period of the first one is the distance of two levels. Each is multiplied by
+    exp(-(omega sigma_t / alpha_t)^2 / 2), which is its mean over the noise of x_t: it is 0 as long
+    as the noise hides the levels, where the sinusoids would have no information and be steep.
+
+    Args:
+        path: a path with the mean alpha_t x_1.
+        levels: number of grey levels, L.
+        octaves: number of frequencies.
+        t: times, [B] or [].
+        x: [B, ..., C].
+
+    Returns:
+        [B, ..., 2 octaves C], x's dtype.
+    """
+    c = coefficients(path, t, x)
+    hidden = c.alpha < 1e-3  # the factor is 0 there, and x / alpha need not be finite
+    alpha = jnp.where(hidden, 1, c.alpha)
+    omega = jnp.pi * levels * 0.5 ** jnp.arange(octaves, dtype=x.dtype)
+    phase = omega * (x / alpha)[..., None]
+    factor = jnp.exp(-((omega * (c.sigma / alpha)[..., None]) ** 2) / 2)
+    waves = jnp.stack([jnp.sin(phase), jnp.cos(phase)], axis=-1) * factor[..., None]
+    waves = jnp.where(hidden[..., None, None], 0, waves)
+    return waves.reshape(*x.shape[:-1], -1)
+
+
 def validate(predicts: str, path: GaussianPath) -> None:
     """Raise UserError unless this prediction determines the velocity on all of [0, t_end].
 

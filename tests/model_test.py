@@ -13,12 +13,12 @@ import flowmatch_jax
 from flowmatch_jax import likelihood
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.digits import digits
-from flowmatch_jax.experiment import GuidedParams
 from flowmatch_jax.model import Model
 from flowmatch_jax.paths import variance_exploding, variance_preserving
 from flowmatch_jax.pixels import dequantise
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.workdir import write_data
+from flowmatch_jax.sampling.guidance import GuidedParams
 from flowmatch_jax.solvers import Solver
 from tests.evaluation.experiments import images, points
 

@@ -7,8 +7,16 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from flowmatch_jax import paths, predictions
+from flowmatch_jax.pixels import centres
 from flowmatch_jax.runtime.errors import UserError
-from tests.cases import EACH_PATH, PATHS, Float64TestCase, gaussian_velocity, optimal_prediction
+from tests.cases import (
+    EACH_PATH,
+    PATHS,
+    Float64TestCase,
+    coefficients,
+    gaussian_velocity,
+    optimal_prediction,
+)
 
 KINDS = ("velocity", "noise", "score", "data")
 
@@ -42,6 +50,43 @@ class ConversionTest(Float64TestCase):
             output = optimal_prediction(path, m, s, kind)(t, x)
             got = predictions.convert(path, t, x, output, kind, "velocity")
             np.testing.assert_allclose(got, gaussian_velocity(path, m, s)(t, x), rtol=1e-6)
+
+
+class LevelWavesTest(Float64TestCase):
+    @parameterized.named_parameters(EACH_PATH)
+    def test_their_mean_over_noise_is_that_of_plain_sinusoids(self, path):
+        """E sin(omega x_t / alpha) over x_0, by quadrature, is what the waves are at x_0 = 0."""
+        levels, octaves = 5, 3
+        t = 0.95 * path.t_end
+        x1 = jnp.linspace(-1, 1, 4).reshape(2, 1, 1, 2)
+        alpha, sigma = coefficients(path, t)
+        nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+        noisy = x1[..., None] + sigma / alpha * nodes
+        got = predictions.level_waves(path, levels, octaves, jnp.full(2, t), alpha * x1)
+        self.assertEqual(got.shape, (2, 1, 1, 2 * octaves * 2))
+        got = got.reshape(2, 1, 1, 2, octaves, 2)
+        for k in range(octaves):
+            for i, wave in enumerate((np.sin, np.cos)):
+                mean = wave(np.pi * levels / 2**k * noisy) @ weights / weights.sum()
+                np.testing.assert_allclose(got[..., k, i], mean, atol=1e-10)
+
+    def test_the_first_period_is_the_distance_of_two_levels(self):
+        path = paths.optimal_transport(0.0)
+        for levels in (17, 256):
+            x = centres(jnp.arange(levels).reshape(1, 1, -1, 1), levels)
+            waves = predictions.level_waves(path, levels, 1, jnp.ones(1), x.astype(jnp.float64))
+            sine, cosine = jnp.moveaxis(waves[0, 0], -1, 0)
+            np.testing.assert_allclose(sine, 0, atol=1e-4)
+            np.testing.assert_allclose(cosine, cosine[0], atol=1e-4)
+
+    @parameterized.named_parameters(EACH_PATH)
+    def test_nothing_where_noise_hides_the_levels(self, path):
+        x = jax.random.normal(jax.random.key(0), (1, 2, 2, 1), jnp.float32)
+        waves = lambda x: predictions.level_waves(path, 256, 4, jnp.zeros(1, x.dtype), x)  # noqa: E731
+        value, slope = jax.jvp(waves, (x,), (jnp.ones_like(x),))
+        self.assertTrue(np.isfinite(value).all() and np.isfinite(slope).all())
+        np.testing.assert_array_equal(value, 0)
+        np.testing.assert_array_equal(slope, 0)
 
 
 class EndsTest(parameterized.TestCase):

@@ -29,6 +29,13 @@ NETWORK: Section = {
         TRAINED,
         before="t",
     ),
+    "level_octaves": Field(
+        0,
+        "Octaves of sinusoids of x_t that resolve the grey levels, as further inputs of the unet.",
+        least(0),
+        TRAINED,
+        before=0,
+    ),
     "two_times": Field(
         False,
         "The network takes a second time: it predicts the average velocity of a flow map.",

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from flowmatch_jax.arrays import Apply, Array, Params
 from flowmatch_jax.runtime.errors import UserError
@@ -30,6 +31,8 @@ class Functions(Protocol):
 
 
 Network = nn.Module | Functions
+# (t, x) -> further input channels of a network for images, [B, H, W, F]
+Features = Callable[[Array, Array], Array]
 
 
 def is_network(thing: Any) -> bool:
@@ -51,7 +54,19 @@ def init_params(network: Network, key: Array, t: Array, x: Array, **inputs: Arra
     return initial.get("params", {})
 
 
-def pure_apply(network: Network, clock: Callable[[Array], Array] = lambda t: t) -> Apply:
+def with_features(features: Features | None, t: Array, x: Array, condition: Array | None) -> Any:
+    """Append the features of x to its condition; None if there is neither."""
+    if features is None:
+        return condition
+    channels = features(t, x)
+    return channels if condition is None else jnp.concatenate([condition, channels], axis=-1)
+
+
+def pure_apply(
+    network: Network,
+    clock: Callable[[Array], Array] = lambda t: t,
+    features: Features | None = None,
+) -> Apply:
     """Return the network as apply(params, t, x, label=None, condition=None, key=None, end=None).
 
     Passing a key turns on training mode; the dropout masks are drawn from it. ``end`` is the second
@@ -59,6 +74,7 @@ def pure_apply(network: Network, clock: Callable[[Array], Array] = lambda t: t) 
 
     Args:
         clock: maps t to the network's time input.
+        features: (t, x) -> channels that are appended to the condition.
     """
     is_linen = isinstance(network, nn.Module)
     takes_mode = takes(network.__call__, "train") if is_linen else takes(network.apply, "key")
@@ -72,6 +88,7 @@ def pure_apply(network: Network, clock: Callable[[Array], Array] = lambda t: t) 
         key: Array | None = None,
         end: Array | None = None,
     ) -> Array:
+        condition = with_features(features, t, x, condition)
         given = {"label": label, "condition": condition, "end": end}
         inputs = {name: value for name, value in given.items() if value is not None}
         if is_linen:

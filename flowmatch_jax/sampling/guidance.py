@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flowmatch_jax.arrays import NO_LABEL, Array, Field, Inputs
+from flowmatch_jax.arrays import NO_LABEL, Array, Field, Inputs, Params
 from flowmatch_jax.runtime.errors import UserError, at_least
 from flowmatch_jax.sampling.piecewise import Stretch
 
@@ -39,6 +39,13 @@ class Fields(NamedTuple):
         """Return the fields after a change of each."""
         made = (each and (lambda each=each, **inputs: change(each(**inputs))) for each in self)
         return Fields(*made)
+
+
+class GuidedParams(NamedTuple):
+    """Parameters of a model, and of the weaker model that guides its samples."""
+
+    params: Params
+    weak: Params
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,6 @@ class Run:
         layout: shapes and shardings of the state.
         train_step: see `make_train_step`.
         images: the whole dataset on each device, for config.data.storage "device".
-        flops: floating-point operations of a step, from `cost.model_flops`.
         programs: compiled versions of ``train_step`` by their number of steps.
     """
 
@@ -47,7 +46,6 @@ class Run:
     layout: TrainState
     train_step: TrainStep
     images: jax.Array | None
-    flops: float | None
     programs: dict[int, jax.stages.Compiled] = field(default_factory=dict)
 
     @classmethod
@@ -70,13 +68,17 @@ class Run:
                 layout, mesh, gradient, optimizer, config.optimizer.ema_decay
             ),
             images=put_whole(source.x, mesh) if config.data.storage == "device" else None,
-            flops=cost.model_flops(experiment),
         )
 
     @cached_property
     def validate(self) -> Validate:
         """The function of `make_validation`; its batches are read when it is first asked for."""
         return make_validation(self.experiment)
+
+    @cached_property
+    def flops(self) -> float | None:
+        """Floating-point operations of a step, which take a trace of the gradient to count."""
+        return cost.model_flops(self.experiment)
 
     def compile(self, n: int, state: TrainState, batch: Batch) -> None:
         """Compile n steps; logs the cost of the first program."""

@@ -9,10 +9,11 @@ from pathlib import Path
 import jax
 
 from flowmatch_jax.arrays import Params
-from flowmatch_jax.experiment import Experiment, GuidedParams
+from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.runtime.errors import UserError, renamed
 from flowmatch_jax.runtime.mesh import with_shardings
 from flowmatch_jax.runtime.workdir import has_checkpoint
+from flowmatch_jax.sampling.guidance import GuidedParams
 from flowmatch_jax.training.checkpoints import Checkpoints, DamagedCheckpoint
 
 logger = logging.getLogger(__name__)

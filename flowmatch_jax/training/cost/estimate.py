@@ -43,7 +43,7 @@ def model_flops(experiment: Experiment, batch_size: int | None = None) -> float 
         network = network.clone(remat=False)
     gradient = make_gradient(
         experiment.objective,
-        pure_apply(network),
+        pure_apply(network, features=experiment.features),
         source.levels,
         config.data.flip,
         training_inputs=experiment.conditioning.training_inputs,
