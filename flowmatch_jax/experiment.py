@@ -6,7 +6,7 @@ Other modules take plain arguments; this one checks the configuration and derive
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from flowmatch_jax import flow_maps, own_parts, parts, predictions
 from flowmatch_jax.arrays import Apply, Array, Field, FlowMap, Inputs, Params
-from flowmatch_jax.config.rules import check_flow_map, solver_of, validate
+from flowmatch_jax.config.rules import check_flow_map, validate
 from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.dequantisation import Dequantisation
@@ -33,6 +33,7 @@ from flowmatch_jax.sampling import ancestral, flows
 from flowmatch_jax.sampling.guidance import Fields, Guidance, whole_field
 from flowmatch_jax.sampling.linear import Coefficients
 from flowmatch_jax.sampling.schedule import along
+from flowmatch_jax.solver_parts import make_solver
 from flowmatch_jax.solvers import FLOW_MAP, Solution, Solver, counted
 
 COMPUTING_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
@@ -186,14 +187,7 @@ class Experiment:
         Args:
             path: the path; None: the one of training, as for likelihoods.
         """
-        if self.config.solver.method == "fitted":
-            return parts.make_fitted(self.config)
-        solver = replace(solver_of(self.config.solver), path=path or self.path)
-        if solver.steps is None:
-            return solver
-        grid = parts.make_grid(self.config.solver, solver.steps, solver.path)
-        noise = parts.make_noise(self.config.solver, solver.path)
-        return replace(solver, steps=None, grid=grid, noise=noise)
+        return make_solver(self.config, path or self.path)
 
     def objective_at(self, t: Array) -> Objective | None:
         """Return the objective with all times equal to t []; None if it has no times."""

@@ -19,7 +19,7 @@ FLOORS = [
     {"data", "map_objectives", "own_parts"},
     {"metrics"},
     {"config"},
-    {"parts", "tracking"},
+    {"parts", "solver_parts", "tracking"},
     {"experiment"},
     {"autoguidance", "launch", "training", "evaluation"},
     {"fit_solver", "model", "report"},
