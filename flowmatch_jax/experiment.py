@@ -19,14 +19,14 @@ from flowmatch_jax import flow_maps, own_parts, parts, predictions
 from flowmatch_jax.arrays import Apply, Array, Field, FlowMap, Inputs, Params
 from flowmatch_jax.config.rules import check_flow_map, validate
 from flowmatch_jax.data.conditioning import Conditioning
-from flowmatch_jax.data.dataset import Dataset
+from flowmatch_jax.data.dataset import Dataset, Splits
 from flowmatch_jax.dequantisation import Dequantisation
 from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.networks import Network, computing_in, init_params, pure_apply
 from flowmatch_jax.objectives import OBJECTIVES, Objective
 from flowmatch_jax.paths import PATHS, GaussianPath
 from flowmatch_jax.predictions import vector_field
-from flowmatch_jax.runtime.errors import UserError, section
+from flowmatch_jax.runtime.errors import section
 from flowmatch_jax.runtime.mesh import make_mesh
 from flowmatch_jax.runtime.own import is_own
 from flowmatch_jax.sampling import ancestral, flows
@@ -66,6 +66,7 @@ class Experiment:
         dequantisation: how images are dequantised.
         weak: the experiment of the weaker model that guides samples, if there is one. Parameters
             are then `GuidedParams`.
+        pairs: the pairs of noise and samples that it is trained on in place of the data.
     """
 
     config: ConfigDict
@@ -82,6 +83,12 @@ class Experiment:
     guidance: Guidance
     dequantisation: Dequantisation
     weak: Experiment | None = None
+    pairs: Splits | None = None
+
+    @property
+    def trained_on(self) -> Splits:
+        """What training and its validation loss take batches from: the data, or pairs."""
+        return self.pairs or Splits(self.train_data, self.test_data)
 
     def field(self, params: Params, **inputs: Array) -> Field:
         """Create the vector field, without guidance, with these parameters and inputs."""
@@ -212,7 +219,7 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
     Args:
         config: the configuration.
         recorded: the facts of the "train" and the "test" split, as `Dataset.facts` returns them.
-            These datasets are opened when their items are needed; without them, now.
+            These are opened when their items are needed, pairs never; without them, all are now.
 
     Raises:
         UserError: a field has an invalid value; the error has its full path.
@@ -221,9 +228,7 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
     with section("config.mesh"):
         mesh = make_mesh(config.mesh.fsdp)
     train_data, test_data = (parts.make_dataset(config.data, split, recorded) for split in SPLITS)
-    if config.data.flip and not train_data.is_image:
-        allowed = f"{train_data.name} is a set of points: leave it off"
-        raise UserError("config.data.flip", True, allowed)
+    parts.check_flip(config.data, train_data)
     dequantisation = parts.make_dequantisation(config, parts.make_path(config.path), train_data)
     path = dequantisation.path
     conditioning = parts.make_conditioning(config.condition, train_data)
@@ -247,6 +252,7 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
         conditioning=conditioning,
         guidance=parts.make_guidance(config, conditioning),
         dequantisation=dequantisation,
+        pairs=None if recorded else parts.make_pairs(config, train_data),
     )
     if experiment.is_flow and config.solver.method != "fitted":
         experiment.solver(experiment.sampling_path)  # raises the errors of its grid and noise
@@ -280,7 +286,7 @@ def _check_own_parts(experiment: Experiment) -> None:
             own_parts.check_time("time", fields.time, time, x.shape[0], experiment.path)
         if is_own(fields.name):
             params = jax.eval_shape(experiment.init_params, jax.random.key(0))
-            batch = {"x": x, **inputs}
+            batch = {"x": x, **inputs} | ({} if experiment.pairs is None else {"x0": x})
             own_parts.check_objective(
                 "name", fields.name, experiment.objective, apply, params, batch
             )

@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 from flowmatch_jax import objectives, own_parts, predictions
 from flowmatch_jax.arrays import Array
 from flowmatch_jax.config.rules import data_options, map_options, solver_of
-from flowmatch_jax.couplings import COUPLINGS
+from flowmatch_jax.couplings import COUPLINGS, PAIRED, Coupling
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.conditioning import Conditioning
-from flowmatch_jax.data.dataset import Dataset, RecordedDataset
+from flowmatch_jax.data.dataset import Dataset, RecordedDataset, Splits
+from flowmatch_jax.data.pairs import PairOptions, open_pairs
 from flowmatch_jax.dequantisation import DEQUANTISATIONS, Dequantisation
 from flowmatch_jax.map_objectives import MAP_OBJECTIVES
 from flowmatch_jax.metrics.features.extractor import Extractor
@@ -23,7 +24,7 @@ from flowmatch_jax.networks import Network, is_network, takes
 from flowmatch_jax.networks.from_nnx import FromNNX
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.networks.unet import UNet
-from flowmatch_jax.objectives import OBJECTIVES, Coupling, Objective, Time
+from flowmatch_jax.objectives import OBJECTIVES, Objective, Time
 from flowmatch_jax.paths import PATHS, GaussianPath, log_snr
 from flowmatch_jax.runtime.errors import UserError, one_of, section
 from flowmatch_jax.runtime.own import blamed, is_own, resolve
@@ -50,6 +51,21 @@ def open_dataset(config: ConfigDict, split: str) -> Dataset:
         dataset = sets.open_dataset(data_options(config), split)
         dataset.validate()
         return dataset
+
+
+def make_pairs(config: ConfigDict, data: Dataset | RecordedDataset) -> Splits | None:
+    """Open the pairs of noise and samples that the run is trained on; None for other couplings."""
+    if config.objective.coupling != PAIRED:
+        return None
+    with section("config.data.pairs"):
+        return open_pairs(PairOptions(**config.data.pairs), data, config.condition.labels)
+
+
+def check_flip(config: ConfigDict, data: Dataset) -> None:
+    """Raise UserError if points are to be mirrored."""
+    if config.flip and not data.is_image:
+        allowed = f"{data.name} is a set of points: leave it off"
+        raise UserError("config.data.flip", True, allowed)
 
 
 def make_extractor(config: ConfigDict, data: Dataset) -> Extractor | None:

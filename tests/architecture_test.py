@@ -22,7 +22,7 @@ FLOORS = [
     {"parts", "solver_parts", "tracking"},
     {"experiment"},
     {"autoguidance", "launch", "training", "evaluation"},
-    {"fit_solver", "model", "report"},
+    {"fit_solver", "generate_pairs", "model", "report"},
     {"modes"},
     {"sweep"},
     {"command"},
