@@ -2,6 +2,7 @@
 
     python -m benchmarks.few_calls --workdir=runs/digits_ot
     python -m benchmarks.few_calls --workdir=runs/digits_ot --distances
+    python -m benchmarks.few_calls --workdir=runs/digits_reflow --calls 1 2 4
 
 The error is the mean squared difference per dimension, in model space, to the solution of dopri5 at
 tolerance 1e-6 from the same 256 noises, for each method on each time grid and for the solvers that
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +40,6 @@ from flowmatch_jax.sampling.linear import METHODS, Coefficients, calls_per_step,
 from flowmatch_jax.solvers import Solver
 from flowmatch_jax.times import GRIDS, shift_grid, sway_grid
 
-CALLS = (4, 6, 8, 10)
 SHOWN_GRIDS = GRIDS | {
     "shift, k = 0.5": partial(shift_grid, k=0.5),
     "sway, s = 0.5": partial(sway_grid, s=0.5),
@@ -49,10 +49,12 @@ NOISES = 256
 Cells = dict[tuple[str, str], dict[int, float]]  # (method, grid) -> calls -> number
 
 
-def solvers(path: GaussianPath, workdir: Path) -> dict[tuple[str, str, int], Coefficients]:
-    """Return the solver of each cell (method, grid, calls)."""
+def solvers(
+    path: GaussianPath, workdir: Path, numbers: Sequence[int]
+) -> dict[tuple[str, str, int], Coefficients]:
+    """Return the solver of each cell (method, grid, calls), for these numbers of calls."""
     cells = {}
-    for calls in CALLS:
+    for calls in numbers:
         for method in METHODS:
             steps, rest = divmod(calls, calls_per_step(method))
             for name, grid in {} if rest else SHOWN_GRIDS.items():
@@ -97,14 +99,15 @@ def make_distance(model: Model) -> Callable[[Solver | Coefficients], tuple[float
 
 def table(cells: Cells) -> str:
     """Format numbers as a Markdown table; the smallest of each column is bold."""
-    least = {n: min(row[n] for row in cells.values() if n in row) for n in CALLS}
+    numbers = sorted({n for row in cells.values() for n in row})
+    least = {n: min(row[n] for row in cells.values() if n in row) for n in numbers}
 
     def cell(row: dict[int, float], n: int) -> str:
         shown = f"{row[n]:.3g}" if n in row else ""
         return f"**{shown}**" if row.get(n) == least[n] else shown
 
-    head = ("method", "grid", *(f"{n} calls" for n in CALLS))
-    body = [(*names, *(cell(row, n) for n in CALLS)) for names, row in cells.items()]
+    head = ("method", "grid", *(f"{n} calls" for n in numbers))
+    body = [(*names, *(cell(row, n) for n in numbers)) for names, row in cells.items()]
     lines = [head, ("---",) * len(head), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -113,9 +116,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--distances", action="store_true")
+    parser.add_argument("--calls", type=int, nargs="+", default=(4, 6, 8, 10))
     flags = parser.parse_args()
     model = flowmatch_jax.load(flags.workdir)
-    made, error = solvers(model.experiment.path, flags.workdir), make_error(model)
+    made = solvers(model.experiment.path, flags.workdir, flags.calls)
+    error = make_error(model)
     errors, records = {}, []
     for (method, grid, calls), coefficients in made.items():
         mean, spread = error(coefficients)

@@ -43,6 +43,7 @@ MODES = {
     "figures": ("config",),
     "fit_solver": ("config", "step"),
     "generate": ("config", "n", "seeds", "classes", "output", "step"),
+    "generate_pairs": ("config", "step"),
     "upsample": ("config", "input", "output", "step"),
     "config": ("config",),
     "report": ("runs",),
@@ -67,6 +68,7 @@ _MODE = flags.DEFINE_string(
     "evaluate: evaluate the newest checkpoint; sample: draw a grid of samples from it; "
     "fit_solver: fit a solver with config.fit_solver.calls calls to the run; "
     "generate: write --n samples to --output; "
+    "generate_pairs: write pairs of noise and samples, for reflow, to the run's folder pairs; "
     "figures: draw the paper's figures for the run; upsample: enlarge your own images, --input, "
     "with a super-resolution model; report: tables and figures of several --runs; "
     "config: print every field of a config, and where it is set; "
@@ -242,6 +244,8 @@ def _run_one(mode: str, config: FrozenConfigDict, workdir: Path) -> None:
     elif mode == "generate":
         seeds, output = _generated_seeds(), Path(_OUTPUT.value).expanduser()
         modes.generate(config, workdir, seeds, _CLASSES.value, output, _STEP.value)
+    elif mode == "generate_pairs":
+        modes.generate_run_pairs(config, workdir, _STEP.value)
     elif mode == "upsample":
         pictures, output = (Path(p.value).expanduser() for p in (_INPUT, _OUTPUT))
         modes.upsample(config, workdir, pictures, output, _STEP.value)

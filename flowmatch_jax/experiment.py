@@ -6,7 +6,7 @@ Other modules take plain arguments; this one checks the configuration and derive
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,21 +17,22 @@ from ml_collections import ConfigDict
 
 from flowmatch_jax import flow_maps, network_parts, networks, own_parts, parts, predictions
 from flowmatch_jax.arrays import Apply, Array, Field, FlowMap, Inputs, Params
-from flowmatch_jax.config.rules import check_flow_map, solver_of, validate
+from flowmatch_jax.config.rules import check_flow_map, validate
 from flowmatch_jax.data.conditioning import Conditioning
-from flowmatch_jax.data.dataset import Dataset
+from flowmatch_jax.data.dataset import Dataset, Splits
 from flowmatch_jax.dequantisation import Dequantisation
 from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.objectives import OBJECTIVES, Objective
 from flowmatch_jax.paths import PATHS, GaussianPath
 from flowmatch_jax.predictions import vector_field
-from flowmatch_jax.runtime.errors import UserError, section
+from flowmatch_jax.runtime.errors import section
 from flowmatch_jax.runtime.mesh import make_mesh
 from flowmatch_jax.runtime.own import is_own
 from flowmatch_jax.sampling import ancestral, flows
 from flowmatch_jax.sampling.guidance import Fields, Guidance, GuidedParams, whole_field
 from flowmatch_jax.sampling.linear import Coefficients
 from flowmatch_jax.sampling.schedule import along
+from flowmatch_jax.solver_parts import make_solver
 from flowmatch_jax.solvers import FLOW_MAP, Solution, Solver, counted
 
 COMPUTING_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
@@ -58,6 +59,7 @@ class Experiment:
         features: (t, x_t) -> further input channels of the network, or None.
         weak: the experiment of the weaker model that guides samples, if there is one. Parameters
             are then `GuidedParams`.
+        pairs: the pairs of noise and samples that it is trained on in place of the data.
     """
 
     config: ConfigDict
@@ -75,6 +77,12 @@ class Experiment:
     dequantisation: Dequantisation
     features: networks.Features | None = None
     weak: Experiment | None = None
+    pairs: Splits | None = None
+
+    @property
+    def trained_on(self) -> Splits:
+        """What training and its validation loss take batches from: the data, or pairs."""
+        return self.pairs or Splits(self.train_data, self.test_data)
 
     def field(self, params: Params, **inputs: Array) -> Field:
         """Create the vector field, without guidance, with these parameters and inputs."""
@@ -180,14 +188,7 @@ class Experiment:
         Args:
             path: the path; None: the one of training, as for likelihoods.
         """
-        if self.config.solver.method == "fitted":
-            return parts.make_fitted(self.config)
-        solver = replace(solver_of(self.config.solver), path=path or self.path)
-        if solver.steps is None:
-            return solver
-        grid = parts.make_grid(self.config.solver, solver.steps, solver.path)
-        noise = parts.make_noise(self.config.solver, solver.path)
-        return replace(solver, steps=None, grid=grid, noise=noise)
+        return make_solver(self.config, path or self.path)
 
     def objective_at(self, t: Array) -> Objective | None:
         """Return the objective with all times equal to t []; None if it has no times."""
@@ -216,7 +217,7 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
     Args:
         config: the configuration.
         recorded: the facts of the "train" and the "test" split, as `Dataset.facts` returns them.
-            These datasets are opened when their items are needed; without them, now.
+            These are opened when their items are needed, pairs never; without them, all are now.
 
     Raises:
         UserError: a field has an invalid value; the error has its full path.
@@ -225,9 +226,7 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
     with section("config.mesh"):
         mesh = make_mesh(config.mesh.fsdp)
     train_data, test_data = (parts.make_dataset(config.data, split, recorded) for split in SPLITS)
-    if config.data.flip and not train_data.is_image:
-        allowed = f"{train_data.name} is a set of points: leave it off"
-        raise UserError("config.data.flip", True, allowed)
+    parts.check_flip(config.data, train_data)
     dequantisation = parts.make_dequantisation(config, parts.make_path(config.path), train_data)
     path = dequantisation.path
     conditioning = parts.make_conditioning(config.condition, train_data)
@@ -253,6 +252,7 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
         guidance=parts.make_guidance(config, conditioning),
         dequantisation=dequantisation,
         features=features,
+        pairs=None if recorded else parts.make_pairs(config, train_data),
     )
     if experiment.is_flow and config.solver.method != "fitted":
         experiment.solver(experiment.sampling_path)  # raises the errors of its grid and noise
@@ -286,7 +286,7 @@ def _check_own_parts(experiment: Experiment) -> None:
             own_parts.check_time("time", fields.time, time, x.shape[0], experiment.path)
         if is_own(fields.name):
             params = jax.eval_shape(experiment.init_params, jax.random.key(0))
-            batch = {"x": x, **inputs}
+            batch = {"x": x, **inputs} | ({} if experiment.pairs is None else {"x0": x})
             own_parts.check_objective(
                 "name", fields.name, experiment.objective, apply, params, batch
             )

@@ -20,6 +20,7 @@ from flowmatch_jax.evaluation.samples import Sampler, draw, make_sampler, pictur
 from flowmatch_jax.evaluation.upsample import upsample_pictures
 from flowmatch_jax.experiment import Experiment, build
 from flowmatch_jax.fit_solver import fit_solver, with_solver_file
+from flowmatch_jax.generate_pairs import generate_pairs
 from flowmatch_jax.report.figures import are_drawn, draw_figures
 from flowmatch_jax.report.report import write_report
 from flowmatch_jax.runtime import processes
@@ -124,6 +125,18 @@ def fit_run_solver(config: FrozenConfigDict, workdir: Path, step: int | None = N
     kind = config.evaluate.weights[0]
     ((step, weights),) = load_weights(experiment, workdir, (kind,), step=step).items()
     fit_solver(experiment, weights[kind], workdir, {"step": step, "weights": kind})
+
+
+def generate_run_pairs(config: FrozenConfigDict, workdir: Path, step: int | None = None) -> None:
+    """Write pairs of noise and samples to the folder pairs of a run, for reflow.
+
+    They are by the first kind in config.evaluate.weights.
+    """
+    experiment = open_run(config, workdir, trains=False)
+    kind = config.evaluate.weights[0]
+    ((step, weights),) = load_weights(experiment, workdir, (kind,), step=step).items()
+    folder = workdir / "pairs"
+    generate_pairs(experiment, weights[kind], folder, {"step": step, "weights": kind})
 
 
 def draw_run(experiment: Experiment, workdir: Path) -> None:

@@ -2,7 +2,8 @@
 
 An objective is a function (apply, params, batch, key) -> (loss, metrics): a scalar to minimise and
 a dict of scalars to log. ``batch["x"]`` is x_1 [B, ...] in model space; "label" [B] and
-"condition" [B, H, W, C'] are passed to the network if they are present.
+"condition" [B, H, W, C'] are passed to the network if they are present, and "x0" [B, ...] is the
+noise if pairs are given.
 
 Most objectives are regressions at points of the path, x_t = sigma_t x_0 + mu_t, and differ in the
 target and in the weight of its error: these are the rows of `TARGETS`, and `matching` creates an
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 
 from flowmatch_jax import couplings, predictions, times
 from flowmatch_jax.arrays import Apply, Array, Batch, Inputs, Params, expand_time
+from flowmatch_jax.couplings import Coupling, noise_of
 from flowmatch_jax.likelihood import log_prob
 from flowmatch_jax.paths import (
     Coefficients,
@@ -38,7 +40,6 @@ from flowmatch_jax.sampling import ancestral
 from flowmatch_jax.solvers import Solver
 
 Objective = Callable[[Apply, Params, Batch, Array], tuple[Array, dict[str, Array]]]
-Coupling = Callable[[Array, Array], Array]
 Time = Callable[[Array, int, GaussianPath], Array]
 
 # The error of a network that predicts the data enters a target with a factor of 1 / sigma_t or
@@ -152,7 +153,7 @@ def path_regression(
     ) -> tuple[Array, dict[str, Array]]:
         noise_key, time_key, dropout_key = jax.random.split(key, 3)
         x1 = batch["x"]
-        x0 = coupling(noise_key, x1)
+        x0 = noise_of(coupling, noise_key, batch)
         t = time(time_key, x1.shape[0], path)
         x_t, u_t = flow_and_velocity(path, t, x0, x1)
         x_in = predictions.network_input(path, t, x_t)

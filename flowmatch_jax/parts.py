@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from flowmatch_jax import objectives, own_parts, predictions
-from flowmatch_jax.config.identity import fitted_to
 from flowmatch_jax.config.rules import data_options, map_options, solver_of
-from flowmatch_jax.couplings import COUPLINGS
+from flowmatch_jax.couplings import COUPLINGS, PAIRED, Coupling
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.conditioning import Conditioning
-from flowmatch_jax.data.dataset import Dataset, RecordedDataset
+from flowmatch_jax.data.dataset import Dataset, RecordedDataset, Splits
+from flowmatch_jax.data.pairs import PairOptions, open_pairs
 from flowmatch_jax.dequantisation import DEQUANTISATIONS, Dequantisation
 from flowmatch_jax.map_objectives import MAP_OBJECTIVES
 from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.metrics.features.extractors import load_extractor
-from flowmatch_jax.objectives import OBJECTIVES, Coupling, Objective, Time
-from flowmatch_jax.paths import PATHS, GaussianPath, starts_without_data
-from flowmatch_jax.runge_kutta import STOCHASTIC
+from flowmatch_jax.objectives import OBJECTIVES, Objective, Time
+from flowmatch_jax.paths import PATHS, GaussianPath
 from flowmatch_jax.runtime.errors import UserError, one_of, section
 from flowmatch_jax.runtime.own import blamed, is_own, resolve
-from flowmatch_jax.sampling import ancestral, fitted
+from flowmatch_jax.sampling import ancestral
 from flowmatch_jax.sampling.guidance import Guidance
-from flowmatch_jax.sampling.linear import Coefficients
-from flowmatch_jax.sampling.stochastic import NOISE_LEVELS, NoiseLevel
-from flowmatch_jax.times import GRIDS, TIMES
+from flowmatch_jax.times import TIMES
 
 WITHOUT_FIELD = {"regression": "data", "sr3": "noise"}  # objective -> prediction of its network
 
@@ -50,6 +44,21 @@ def open_dataset(config: ConfigDict, split: str) -> Dataset:
         dataset = sets.open_dataset(data_options(config), split)
         dataset.validate()
         return dataset
+
+
+def make_pairs(config: ConfigDict, data: Dataset | RecordedDataset) -> Splits | None:
+    """Open the pairs of noise and samples that the run is trained on; None for other couplings."""
+    if config.objective.coupling != PAIRED:
+        return None
+    with section("config.data.pairs"):
+        return open_pairs(PairOptions(**config.data.pairs), data, config.condition.labels)
+
+
+def check_flip(config: ConfigDict, data: Dataset) -> None:
+    """Raise UserError if points are to be mirrored."""
+    if config.flip and not data.is_image:
+        allowed = f"{data.name} is a set of points: leave it off"
+        raise UserError("config.data.flip", True, allowed)
 
 
 def make_extractor(config: ConfigDict, data: Dataset) -> Extractor | None:
@@ -193,45 +202,3 @@ def make_matching(fields: ConfigDict, path: GaussianPath, time: Time) -> Objecti
     make = resolve("name", fields.name, OBJECTIVES, fields.options)
     with blamed("name", fields.name):
         return make(path, fields.predicts, make_coupling(fields), time)
-
-
-def make_grid(config: ConfigDict, steps: int, path: GaussianPath) -> np.ndarray:
-    """Create the time grid of fixed-step solvers, [steps + 1]."""
-    with section("config.solver"):
-        grid = resolve("grid", config.grid, GRIDS, config.grid_options)
-        with blamed("grid", config.grid), jax.ensure_compile_time_eval():  # also inside jit
-            return np.asarray(grid(steps, path), np.float64)
-
-
-def make_noise(config: ConfigDict, path: GaussianPath) -> NoiseLevel | None:
-    """Create the noise level of a stochastic solver; None for other methods."""
-    if config.method not in STOCHASTIC:
-        return None
-    name, scale = config.noise or "sigma", 1.0 if config.noise_scale is None else config.noise_scale
-    if name == "diffusion" and starts_without_data(path):
-        allowed = "this path is no diffusion; use sigma, or set config.solver.path to vp or ve"
-        raise UserError("config.solver.noise", name, allowed)
-    with section("config.solver"):
-        level = resolve("noise", name, NOISE_LEVELS)
-    return lambda path, t: scale * level(path, t)
-
-
-def make_fitted(config: ConfigDict) -> Coefficients:
-    """Read the fitted solver of config.solver.file; raises UserError if it is another model's."""
-    with section("config.solver"):
-        if config.solver.file is None:
-            allowed = "give the file of a fitted solver, which --mode=fit_solver writes"
-            raise UserError("file", None, allowed)
-        return read_fitted(config, Path(config.solver.file).expanduser(), config.solver.steps)
-
-
-def read_fitted(config: ConfigDict, file: Path, calls: int) -> Coefficients:
-    """Read a fitted solver with this number of calls; raises UserError for another one."""
-    coefficients, facts = fitted.read(file)
-    if len(coefficients.t) != calls:
-        raise UserError("steps", calls, f"the solver in {file} has {len(coefficients.t)} calls")
-    for name, value in fitted_to(config).items():
-        if facts.get(name) != value:
-            allowed = f"it was fitted to another {name}; fit one with --mode=fit_solver"
-            raise UserError("file", str(file), allowed)
-    return coefficients

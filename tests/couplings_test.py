@@ -34,5 +34,16 @@ class IndependentTest(absltest.TestCase):
         self.assertLess(abs(correlation), 4 / np.sqrt(x0.size))
 
 
+class PairedTest(absltest.TestCase):
+    def test_pairs_bring_their_noise(self):
+        pair = {"x": jnp.ones((4, 3)), "x0": jnp.arange(12.0).reshape(4, 3)}
+        key = jax.random.key(0)
+        np.testing.assert_array_equal(couplings.noise_of(couplings.paired, key, pair), pair["x0"])
+        with self.assertRaisesRegex(ValueError, "the batch has no x0"):
+            couplings.noise_of(couplings.paired, key, {"x": pair["x"]})
+        drawn = couplings.noise_of(couplings.independent, key, {"x": pair["x"]})
+        np.testing.assert_array_equal(drawn, couplings.independent(key, pair["x"]))
+
+
 if __name__ == "__main__":
     absltest.main()

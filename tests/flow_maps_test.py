@@ -4,6 +4,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from flowmatch_jax import flow_maps, marginals
+from flowmatch_jax.divergence import divergence
 from flowmatch_jax.solvers import Solver, integrate
 from tests.cases import EACH_PATH, PATHS, Float64TestCase, gaussian_velocity
 
@@ -52,6 +53,48 @@ class GaussianTest(Float64TestCase):
         np.testing.assert_allclose(value, v + correction, rtol=1e-7, atol=1e-9)
         # With the sign of a time that runs from data to noise it does not hold.
         self.assertGreater(float(jnp.abs(value - (v - correction)).max()), 1e-2)
+
+    @parameterized.parameters("ot", "vp", "ve")
+    def test_the_density_along_the_map(self, name):
+        """With D = log |dX/dx| / (s - t): log p_s(X) = log p_t(x) - (s - t) D, and D's identity."""
+        path, t, s = PATHS[name], jnp.linspace(0.05, 0.6, 5), jnp.linspace(0.5, 0.95, 5)
+        exact, x = marginals.gaussian_flow_map(path, MEAN, STD), points(path)
+        field, data = gaussian_velocity(path, MEAN, STD), jnp.full((1, 2), MEAN)
+
+        def mean_divergence(t, s, x):
+            each = lambda t, s, x: jax.jacfwd(lambda x: exact(t, s, x[None])[0])(x)  # noqa: E731
+            return jnp.linalg.slogdet(jax.vmap(each)(t, s, x))[1] / (s - t)
+
+        smooth = marginals.smoothed(path, STD)
+        before, after = (
+            marginals.log_density(smooth, time, at, data)
+            for time, at in ((t, x), (s, exact(t, s, x)))
+        )
+        np.testing.assert_allclose(after, before - (s - t) * mean_divergence(t, s, x), rtol=1e-9)
+        v, div = divergence(field, t, x)
+        value, derivative = flow_maps.along_flow(mean_divergence, v, t, s, x)
+        np.testing.assert_allclose(value, div + (s - t) * derivative, rtol=1e-7)
+
+    def test_the_mean_divergence_of_a_mixture(self):
+        """D = div v + (s - t) dD/dt; D by solves, its derivative by differences of 2 h."""
+        path, data = marginals.smoothed(PATHS["ot"], 0.4), jnp.array([[-1.0, 0.5], [0.7, 0.2]])
+        field = lambda t, x: marginals.velocity(path, t, x, data)  # noqa: E731
+        accurate = Solver(rtol=1e-10, atol=1e-10)
+        t, s, h, x = 0.3, 0.9, 1e-3, points(path)
+
+        def mean_divergence(t, x):
+            end = integrate(field, x, t, s, accurate).x
+            change = marginals.log_density(path, t, x, data) - marginals.log_density(
+                path, s, end, data
+            )
+            return change / (s - t)
+
+        earlier, later = (
+            mean_divergence(at, integrate(field, x, t, at, accurate).x) for at in (t - h, t + h)
+        )
+        derivative, (_, div) = (later - earlier) / (2 * h), divergence(field, t, x)
+        expected = div + (s - t) * derivative
+        np.testing.assert_allclose(mean_divergence(t, x), expected, rtol=1e-5)
 
     @parameterized.parameters("ot", "ve")
     def test_it_carries_points_where_a_solver_does(self, name):

@@ -43,7 +43,7 @@ class MistakesTest(parameterized.TestCase):
             (DIGITS, "--mode=fly"),
             "--mode",
             "'fly'",
-            "evaluate, figures, fit_solver, generate, report, sample, train, upsample",
+            "figures, fit_solver, generate, generate_pairs, report, sample, train, upsample",
         ),
         ("report_of_nothing", ("--mode=report",), "--runs", "a,b"),
         ("report_of_no_run", ("--mode=report", "--runs=docs"), "--runs", "no config.json"),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from flowmatch_jax import marginals, objectives
+from flowmatch_jax import couplings, marginals, objectives
 from flowmatch_jax.arrays import NO_LABEL
 from flowmatch_jax.map_objectives import (
     MAP_OBJECTIVES,
@@ -52,6 +52,16 @@ class GaussianTest(Float64TestCase):
             distances.append(jnp.abs(found.mean(axis=0) - wanted).max())
         self.assertLess(float(distances[0]), 0.1 * float(jnp.abs(wanted).max()))
         np.testing.assert_allclose(distances[0] / distances[1], 2, rtol=0.2)
+
+    @parameterized.parameters("mean_flow", "alpha_flow")
+    def test_pairs_on_straight_lines_have_their_velocity_as_average(self, name):
+        """For x_1 = 3 x_0, (x_0, x_1) is on the line x_t = c_t x_0, c_t = 1 + (2 + sigma_min) t."""
+        slope = 2.1
+        apply = lambda _, t, x, end, **__: slope * x / (1 + slope * t)[:, None]  # noqa: E731
+        objective = MAP_OBJECTIVES[name](PATHS["ot_sigma_min_0.1"], PLAIN, couplings.paired)
+        x0 = jax.random.normal(jax.random.key(0), (200, 2))
+        metrics = objective(apply, None, {"x": 3 * x0, "x0": x0}, jax.random.key(1))[1]
+        self.assertLess(float(metrics["squared_error"]), 1e-20)
 
     def _gradients(self, name, path, options):
         """The gradients of a few batches by the two parameters, as a function of these."""

@@ -7,7 +7,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from scipy.stats import kstest
 
-from flowmatch_jax import objectives, paths, predictions
+from flowmatch_jax import couplings, objectives, paths, predictions
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.solvers import Solver
 from tests.cases import PATHS, Float64TestCase, optimal_prediction
@@ -34,6 +34,16 @@ class FlowMatchingTest(parameterized.TestCase):
         standard_error = np.sqrt(2) * expected / np.sqrt(x1.size)
         self.assertLess(abs(float(loss) - expected), 4 * standard_error)
         self.assertEqual(loss, metrics["loss"])
+
+    def test_pairs_whose_paths_do_not_cross(self):
+        """For x_1 = 3 x_0, (x_0, x_1) is on the line x_t = c_t x_0, c_t = 1 + (2 + sigma_min) t."""
+        path, slope = paths.optimal_transport(0.1), 2.1
+        objective = objectives.matching("flow_matching", path, coupling=couplings.paired)
+        apply = lambda rate, t, x, **_: rate * x / (1 + slope * t)[:, None]  # noqa: E731
+        x0 = jax.random.normal(jax.random.key(0), (500, 2))
+        batch, key = {"x": 3 * x0, "x0": x0}, jax.random.key(1)
+        self.assertLess(float(objective(apply, slope, batch, key)[0]), 1e-10)
+        self.assertAlmostEqual(float(objective(apply, slope + 1, batch, key)[0]), 1, delta=0.2)
 
     @parameterized.parameters(*METHODS)
     def test_the_exact_prediction_minimises_it(self, name, path_name, predicts):

@@ -32,6 +32,27 @@ class PartsTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, f"config.objective.{error}"):
             build(config)
 
+    @parameterized.parameters(
+        ({}, "data.pairs.folder: got None; the coupling paired takes them"),
+        ({"objective.coupling": "independent"}, "objective.coupling: got 'independent'; pairs"),
+        ({"condition.low_resolution": 4}, "condition.low_resolution: got 4; pairs have none"),
+        ({"data.storage": "device"}, "data.storage: got 'device'; pairs are read from"),
+        ({"data.dequantisation": "truncated_normal"}, "data.dequantisation: got 'truncated"),
+        ({"objective.name": "maximum_likelihood"}, "objective.name: got 'maximum_likelihood'"),
+        ({"data.pairs.drop_most_distant": 1.0}, "data.pairs.drop_most_distant: got 1.0"),
+        (
+            {"data.pairs.held_out": 0.0, "train.validation_batches": 1},
+            "train.validation_batches: got 1; no pairs are held out",
+        ),
+        ({"seed": 0}, "data.pairs.folder: got 'nowhere'; pairs.json cannot be read there"),
+    )
+    def test_pairs_that_are_refused(self, fields, error):
+        config = experiment_config("configs/digits_reflow.py")
+        config.data.pairs.folder = "nowhere" if fields else None
+        config.update_from_flattened_dict(fields)
+        with self.assertRaisesRegex(UserError, f"config.{error}"):
+            build(config)
+
     def test_dequantisation(self):
         """The path ends where its noise fits the bins of 17 levels."""
         config = digits_ot.get_config()

@@ -75,6 +75,13 @@ def alpha_flow(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def reflow(config: ConfigDict) -> ConfigDict:
+    """Flow matching on the pairs of noise and samples of a trained model (Liu et al. 2022)."""
+    config.objective.coupling = "paired"
+    config.figures.nfe = (1, 2, *config.figures.nfe)
+    return config
+
+
 def regression(config: ConfigDict) -> ConfigDict:
     """Regression to the mean in one network call, without a path; for super-resolution only."""
     config.objective.name = "regression"
@@ -115,6 +122,7 @@ METHODS: dict[str, Callable[[ConfigDict], ConfigDict]] = {
     "ve": ve,
     "mean_flow": mean_flow,
     "alpha_flow": alpha_flow,
+    "reflow": reflow,
     "regression": regression,
     "sr3": sr3,
     "tuned": tuned,

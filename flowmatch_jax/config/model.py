@@ -10,6 +10,7 @@ from flowmatch_jax.couplings import COUPLINGS
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.images.resolution import FILTERS
+from flowmatch_jax.data.pairs import PairOptions
 from flowmatch_jax.dequantisation import DEQUANTISATIONS
 from flowmatch_jax.map_objectives import MAP_OBJECTIVES, MapOptions
 from flowmatch_jax.objectives import OBJECTIVES
@@ -111,6 +112,30 @@ DATA: Section = {
         ),
         "levels": owned(sets.ArrayOptions, "levels", "Grey levels of images, from 0."),
     },
+    "pairs": {
+        "folder": owned(
+            PairOptions,
+            "folder",
+            "Folder of pairs of noise and samples that --mode=generate_pairs wrote, for the "
+            "coupling paired. config.data stays the data of the run that made them.",
+            of=Of.NOTHING,
+            kind=str,
+        ),
+        "drop_most_distant": owned(
+            PairOptions,
+            "drop_most_distant",
+            "Share of the pairs with the largest distance, which are left out.",
+            of=Of.ROW,
+            omit_unset=True,
+        ),
+        "held_out": owned(
+            PairOptions,
+            "held_out",
+            "Share of the other pairs that only measure the validation loss.",
+            of=Of.ROW,
+            omit_unset=True,
+        ),
+    },
 }
 
 CONDITION: Section = {
@@ -211,7 +236,8 @@ OBJECTIVE: Section = {
     ),
     "coupling": Field(
         "independent",
-        "Coupling of noise and data in a batch: independent, or your own: module:function.",
+        "Coupling of noise and data in a batch: independent | paired (the pairs of "
+        "config.data.pairs), or your own: module:function.",
         among_or_own(COUPLINGS),
         EVERYTHING,
     ),

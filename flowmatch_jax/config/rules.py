@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 from flowmatch_jax import likelihood
 from flowmatch_jax.config.field import check, plain
 from flowmatch_jax.config.fields import FIELDS
+from flowmatch_jax.couplings import PAIRED
 from flowmatch_jax.data import sets
+from flowmatch_jax.data.pairs import PairOptions
 from flowmatch_jax.map_objectives import MAP_OBJECTIVES, MapOptions
 from flowmatch_jax.metrics.scores import SCORES
 from flowmatch_jax.paths import optimal_transport
@@ -49,6 +51,7 @@ def validate(config: ConfigDict) -> None:
         _guidance(config.guidance)
     with section("config.solver"):
         _solver(config.solver)
+    _pairs(config)
     _flow_map(config)
     if config.solver.method == FLOW_MAP:
         check_flow_map(config)
@@ -93,6 +96,35 @@ def _data(config: ConfigDict) -> None:
     if config.workers and config.storage != "records":
         allowed = "worker processes are used with storage=records only: leave it 0"
         raise UserError("workers", config.workers, allowed)
+
+
+def _pairs(config: ConfigDict) -> None:
+    """Raise UserError unless the run takes pairs of noise and samples, and they are given."""
+    given, coupling = PairOptions(**config.data.pairs), config.objective.coupling
+    with section("config.data.pairs"):
+        given.validate()
+    if (coupling == PAIRED) != (given.folder is not None):
+        if coupling == PAIRED:
+            allowed = "the coupling paired takes them: name a folder of --mode=generate_pairs"
+            raise UserError("config.data.pairs.folder", None, allowed)
+        allowed = f"pairs bring their own noise: with config.data.pairs.folder use {PAIRED}"
+        raise UserError("config.objective.coupling", coupling, allowed)
+    if coupling != PAIRED:
+        return
+    for field, value, needed, reason in (
+        ("condition.low_resolution", config.condition.low_resolution, None, "have none"),
+        ("data.dequantisation", config.data.dequantisation, "uniform", "are samples already"),
+        ("data.storage", config.data.storage, "memory", "are read from their file"),
+    ):
+        if value != needed:
+            raise UserError(f"config.{field}", value, f"pairs {reason}: use {needed}")
+    name = config.objective.name
+    if name in ("maximum_likelihood", "regression", "sr3"):
+        allowed = "it does not follow the path from the noise of pairs: use flow_matching"
+        raise UserError("config.objective.name", name, allowed)
+    if config.train.validation_batches and not given.held_out:
+        allowed = "no pairs are held out (config.data.pairs.held_out): leave it 0"
+        raise UserError("config.train.validation_batches", config.train.validation_batches, allowed)
 
 
 def _train(config: ConfigDict) -> None:

@@ -213,6 +213,18 @@ FIT_SOLVER: Section = {
     "learning_rate": Field(1e-2, "Adam's learning rate at the first step.", positive),
 }
 
+PAIRS: Section = {
+    "count": Field(
+        None,
+        "Pairs of noise and samples that --mode=generate_pairs writes; unset: as many as training "
+        "items.",
+        least(2),
+        kind=int,
+    ),
+    "batch_size": Field(256, "Pairs that are solved and written at once.", least(1)),
+    "seed": Field(0, "Seed of their noise and labels.", seed),
+}
+
 UPSAMPLE: Section = {
     "overlap": Field(0.25, "Overlap of tiles, as a fraction of their side.", tile_overlap),
 }

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,7 +16,7 @@ CHECKED = 1000  # items whose values are looked at
 
 
 class Images(Protocol):
-    """Images by index: an array uint8 [N, H, W, C], or an object that decodes images on access."""
+    """Items by index: an array, or an object that decodes images or reads a file on access."""
 
     shape: tuple[int, ...]
 
@@ -31,13 +31,15 @@ class Dataset:
 
     Attributes:
         name, version, split: identify the data.
-        x: images uint8 [N, H, W, C] with values in [0, levels), or points float32 [N, D].
+        x: images uint8 [N, H, W, C] with values in [0, levels), or points float32 [N, D]; of pairs
+            (see `pairs`) samples in model space, float32 [N, ...].
         label: int32 [N] in [0, num_classes), or None.
-        levels: grey levels of images; None for points.
+        levels: grey levels of images; None for points and for pairs.
         num_classes: number of classes; None without labels.
         log_density: log-density of points where it is known, [N, D] -> [N] in nats.
         sha256: hash of the content where it is already known (prepared datasets and folders).
         classes: names of the classes, where they are known.
+        x0: of pairs, the noise of each x, float32 [N, ...].
     """
 
     name: str
@@ -50,6 +52,7 @@ class Dataset:
     log_density: Callable[[np.ndarray], np.ndarray] | None = None
     sha256: str | None = None
     classes: tuple[str, ...] | None = None
+    x0: Images | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -122,7 +125,8 @@ class Dataset:
 
     def zeros(self, n: int) -> dict[str, np.ndarray]:
         """Return a batch of n zero items with the dataset's shapes and dtypes."""
-        return zeros(n, self.shape, self.is_image, self.label is not None)
+        batch = zeros(n, self.shape, self.is_image, self.label is not None)
+        return batch if self.x0 is None else batch | {"x0": np.zeros_like(batch["x"])}
 
     def __len__(self) -> int:
         return len(self.x)
@@ -130,6 +134,13 @@ class Dataset:
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         item = {"x": self.x[i]}
         return item if self.label is None else {**item, "label": self.label[i]}
+
+
+class Splits(NamedTuple):
+    """The two splits of a dataset."""
+
+    train: Dataset | RecordedDataset
+    test: Dataset | RecordedDataset
 
 
 def zeros(
@@ -156,7 +167,7 @@ class RecordedDataset:
         self.name, self.version, self.split = facts["name"], facts["version"], facts["split"]
         self.shape, self.levels = tuple(facts["shape"]), facts["levels"]
         self.num_classes, self.content_hash = facts["num_classes"], facts["sha256"]
-        self.classes = facts["classes"] and tuple(facts["classes"])
+        self.classes, self.x0 = facts["classes"] and tuple(facts["classes"]), None
 
     @property
     def is_image(self) -> bool:

@@ -33,7 +33,8 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Iterate endlessly over this process's part of the training batches.
 
-    Batches are {"x": [b, ...], "label": [b]} with b = batch_size / processes. All processes use the
+    Batches are {"x": [b, ...], "label": [b]} with b = batch_size / processes; of pairs of noise and
+    samples also "x0": [b, ...]. All processes use the
     same order of the data, which is reshuffled in each epoch, and each reads its own part of each
     batch; the content of a batch does not depend on their number.
 
@@ -60,7 +61,7 @@ def train_batches(
         .batch(batch_size, drop_remainder=True)
         .map(lambda indices: indices[part])
     )[start:]
-    read = _Read(None if indices_only else source.x, source.label)
+    read = _Read(None if indices_only else source.x, source.label, source.x0)
     ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     batches = order.map(read).to_iter_dataset(ahead)
     if workers:
@@ -111,7 +112,7 @@ def read_items(source: Dataset, indices: np.ndarray, count: CorruptCount) -> Bat
 
 def items_at(source: Dataset, indices: np.ndarray, max_corrupt: int = 0) -> Batch:
     """Read one item per index; as in `train_batches`, unreadable images are replaced."""
-    return _CountCorrupt(max_corrupt).map(_Read(source.x, source.label).map(indices))
+    return _CountCorrupt(max_corrupt).map(_Read(source.x, source.label, source.x0).map(indices))
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class _Read(grain.transforms.Map):
 
     x: np.ndarray | Images | None
     label: np.ndarray | None
+    x0: Images | None = None
 
     def map(self, indices: np.ndarray) -> Batch:
         corrupt: dict[str, str] = {}
@@ -130,6 +132,8 @@ class _Read(grain.transforms.Map):
         else:
             indices, images = zip(*(self._first_readable(i, corrupt) for i in indices), strict=True)
             batch = {"x": np.stack(images)}
+        if self.x0 is not None:
+            batch["x0"] = np.stack([self.x0[i] for i in indices])
         return _with_labels(batch, self.label, list(indices)) | {"corrupt": corrupt}
 
     def _first_readable(self, i: int, corrupt: dict[str, str]) -> tuple[int, np.ndarray]:

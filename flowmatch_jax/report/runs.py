@@ -11,6 +11,7 @@ from typing import Any
 
 from flowmatch_jax.config.field import Of, select
 from flowmatch_jax.config.fields import FIELDS
+from flowmatch_jax.couplings import PAIRED
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.files import Unreadable, read_json
 from flowmatch_jax.runtime.workdir import read_metrics
@@ -70,7 +71,8 @@ def method_name(config: Mapping[str, Any]) -> str:
     objective, path = config["objective"]["name"], config["path"]["name"]
     if objective in WITHOUT_PATH:
         return WITHOUT_PATH[objective]
-    return METHODS.get((objective, path), f"{objective}, {path}")
+    name = METHODS.get((objective, path), f"{objective}, {path}")
+    return f"{name}, reflow" if config["objective"].get("coupling") == PAIRED else name
 
 
 def load_run(workdir: Path) -> Run:

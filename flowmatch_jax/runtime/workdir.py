@@ -58,7 +58,7 @@ def recorded_data(workdir: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     facts = read_record(path, "the run was trained on the data that you give")
-    test = facts.pop("test", None)
+    test, _ = facts.pop("test", None), facts.pop("pairs", None)
     return None if test is None else {"train": facts, "test": test}
 
 
@@ -143,7 +143,7 @@ def add_changes(workdir: Path, step: int, changed: dict[str, tuple[Any, Any]]) -
             file.write(json.dumps(line) + "\n")
 
 
-def check_data(workdir: Path, facts: dict[str, Any]) -> None:
+def check_data(workdir: Path, facts: dict[str, Any], pairs: dict[str, Any] | None = None) -> None:
     """Raise UserError if the run was trained on other data than these.
 
     The config does not determine the data: a folder of images may have changed or been moved.
@@ -151,6 +151,7 @@ def check_data(workdir: Path, facts: dict[str, Any]) -> None:
     Args:
         workdir: folder of the run.
         facts: `Dataset.facts` of the training set.
+        pairs: those of the pairs that it is trained on in place of them.
     """
     path = workdir / "data.json"
     if has_checkpoint(workdir) and path.exists():
@@ -161,6 +162,9 @@ def check_data(workdir: Path, facts: dict[str, Any]) -> None:
                 f"{before['version']}, {before['items']} items); give another --workdir"
             )
             raise UserError("config.data", f"{facts['name']} {facts['version']}", allowed)
+        if pairs and before.get("pairs", pairs)["sha256"] != pairs["sha256"]:
+            allowed = f"the run in {workdir} was trained on other pairs; give another --workdir"
+            raise UserError("config.data.pairs", f"{pairs['name']} {pairs['version']}", allowed)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -178,9 +182,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def write_data(workdir: Path, train: dict[str, Any], test: dict[str, Any]) -> None:
-    """Record the data of the run, the facts of both splits, as data.json."""
-    write_json(workdir / "data.json", train | {"test": test})
+def write_data(
+    workdir: Path,
+    train: dict[str, Any],
+    test: dict[str, Any],
+    pairs: dict[str, Any] | None = None,
+) -> None:
+    """Record the data of the run, the facts of both splits and of its pairs, as data.json."""
+    record = train | {"test": test} | ({} if pairs is None else {"pairs": pairs})
+    write_json(workdir / "data.json", record)
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

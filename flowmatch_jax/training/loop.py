@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -75,7 +76,7 @@ def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples, log:
         Checkpoints(workdir, config.keep_last, config.keep_every) as checkpoints,
     ):
         state = checkpoints.restore_newest(run.layout)
-        check_data(workdir, experiment.train_data.facts())
+        check_data(workdir, experiment.train_data.facts(), _pairs(experiment))
         if state is None:
             state = run.init()
         else:
@@ -101,9 +102,15 @@ def _record(experiment: Experiment, workdir: Path, step: int) -> None:
         logger.info("%s %s -> %s from step %d.", field, before, after, step)
     if jax.process_index() == 0:
         write_config(workdir, record(experiment.config))
-        write_data(workdir, experiment.train_data.facts(), experiment.test_data.facts())
+        splits = experiment.train_data.facts(), experiment.test_data.facts()
+        write_data(workdir, *splits, _pairs(experiment))
         if changed:
             add_changes(workdir, step, changed)
+
+
+def _pairs(experiment: Experiment) -> dict[str, Any] | None:
+    """Return the facts of the pairs that the run is trained on, if it is."""
+    return None if experiment.pairs is None else experiment.pairs.train.facts()
 
 
 def _advance(

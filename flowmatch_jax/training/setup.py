@@ -113,7 +113,7 @@ class Run:
         """Iterate over the batches from step ``start`` on, after this many roll-backs."""
         config = self.experiment.config
         return train_batches(
-            self.experiment.train_data,
+            self.experiment.trained_on.train,
             config.train.batch_size,
             data_seed(config.seed, rollbacks),
             threads=config.data.threads,

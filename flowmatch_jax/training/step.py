@@ -44,8 +44,8 @@ def make_loss(
     Args:
         objective: (apply, params, batch, key) -> (loss, metrics).
         apply: the network.
-        levels: grey levels of the batch's images, which are dequantised; None for points.
-        flip: mirror each image left to right with probability 1/2.
+        levels: grey levels of the batch's images, which are dequantised; None for points and pairs.
+        flip: mirror each image, and its noise in a pair, left to right with probability 1/2.
         training_inputs: (batch, key) -> conditioning inputs of the network, computed from the
             stored batch after flips; None: no conditioning.
         dequantise: (key, image, levels) -> x_1 in model space.
@@ -53,16 +53,15 @@ def make_loss(
 
     def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         flip_key, inputs_key, noise_key, objective_key = jax.random.split(key, 4)
+        if flip:  # the same images, so that pairs stay pairs
+            stored = {name: batch[name] for name in ("x", "x0") if name in batch}
+            batch = batch | {name: random_flip(flip_key, x) for name, x in stored.items()}
+        inputs = {} if training_inputs is None else training_inputs(batch, inputs_key)
         x = batch["x"]
-        if flip:
-            x = random_flip(flip_key, x)
-        inputs = {}
-        if training_inputs is not None:
-            inputs = training_inputs(batch | {"x": x}, inputs_key)
         if levels is not None:
             x = dequantise(noise_key, x, levels)
-        step = {"step": batch["step"]} if "step" in batch else {}
-        return objective(apply, params, {"x": x, **inputs, **step}, objective_key)
+        others = {name: batch[name] for name in ("x0", "step") if name in batch}
+        return objective(apply, params, {"x": x, **inputs, **others}, objective_key)
 
     return loss
 
@@ -96,7 +95,7 @@ def experiment_gradient(
     return make_gradient(
         objective or experiment.objective,
         apply or experiment.train_apply,
-        experiment.train_data.levels,
+        experiment.trained_on.train.levels,
         config.data.flip,
         config.train.accumulate,
         experiment.conditioning.training_inputs,

@@ -68,7 +68,7 @@ def held_out_batches(experiment: Experiment) -> Iterator[Batch]:
     The items are those of the test split in a fixed random order, and again from the first if the
     split has fewer.
     """
-    config, source = experiment.config, experiment.test_data
+    config, source = experiment.config, experiment.trained_on.test
     order = np.random.RandomState(0).permutation(len(source))
     size = config.train.batch_size
     part = size // jax.process_count()
@@ -85,7 +85,7 @@ def _first_batch_loss(experiment: Experiment) -> Callable[[Params, Batch, Array]
     loss = make_loss(
         experiment.objective,
         _without_dropout(experiment.apply),
-        experiment.test_data.levels,
+        experiment.trained_on.test.levels,
         training_inputs=lambda batch, key: conditioning.inputs(batch),
         dequantise=experiment.dequantisation.training,
     )

@@ -76,6 +76,7 @@ class DeclarationsTest(absltest.TestCase):
             "tuned": ("network.unet.dropout", "optimizer.clip_norm"),
             "mean_flow": of_maps,
             "alpha_flow": of_maps,
+            "reflow": ("figures.nfe",),
         }
         may_change = ("method", "path.name", "objective.", "condition.labels")
         for name, method in METHODS.items():

@@ -50,6 +50,16 @@ class WorkdirTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, message):
             check_data(self.workdir, other.facts())
 
+    def test_other_pairs_are_refused(self):
+        splits = [digits(split).facts() for split in ("train", "test")]
+        pairs = splits[0] | {"name": "pairs of digits", "version": "a", "sha256": "a"}
+        self.start_run()
+        write_data(self.workdir, *splits, pairs)
+        check_data(self.workdir, splits[0], pairs)
+        self.assertEqual(recorded_data(self.workdir), {"train": splits[0], "test": splits[1]})
+        with self.assertRaisesRegex(UserError, "config.data.pairs: got 'pairs of.*other pairs"):
+            check_data(self.workdir, splits[0], pairs | {"sha256": "b"})
+
     @parameterized.parameters(b"", b"{", b"[]", b"\xff")
     def test_records_that_are_cut_are_told_and_may_be_deleted(self, data):
         self.start_run()

@@ -181,6 +181,17 @@ class TrainStepTest(absltest.TestCase):
         self.assertBetween(float(first["mirrored"].sum()), 4, 28)  # 16 +- 2.8
         self.assertFalse(np.array_equal(first["mirrored"], second["mirrored"]))
 
+    def test_a_pair_is_mirrored_as_a_whole(self):
+        def objective(apply, params, batch, key):
+            same = (batch["x"] == batch["x0"] + 1).all()
+            return 0.0 * params["w"], {"same": same, "mirrored": batch["x0"][:, 0, 0, 0]}
+
+        x0 = np.tile(np.float32([0, 1]), (32, 1)).reshape(32, 1, 2, 1)
+        gradient = jax.jit(make_gradient(objective, None, None, flip=True))
+        _, found = gradient({"w": jnp.zeros(())}, {"x": x0 + 1, "x0": x0}, jax.random.key(0))
+        self.assertTrue(found["same"])
+        self.assertBetween(float(found["mirrored"].sum()), 4, 28)  # 16 +- 2.8
+
     def test_state_given_is_donated(self):
         state = self.init()
         self.one_step(state, self.batch)

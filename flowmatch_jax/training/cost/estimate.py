@@ -35,7 +35,7 @@ def model_flops(experiment: Experiment, batch_size: int | None = None) -> float 
         The number of operations; None for maximum likelihood, whose solver makes a variable number
         of network calls, and where `traced_flops` has no count.
     """
-    config, source = experiment.config, experiment.train_data
+    config, source = experiment.config, experiment.trained_on.train
     if config.objective.name == "maximum_likelihood":
         return None
     network = experiment.network

@@ -1,0 +1,75 @@
+"""The solver of an experiment, made from config.solver."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from flowmatch_jax.config.identity import fitted_to
+from flowmatch_jax.config.rules import solver_of
+from flowmatch_jax.paths import GaussianPath, starts_without_data
+from flowmatch_jax.runge_kutta import STOCHASTIC
+from flowmatch_jax.runtime.errors import UserError, section
+from flowmatch_jax.runtime.own import blamed, resolve
+from flowmatch_jax.sampling import fitted
+from flowmatch_jax.sampling.linear import Coefficients
+from flowmatch_jax.sampling.stochastic import NOISE_LEVELS, NoiseLevel
+from flowmatch_jax.solvers import Solver
+from flowmatch_jax.times import GRIDS
+
+
+def make_solver(config: ConfigDict, path: GaussianPath) -> Solver | Coefficients:
+    """Create the solver on a path, with its time grid from 0 to the path's end."""
+    if config.solver.method == "fitted":
+        return make_fitted(config)
+    solver = replace(solver_of(config.solver), path=path)
+    if solver.steps is None:
+        return solver
+    grid = make_grid(config.solver, solver.steps, path)
+    return replace(solver, steps=None, grid=grid, noise=make_noise(config.solver, path))
+
+
+def make_grid(config: ConfigDict, steps: int, path: GaussianPath) -> np.ndarray:
+    """Create the time grid of fixed-step solvers, [steps + 1]."""
+    with section("config.solver"):
+        grid = resolve("grid", config.grid, GRIDS, config.grid_options)
+        with blamed("grid", config.grid), jax.ensure_compile_time_eval():  # also inside jit
+            return np.asarray(grid(steps, path), np.float64)
+
+
+def make_noise(config: ConfigDict, path: GaussianPath) -> NoiseLevel | None:
+    """Create the noise level of a stochastic solver; None for other methods."""
+    if config.method not in STOCHASTIC:
+        return None
+    name, scale = config.noise or "sigma", 1.0 if config.noise_scale is None else config.noise_scale
+    if name == "diffusion" and starts_without_data(path):
+        allowed = "this path is no diffusion; use sigma, or set config.solver.path to vp or ve"
+        raise UserError("config.solver.noise", name, allowed)
+    with section("config.solver"):
+        level = resolve("noise", name, NOISE_LEVELS)
+    return lambda path, t: scale * level(path, t)
+
+
+def make_fitted(config: ConfigDict) -> Coefficients:
+    """Read the fitted solver of config.solver.file; raises UserError if it is another model's."""
+    with section("config.solver"):
+        if config.solver.file is None:
+            allowed = "give the file of a fitted solver, which --mode=fit_solver writes"
+            raise UserError("file", None, allowed)
+        return read_fitted(config, Path(config.solver.file).expanduser(), config.solver.steps)
+
+
+def read_fitted(config: ConfigDict, file: Path, calls: int) -> Coefficients:
+    """Read a fitted solver with this number of calls; raises UserError for another one."""
+    coefficients, facts = fitted.read(file)
+    if len(coefficients.t) != calls:
+        raise UserError("steps", calls, f"the solver in {file} has {len(coefficients.t)} calls")
+    for name, value in fitted_to(config).items():
+        if facts.get(name) != value:
+            allowed = f"it was fitted to another {name}; fit one with --mode=fit_solver"
+            raise UserError("file", str(file), allowed)
+    return coefficients
