@@ -2,7 +2,8 @@
 
 An objective is a function (apply, params, batch, key) -> (loss, metrics): a scalar to minimise and
 a dict of scalars to log. ``batch["x"]`` is x_1 [B, ...] in model space; "label" [B] and
-"condition" [B, H, W, C'] are passed to the network if they are present.
+"condition" [B, H, W, C'] are passed to the network if they are present. "x0" [B, ...] is the unit
+noise that is paired with x_1, where it is computed on the host; otherwise a coupling draws it.
 
 Most objectives are regressions at points of the path, x_t = sigma_t x_0 + mu_t, and differ in the
 target and in the weight of its error: these are the rows of `TARGETS`, and `matching` creates an
@@ -152,7 +153,7 @@ def path_regression(
     ) -> tuple[Array, dict[str, Array]]:
         noise_key, time_key, dropout_key = jax.random.split(key, 3)
         x1 = batch["x"]
-        x0 = coupling(noise_key, x1)
+        x0 = paired_noise(coupling, noise_key, batch)
         t = time(time_key, x1.shape[0], path)
         x_t, u_t = flow_and_velocity(path, t, x0, x1)
         x_in = predictions.network_input(path, t, x_t)
@@ -252,9 +253,17 @@ def regression(
     return loss, {"loss": loss}
 
 
+def paired_noise(coupling: Coupling, key: Array, batch: Batch) -> Array:
+    """Return the noise x_0 of a batch [B, ...]: its own, or that of the coupling."""
+    return batch["x0"] if "x0" in batch else coupling(key, batch["x"])
+
+
 def _inputs(batch: Batch) -> Inputs:
     return {name: batch.get(name) for name in ("label", "condition")}
 
+
+# The objectives without a vector field, name -> prediction of the network.
+WITHOUT_FIELD = {"regression": "data", "sr3": "noise"}
 
 # The objectives of a path, name -> function (path, predicts, coupling, time) -> Objective.
 OBJECTIVES = {name: partial(matching, name) for name in TARGETS}

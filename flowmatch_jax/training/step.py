@@ -45,7 +45,7 @@ def make_loss(
         objective: (apply, params, batch, key) -> (loss, metrics).
         apply: the network.
         levels: grey levels of the batch's images, which are dequantised; None for points.
-        flip: mirror each image left to right with probability 1/2.
+        flip: mirror each image, and the noise that it is paired with, with probability 1/2.
         training_inputs: (batch, key) -> conditioning inputs of the network, computed from the
             stored batch after flips; None: no conditioning.
         dequantise: (key, image, levels) -> x_1 in model space.
@@ -54,15 +54,17 @@ def make_loss(
     def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         flip_key, inputs_key, noise_key, objective_key = jax.random.split(key, 4)
         x = batch["x"]
+        passed = {name: batch[name] for name in ("step", "x0") if name in batch}
         if flip:
             x = random_flip(flip_key, x)
+            if "x0" in passed:
+                passed["x0"] = random_flip(flip_key, passed["x0"])
         inputs = {}
         if training_inputs is not None:
             inputs = training_inputs(batch | {"x": x}, inputs_key)
         if levels is not None:
             x = dequantise(noise_key, x, levels)
-        step = {"step": batch["step"]} if "step" in batch else {}
-        return objective(apply, params, {"x": x, **inputs, **step}, objective_key)
+        return objective(apply, params, {"x": x, **inputs, **passed}, objective_key)
 
     return loss
 

@@ -181,6 +181,22 @@ class TrainStepTest(absltest.TestCase):
         self.assertBetween(float(first["mirrored"].sum()), 4, 28)  # 16 +- 2.8
         self.assertFalse(np.array_equal(first["mirrored"], second["mirrored"]))
 
+    def test_noise_of_the_batch_stays_with_its_image(self):
+        """Through flips and micro-batches."""
+
+        def objective(apply, params, batch, key):
+            same = jnp.abs(batch["x0"] - batch["x"]).max() < 2 / 256
+            return 0.0 * params["w"], {"same": same, "mirrored": batch["x"][:, 0, 0, 0].mean()}
+
+        x = np.random.RandomState(0).randint(0, 256, (64, 4, 4, 1)).astype(np.uint8)
+        images = {"x": x, "x0": (2 * x.astype(np.float32) + 1) / 256 - 1}
+        for parts in (1, 4):
+            gradient = jax.jit(make_gradient(objective, None, 256, True, parts))
+            _, metrics = gradient({"w": jnp.zeros(())}, images, jax.random.key(0))
+            self.assertEqual(metrics["same"], 1)
+            unflipped = images["x0"][:, 0, 0, 0].mean()
+            self.assertGreater(abs(float(metrics["mirrored"]) - unflipped), 1e-3)
+
     def test_state_given_is_donated(self):
         state = self.init()
         self.one_step(state, self.batch)
