@@ -53,8 +53,8 @@ class Training:
         objective = objectives.matching("flow_matching", path, coupling=coupling)
         self.gradient = make_gradient(objective, pure_apply(module), levels, False, microbatches)
         values = np.random.RandomState(0).randint(0, 17, (STEPS, 16, *shape))
-        x = values.astype(np.uint8 if levels else np.float32)
-        self.batches = [{"x": each} for each in x]
+        stored = values.astype(np.uint8 if levels else np.float32)
+        self.batches = [{"x": each} for each in stored]
         if coupling is of_the_batch:
             pairing = Pairing(MinibatchOT(), levels, by_label=False, seed=0)
             for n, batch in enumerate(self.batches):
