@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from flowmatch_jax import flow_maps, network_parts, networks, own_parts, parts, predictions
 from flowmatch_jax.arrays import Apply, Array, Field, FlowMap, Inputs, Params
 from flowmatch_jax.config.rules import check_flow_map, validate
+from flowmatch_jax.couplings import OF_THE_BATCH
 from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.dataset import Dataset, Splits
 from flowmatch_jax.dequantisation import Dequantisation
@@ -231,7 +232,6 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
     path = dequantisation.path
     conditioning = parts.make_conditioning(config.condition, train_data)
     parts.check_classes(config.evaluate, conditioning, train_data)
-    parts.check_sampling_path(config)
     network = network_parts.make_network(config.network, train_data, conditioning)
     with section("config.network"):
         training = networks.computing_in(network, COMPUTING_DTYPES[config.network.dtype])
@@ -286,7 +286,7 @@ def _check_own_parts(experiment: Experiment) -> None:
             own_parts.check_time("time", fields.time, time, x.shape[0], experiment.path)
         if is_own(fields.name):
             params = jax.eval_shape(experiment.init_params, jax.random.key(0))
-            batch = {"x": x, **inputs} | ({} if experiment.pairs is None else {"x0": x})
+            batch = {"x": x, **inputs} | ({"x0": x} if fields.coupling in OF_THE_BATCH else {})
             own_parts.check_objective(
                 "name", fields.name, experiment.objective, apply, params, batch
             )

@@ -2,8 +2,8 @@
 
 An objective is a function (apply, params, batch, key) -> (loss, metrics): a scalar to minimise and
 a dict of scalars to log. ``batch["x"]`` is x_1 [B, ...] in model space; "label" [B] and
-"condition" [B, H, W, C'] are passed to the network if they are present, and "x0" [B, ...] is the
-noise if pairs are given.
+"condition" [B, H, W, C'] are passed to the network if they are present. "x0" [B, ...] is the unit
+noise that is paired with x_1, where it comes with the batch; otherwise a coupling draws it.
 
 Most objectives are regressions at points of the path, x_t = sigma_t x_0 + mu_t, and differ in the
 target and in the weight of its error: these are the rows of `TARGETS`, and `matching` creates an
@@ -256,6 +256,9 @@ def regression(
 def _inputs(batch: Batch) -> Inputs:
     return {name: batch.get(name) for name in ("label", "condition")}
 
+
+# The objectives without a vector field, name -> prediction of the network.
+WITHOUT_FIELD = {"regression": "data", "sr3": "noise"}
 
 # The objectives of a path, name -> function (path, predicts, coupling, time) -> Objective.
 OBJECTIVES = {name: partial(matching, name) for name in TARGETS}

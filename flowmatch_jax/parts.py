@@ -7,25 +7,24 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from flowmatch_jax import objectives, own_parts, predictions
-from flowmatch_jax.config.rules import data_options, map_options, solver_of
-from flowmatch_jax.couplings import COUPLINGS, PAIRED, Coupling
+from flowmatch_jax.config.rules import data_options, map_options, minibatch_ot, solver_of
+from flowmatch_jax.couplings import COUPLINGS, MINIBATCH_OT, PAIRED, Coupling
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.dataset import Dataset, RecordedDataset, Splits
+from flowmatch_jax.data.pairing import Pairing
 from flowmatch_jax.data.pairs import PairOptions, open_pairs
 from flowmatch_jax.dequantisation import DEQUANTISATIONS, Dequantisation
 from flowmatch_jax.map_objectives import MAP_OBJECTIVES
 from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.metrics.features.extractors import load_extractor
-from flowmatch_jax.objectives import OBJECTIVES, Objective, Time
+from flowmatch_jax.objectives import OBJECTIVES, WITHOUT_FIELD, Objective, Time
 from flowmatch_jax.paths import PATHS, GaussianPath
 from flowmatch_jax.runtime.errors import UserError, one_of, section
 from flowmatch_jax.runtime.own import blamed, is_own, resolve
 from flowmatch_jax.sampling import ancestral
 from flowmatch_jax.sampling.guidance import Guidance
 from flowmatch_jax.times import TIMES
-
-WITHOUT_FIELD = {"regression": "data", "sr3": "noise"}  # objective -> prediction of its network
 
 
 def make_dataset(
@@ -90,13 +89,6 @@ def make_guidance(config: ConfigDict, conditioning: Conditioning) -> Guidance:
             allowed = f"{config.objective.name} has no vector field to guide: leave it 1"
             raise UserError("scale", guidance.scale, allowed)
     return guidance
-
-
-def check_sampling_path(config: ConfigDict) -> None:
-    """Raise UserError if samples of a method without a vector field are to follow a path."""
-    if config.solver.path is not None and config.objective.name in WITHOUT_FIELD:
-        allowed = f"{config.objective.name} has no vector field to follow: leave it unset"
-        raise UserError("config.solver.path", config.solver.path, allowed)
 
 
 def check_classes(config: ConfigDict, conditioning: Conditioning, data: Dataset) -> None:
@@ -190,6 +182,13 @@ def _without_field(config: ConfigDict, path: GaussianPath) -> Objective:
 def make_coupling(fields: ConfigDict) -> Coupling:
     """Return the coupling of noise and data."""
     return resolve("coupling", fields.coupling, COUPLINGS, fields.coupling_options)
+
+
+def make_pairing(config: ConfigDict, levels: int | None, seed: int) -> Pairing | None:
+    """Create the pairing of noise and data on the host; None if a coupling draws the noise."""
+    if config.objective.coupling != MINIBATCH_OT:
+        return None
+    return Pairing(minibatch_ot(config), levels, config.condition.labels, seed)
 
 
 def make_time(fields: ConfigDict) -> Time:

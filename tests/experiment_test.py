@@ -98,6 +98,16 @@ class BuildTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, "config.objective.predicts: got 'noise'"):
             build(config)
 
+    def test_what_minibatch_ot_cannot_pair(self):
+        config = experiment_config("configs/digits_minibatch_ot.py")
+        config.condition.low_resolution = 4
+        with self.assertRaisesRegex(UserError, "config.objective.coupling: .*in sampling: use ind"):
+            build(config)
+        config.condition.low_resolution = None
+        config.objective.name = "maximum_likelihood"
+        with self.assertRaisesRegex(UserError, "config.objective.coupling: .*pairs no noise"):
+            build(config)
+
     def test_methods_without_a_field(self):
         config = digits_ot.get_config()
         config.objective.update(name="regression", predicts="data")
@@ -297,6 +307,9 @@ class BuildTest(parameterized.TestCase):
         ("objective.name", "gan"),
         ("objective.predicts", "future"),
         ("objective.coupling", "none"),
+        ("minibatch_ot.method", "auction"),
+        ("minibatch_ot.regularisation", 0.0),
+        ("minibatch_ot.batches", 0),
         ("objective.time", "never"),
         ("network.name", "mlp"),
         ("network.dtype", "float8"),

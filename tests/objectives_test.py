@@ -38,7 +38,7 @@ class FlowMatchingTest(parameterized.TestCase):
     def test_pairs_whose_paths_do_not_cross(self):
         """For x_1 = 3 x_0, (x_0, x_1) is on the line x_t = c_t x_0, c_t = 1 + (2 + sigma_min) t."""
         path, slope = paths.optimal_transport(0.1), 2.1
-        objective = objectives.matching("flow_matching", path, coupling=couplings.paired)
+        objective = objectives.matching("flow_matching", path, coupling=couplings.of_the_batch)
         apply = lambda rate, t, x, **_: rate * x / (1 + slope * t)[:, None]  # noqa: E731
         x0 = jax.random.normal(jax.random.key(0), (500, 2))
         batch, key = {"x": 3 * x0, "x0": x0}, jax.random.key(1)
@@ -123,6 +123,16 @@ class FlowMatchingTest(parameterized.TestCase):
         perfect = lambda params, t, x, **_: 2 * x1  # noqa: E731
         loss, _ = objective(perfect, None, {"x": x1}, jax.random.key(1))
         self.assertLess(float(loss), 1e-10)
+
+    def test_noise_of_the_batch_comes_before_the_coupling_s(self):
+        path = paths.optimal_transport(0.0)
+        objective = objectives.matching("flow_matching", path, coupling=couplings.of_the_batch)
+        x1 = jax.random.normal(jax.random.key(0), (8, 3))
+        perfect = lambda params, t, x, **_: 2 * x1  # noqa: E731
+        loss, _ = objective(perfect, None, {"x": x1, "x0": -x1}, jax.random.key(1))
+        self.assertLess(float(loss), 1e-10)
+        with self.assertRaisesRegex(UserError, "minibatch_ot"):
+            objective(perfect, None, {"x": x1}, jax.random.key(1))
 
     def test_a_pure_function_of_its_key(self):
         objective = objectives.matching("flow_matching", paths.optimal_transport())

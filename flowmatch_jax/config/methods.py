@@ -55,6 +55,13 @@ def ve(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def minibatch_ot(config: ConfigDict) -> ConfigDict:
+    """Flow matching with the OT path and noise that is paired with data by optimal transport."""
+    config.method = "FM w/ OT, minibatch OT"
+    config.objective.coupling = "minibatch_ot"
+    return config
+
+
 def mean_flow(config: ConfigDict) -> ConfigDict:
     """MeanFlow: a flow map, whose samples need one or a few calls of the network.
 
@@ -120,6 +127,7 @@ METHODS: dict[str, Callable[[ConfigDict], ConfigDict]] = {
     "score": score,
     "scoreflow": scoreflow,
     "ve": ve,
+    "minibatch_ot": minibatch_ot,
     "mean_flow": mean_flow,
     "alpha_flow": alpha_flow,
     "reflow": reflow,

@@ -6,7 +6,7 @@ from functools import partial
 
 from flowmatch_jax.config.checks import among, among_or_own, least, own_options
 from flowmatch_jax.config.field import EVERYTHING, TRAINED, Field, Of, Section, owned
-from flowmatch_jax.couplings import COUPLINGS
+from flowmatch_jax.couplings import COUPLINGS, MinibatchOT
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.images.resolution import FILTERS
@@ -236,7 +236,7 @@ OBJECTIVE: Section = {
     ),
     "coupling": Field(
         "independent",
-        "Coupling of noise and data in a batch: independent | paired (the pairs of "
+        "Coupling of noise and data in a batch: independent | minibatch_ot | paired (the pairs of "
         "config.data.pairs), or your own: module:function.",
         among_or_own(COUPLINGS),
         EVERYTHING,
@@ -256,6 +256,20 @@ OBJECTIVE: Section = {
         "mean and std of logit_normal | those of your own.",
         own_options,
         EVERYTHING,
+    ),
+}
+
+_of_transport = partial(owned, MinibatchOT, of=TRAINED, omit_unset=True)
+MINIBATCH_OT: Section = {
+    "method": _of_transport(
+        "method", "exact (an assignment) | sinkhorn (draws from the entropic plan)."
+    ),
+    "regularisation": _of_transport(
+        "regularisation",
+        "Weight of sinkhorn's entropy, in standard deviations of x_0 . x_1 over the pairs.",
+    ),
+    "batches": _of_transport(
+        "batches", "Training batches whose noise and data are paired at once."
     ),
 }
 

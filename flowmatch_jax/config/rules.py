@@ -14,11 +14,12 @@ from ml_collections import ConfigDict
 from flowmatch_jax import likelihood
 from flowmatch_jax.config.field import check, plain
 from flowmatch_jax.config.fields import FIELDS
-from flowmatch_jax.couplings import PAIRED
+from flowmatch_jax.couplings import MINIBATCH_OT, PAIRED, MinibatchOT
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.pairs import PairOptions
 from flowmatch_jax.map_objectives import MAP_OBJECTIVES, MapOptions
 from flowmatch_jax.metrics.scores import SCORES
+from flowmatch_jax.objectives import WITHOUT_FIELD
 from flowmatch_jax.paths import optimal_transport
 from flowmatch_jax.runge_kutta import STOCHASTIC
 from flowmatch_jax.runtime.errors import UserError, section
@@ -43,6 +44,9 @@ def validate(config: ConfigDict) -> None:
         _options(f"config.{section_name}", config[section_name], field, options)
     with section("config.objective"):
         _time(config.objective)
+        _coupling(config)
+    with section("config.minibatch_ot"):
+        minibatch_ot(config).validate()
     with section("config.data"):
         _data(config.data)
     with section("config.train"):
@@ -51,6 +55,9 @@ def validate(config: ConfigDict) -> None:
         _guidance(config.guidance)
     with section("config.solver"):
         _solver(config.solver)
+        if config.solver.path is not None and config.objective.name in WITHOUT_FIELD:
+            allowed = f"{config.objective.name} has no vector field to follow: leave it unset"
+            raise UserError("path", config.solver.path, allowed)
     _pairs(config)
     _flow_map(config)
     if config.solver.method == FLOW_MAP:
@@ -177,6 +184,27 @@ def _time(config: ConfigDict) -> None:
     with section("time_options"):
         draw = lambda key: time(key, 2, optimal_transport(), **config.time_options)  # noqa: E731
         jax.eval_shape(draw, jax.random.key(0))
+
+
+def minibatch_ot(config: ConfigDict) -> MinibatchOT:
+    """Convert config.minibatch_ot to the class of the coupling."""
+    return MinibatchOT(**config.minibatch_ot)
+
+
+def _coupling(config: ConfigDict) -> None:
+    """Raise UserError if minibatch OT does not fit the objective or the condition."""
+    name, objective = config.objective.coupling, config.objective.name
+    if name != MINIBATCH_OT:
+        return
+    if objective in (*WITHOUT_FIELD, "maximum_likelihood"):
+        allowed = f"{objective} pairs no noise with data: leave it independent"
+        raise UserError("coupling", name, allowed)
+    if config.condition.low_resolution is not None:
+        allowed = (
+            "the noise would depend on the low-resolution image in training, but not in sampling: "
+            "use independent"
+        )
+        raise UserError("coupling", name, allowed)
 
 
 def _numbers(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import grain
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 
 from flowmatch_jax.data.dataset import Dataset, Images
 from flowmatch_jax.data.images.encoded import CorruptCount, CorruptImage
+from flowmatch_jax.data.pairing import Pairing
 from flowmatch_jax.runtime.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -30,13 +32,14 @@ def train_batches(
     max_corrupt: int = 0,
     indices_only: bool = False,
     start: int = 0,
+    pairing: Pairing | None = None,
 ) -> Iterator[Batch]:
     """Iterate endlessly over this process's part of the training batches.
 
-    Batches are {"x": [b, ...], "label": [b]} with b = batch_size / processes; of pairs of noise and
-    samples also "x0": [b, ...]. All processes use the
-    same order of the data, which is reshuffled in each epoch, and each reads its own part of each
-    batch; the content of a batch does not depend on their number.
+    Batches are {"x": [b, ...], "label": [b]} with b = batch_size / processes, and with pairs of
+    noise and samples or a pairing also "x0", the noise. All processes use the same order of the
+    data, which is reshuffled in each epoch, and each reads its own part of each batch; the content
+    of a batch, except for the noise of a pairing, does not depend on their number.
 
     Args:
         source: the training set.
@@ -47,26 +50,44 @@ def train_batches(
         max_corrupt: maximum number of unreadable images; each is replaced by the next image.
         indices_only: return {"index": [b], "label": [b]} without x, for images on the device.
         start: number of the first batch; a run that resumes after n steps starts at n.
+        pairing: draws the noise of a batch, in the threads that read ahead.
 
     Raises:
         UserError: there are more unreadable images than ``max_corrupt``.
     """
+    at_once = pairing.transport.batches if pairing else 1  # batches that are read together
+    first, skipped = divmod(start, at_once)
+    order = _order(len(source), batch_size, seed, at_once)[first:]
+    read = order.map(_Read(None if indices_only else source.x, source.label, source.x0))
+    if pairing:
+        read = read.map_with_index(_AddNoise(pairing, first, source.x if indices_only else None))
+    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    batches = read.to_iter_dataset(ahead)
+    if workers:
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    together = iter(batches.map(_CountCorrupt(max_corrupt)))
+    return islice(_split(together, batch_size // jax.process_count()), skipped, None)
+
+
+def _order(items: int, batch_size: int, seed: int, at_once: int) -> grain.MapDataset:
+    """Return the indices of this process's part of ``at_once`` batches, one after the other."""
     size = batch_size // jax.process_count()
     part = slice(size * jax.process_index(), size * (jax.process_index() + 1))
-    order = (
-        grain.MapDataset.range(len(source))
+    return (
+        grain.MapDataset.range(items)
         .seed(seed)[:]  # [:] only advances Grain's chain of seeds; old runs need it to resume
         .shuffle()
         .repeat(None)
-        .batch(batch_size, drop_remainder=True)
-        .map(lambda indices: indices[part])
-    )[start:]
-    read = _Read(None if indices_only else source.x, source.label, source.x0)
-    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    batches = order.map(read).to_iter_dataset(ahead)
-    if workers:
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(batches.map(_CountCorrupt(max_corrupt)))
+        .batch(at_once * batch_size, drop_remainder=True)
+        .map(lambda indices: indices.reshape(at_once, batch_size)[:, part].ravel())
+    )
+
+
+def _split(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
+    """Split each batch into batches of ``size`` items."""
+    for batch in batches:
+        for i in range(0, len(next(iter(batch.values()))), size):
+            yield {name: x[i : i + size] for name, x in batch.items()}
 
 
 def ordered_batches(
@@ -143,6 +164,19 @@ class _Read(grain.transforms.Map):
                 return j % len(self.x), image
             corrupt[image.name] = image.reason
         raise UserError("name", len(self.x), "none of so many images can be read")
+
+
+@dataclass(frozen=True)
+class _AddNoise(grain.transforms.MapWithIndex):
+    """Add the noise "x0" to the batches from number ``first`` on; ``x``: items, if only indexed."""
+
+    pairing: Pairing
+    first: int
+    x: np.ndarray | None
+
+    def map_with_index(self, i: int, batch: Batch) -> Batch:
+        stored = batch["x"] if self.x is None else self.x[batch["index"]]
+        return batch | {"x0": self.pairing.noise(self.first + i, stored, batch.get("label"))}
 
 
 class _CountCorrupt(grain.transforms.Map):

@@ -5,17 +5,19 @@ Results are rows for CSV files: dicts with equal keys.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from flowmatch_jax.arrays import Params
+from flowmatch_jax.arrays import Array, Params
 from flowmatch_jax.evaluation.quality import judge_samples
 from flowmatch_jax.evaluation.reference import make_reference
-from flowmatch_jax.evaluation.samples import Sampler, make_sampler
+from flowmatch_jax.evaluation.samples import Sampler, make_sampler, sample_inputs
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.metrics.features.extractors import score_name
 from flowmatch_jax.metrics.scores import FeatureSet
@@ -27,6 +29,9 @@ from flowmatch_jax.solver_parts import read_fitted
 from flowmatch_jax.solvers import FLOW_MAP, Solver
 
 Rows = list[dict[str, Any]]
+
+STRAIGHTNESS_TIMES = 33
+STRAIGHTNESS_SOLVER = Solver("dopri5", rtol=1e-4, atol=1e-4)
 
 # name in metrics.jsonl -> label of the curve
 LOSSES = {
@@ -134,26 +139,53 @@ def over_nfe(experiment: Experiment, params: Params, workdir: Path) -> Rows:
 
 
 def over_training(experiment: Experiment, weights: Iterable[tuple[int, Params]]) -> Rows:
-    """Compute Figures 5 and 10: NFE of the config's solver and Fréchet distance per checkpoint.
+    """Compute Figures 5 and 10: NFE, straightness and Fréchet distance per checkpoint.
 
     Args:
         experiment: the experiment.
         weights: (step, parameters) of each checkpoint, in order.
 
     Returns:
-        Rows of "step", "nfe" (mean over batches) and, with an extractor, "fd_...".
+        Rows of "step", "nfe" (of the config's solver, mean over batches), "straightness" (see
+        `make_straightness`; not for methods without a vector field) and, with an extractor,
+        "fd_...".
     """
     sampler = make_sampler(experiment, batch_size(experiment))
+    straightness = make_straightness(experiment) if experiment.is_flow else None
     reference = make_reference(experiment) if experiment.extractor else None
     rows = []
     with progress_bar(weights, desc="over training") as bar:
         for step, params in bar:
+            straight = {"straightness": straightness(params)} if straightness else {}
             if reference is None:
-                rows.append({"step": step, "nfe": float(sampler(params).nfe)})
+                rows.append({"step": step, "nfe": float(sampler(params).nfe)} | straight)
                 continue
             nfe, distance = _judged(experiment, sampler, params, reference)
-            rows.append({"step": step, "nfe": nfe} | distance)
+            rows.append({"step": step, "nfe": nfe} | straight | distance)
     return rows
+
+
+def make_straightness(experiment: Experiment) -> Callable[[Params], float]:
+    """Create a function of the parameters for E ||v_t(x_t) - (x_1 - x_0)||^2 per dimension.
+
+    The mean is over t and over the model's own trajectories x_t from x_0 to x_1 (Liu et al. 2022),
+    by an accurate solver on the path of training. It is 0 if all of them are straight lines with
+    constant velocity, for which one step of Euler's method is exact. On a path that ends at t_end,
+    x_1 - x_0 is the mean velocity up to there.
+    """
+    size = batch_size(experiment)
+    t = np.linspace(0, experiment.path.t_end, STRAIGHTNESS_TIMES, dtype=np.float32)
+    sampler = make_sampler(experiment, size, STRAIGHTNESS_SOLVER, save_at=t)
+    inputs = sample_inputs(experiment, size)
+
+    @jax.jit
+    def variance(params: Params, x: Array) -> Array:
+        field = experiment.whole_field(params, **inputs)
+        chord = (x[-1] - x[0]) / t[-1]
+        errors = jax.lax.map(lambda at: jnp.mean((field(*at) - chord) ** 2), (t, x))
+        return jnp.trapezoid(errors, t) / t[-1]
+
+    return lambda params: float(variance(params, sampler(params, inputs=inputs).trajectory))
 
 
 def _judged(

@@ -233,7 +233,7 @@ def draw_over_nfe(experiment: Experiment, params: Params, workdir: Path, folder:
 def draw_over_training(
     experiment: Experiment, checkpoints: Iterable[tuple[int, Params]], folder: Path
 ) -> None:
-    """Draw Figures 5 and 10: Fréchet distance and NFE of the config's solver over training."""
+    """Draw Figures 5 and 10: Fréchet distance, NFE and straightness over training."""
     rows = curves.over_training(experiment, checkpoints)
     write_csv(folder / "over_training.csv", rows)
     for name in [name for name in rows[0] if name != "step"]:

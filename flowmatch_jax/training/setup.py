@@ -13,6 +13,7 @@ import optax
 from flowmatch_jax.arrays import Batch
 from flowmatch_jax.data.pipeline import train_batches
 from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.parts import make_pairing
 from flowmatch_jax.runtime.errors import UserError, fraction, section
 from flowmatch_jax.runtime.mesh import check_batch, put_whole, with_shardings
 from flowmatch_jax.runtime.messages import compiling
@@ -111,16 +112,18 @@ class Run:
 
     def batches(self, start: int = 0, rollbacks: int = 0) -> Iterator[Batch]:
         """Iterate over the batches from step ``start`` on, after this many roll-backs."""
-        config = self.experiment.config
+        config, source = self.experiment.config, self.experiment.trained_on.train
+        seed = data_seed(config.seed, rollbacks)
         return train_batches(
-            self.experiment.trained_on.train,
+            source,
             config.train.batch_size,
-            data_seed(config.seed, rollbacks),
+            seed,
             threads=config.data.threads,
             workers=config.data.workers,
             max_corrupt=config.data.max_corrupt,
             indices_only=self.images is not None,
             start=start,
+            pairing=make_pairing(config, source.levels, seed),
         )
 
 

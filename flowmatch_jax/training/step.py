@@ -45,7 +45,7 @@ def make_loss(
         objective: (apply, params, batch, key) -> (loss, metrics).
         apply: the network.
         levels: grey levels of the batch's images, which are dequantised; None for points and pairs.
-        flip: mirror each image, and its noise in a pair, left to right with probability 1/2.
+        flip: mirror each image, and the noise that it is paired with, with probability 1/2.
         training_inputs: (batch, key) -> conditioning inputs of the network, computed from the
             stored batch after flips; None: no conditioning.
         dequantise: (key, image, levels) -> x_1 in model space.

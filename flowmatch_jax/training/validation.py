@@ -11,6 +11,7 @@ import numpy as np
 from flowmatch_jax.arrays import Apply, Array, Batch, Params
 from flowmatch_jax.data.pipeline import items_at
 from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.parts import make_pairing
 from flowmatch_jax.runtime.errors import section
 from flowmatch_jax.runtime.mesh import put_batches, replicated
 from flowmatch_jax.runtime.messages import compiling
@@ -63,7 +64,7 @@ def validation_key(seed: int) -> Array:
 
 
 def held_out_batches(experiment: Experiment) -> Iterator[Batch]:
-    """Read this process's part of the validation batches, each {"x": [b, ...], "label": [b]}.
+    """Read this process's part of the validation batches, as `train_batches` makes them.
 
     The items are those of the test split in a fixed random order, and again from the first if the
     split has fewer.
@@ -72,11 +73,15 @@ def held_out_batches(experiment: Experiment) -> Iterator[Batch]:
     order = np.random.RandomState(0).permutation(len(source))
     size = config.train.batch_size
     part = size // jax.process_count()
+    pairing = make_pairing(config, source.levels, config.evaluate.seed)
     for batch in range(config.train.validation_batches):
         start = batch * size + jax.process_index() * part
         with section("config.data"):
             indices = order[np.arange(start, start + part) % len(order)]
-            yield items_at(source, indices, config.data.max_corrupt)
+            items = items_at(source, indices, config.data.max_corrupt)
+        if pairing:
+            items["x0"] = pairing.noise(batch, items["x"], items.get("label"))
+        yield items
 
 
 def _first_batch_loss(experiment: Experiment) -> Callable[[Params, Batch, Array], Array]:

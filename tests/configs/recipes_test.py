@@ -119,6 +119,15 @@ class EveryConfigTest(ConfigTestCase):
         self.assertContainsSubset({f"{data}_{method}" for method in ("ot", *OF_THE_PAPER)}, NAMES)
 
 
+class CouplingTest(ConfigTestCase):
+    @parameterized.parameters("digits", "checkerboard")
+    def test_the_coupling_is_what_differs(self, data):
+        expected, config = load(f"{data}_ot"), load(f"{data}_minibatch_ot")
+        self.assertNotEqual(method_name(config), method_name(expected))
+        expected.objective.coupling, expected.method = "minibatch_ot", config.method
+        self.assertEqual(config.to_dict(), expected.to_dict())
+
+
 class FlowMapTest(ConfigTestCase):
     def test_the_published_recipe(self):
         self.check(load("cifar10_mean_flow"), MEAN_FLOW)

@@ -1,12 +1,15 @@
+from functools import partial
 from unittest import mock
 
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from flowmatch_jax.couplings import MinibatchOT
 from flowmatch_jax.data import pipeline
 from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.data.images.encoded import Pictures
+from flowmatch_jax.data.pairing import Pairing
 from flowmatch_jax.runtime.errors import UserError
 from tests.data.images.encoded_test import Encoded
 
@@ -23,6 +26,14 @@ def take(batches, n):
 
 def labels(batches):
     return np.stack([batch["label"] for batch in batches])
+
+
+def noise(batches):
+    return np.stack([batch["x0"] for batch in batches])
+
+
+def pairing(batches, levels=256):
+    return Pairing(MinibatchOT(batches=batches), levels, by_label=False, seed=7)
 
 
 def pictures(n=60, broken=()):
@@ -116,6 +127,49 @@ class PipelineTest(parameterized.TestCase):
         ):
             self.assertEqual(batch["index"].dtype, np.int32)
             np.testing.assert_array_equal(batch["index"], other["label"])
+
+    def test_a_pairing_adds_noise_and_leaves_the_rest(self):
+        """Whatever the threads and the workers, and whether items or indices are read."""
+        plain = take(pipeline.train_batches(pictures(), 6, seed=0), 8)
+        for batches in (1, 3):
+            options = {"pairing": pairing(batches)}
+            read = partial(pipeline.train_batches, pictures(), 6, seed=0, **options)
+            wanted = take(read(), 8)
+            for got, without in zip(wanted, plain, strict=True):
+                self.assertEqual((got["x0"].shape, got["x0"].dtype), ((6, 4, 4, 3), np.float32))
+                for name in ("x", "label"):
+                    np.testing.assert_array_equal(got[name], without[name])
+            np.testing.assert_array_equal(noise(take(read(threads=4), 8)), noise(wanted))
+            for start in (1, 3, 5):
+                np.testing.assert_array_equal(
+                    noise(take(read(start=start), 8 - start)), noise(wanted)[start:]
+                )
+        np.testing.assert_array_equal(noise(take(read(workers=1), 8)), noise(wanted))
+        # Points, of which only the indices may be read.
+        read = partial(pipeline.train_batches, numbers(60), 6, seed=0, pairing=pairing(2, None))
+        wanted, got = take(read(), 8), take(read(indices_only=True), 8)
+        np.testing.assert_array_equal(noise(got), noise(wanted))
+        self.assertCountEqual(got[0], ["index", "label", "x0"])
+
+    def test_batches_that_are_paired_at_once(self):
+        """Of two batches in one process, and of the parts that two processes have of them."""
+        options = {"seed": 0, "pairing": pairing(2, None)}
+        both = take(pipeline.train_batches(numbers(60), 6, **options), 2)
+        x1 = np.concatenate([batch["x"] for batch in both])
+        np.testing.assert_array_equal(
+            np.concatenate(noise(both)), pairing(2, None).noise(0, x1, None)
+        )
+        plain = labels(take(pipeline.train_batches(numbers(60), 6, seed=0), 2))
+        for index in range(2):
+            with (
+                mock.patch.object(jax, "process_count", return_value=2),
+                mock.patch.object(jax, "process_index", return_value=index),
+            ):
+                part = take(pipeline.train_batches(numbers(60), 6, **options), 2)
+            np.testing.assert_array_equal(labels(part), plain[:, 3 * index : 3 * index + 3])
+            x1 = np.concatenate([batch["x"] for batch in part])
+            expected = pairing(2, None).noise(0, x1, None)
+            np.testing.assert_array_equal(np.concatenate(noise(part)), expected)
 
     def test_ordered_batches_cover_a_split_once(self):
         batches = list(pipeline.ordered_batches(numbers(25), 10))

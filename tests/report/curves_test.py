@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from flowmatch_jax import paths
 from flowmatch_jax.config.identity import fitted_to
 from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.evaluation.samples import make_sampler
@@ -14,6 +15,7 @@ from flowmatch_jax.report import curves
 from flowmatch_jax.runge_kutta import FIXED
 from flowmatch_jax.sampling import fitted
 from flowmatch_jax.sampling.linear import METHODS, of_method
+from tests.cases import gaussian_velocity
 from tests.evaluation.cases import source_key
 from tests.evaluation.experiments import images, points
 
@@ -116,7 +118,28 @@ class CurvesTest(parameterized.TestCase):
         self.assertAlmostEqual(rows[0]["nfe"], float(nfe), delta=6)  # a mean over batches
         self.assertGreater(rows[0]["fd_pixels"], rows[1]["fd_pixels"])  # further off
         (row,) = curves.over_training(points(), [(10, ONE)])
-        self.assertEqual(set(row), {"step", "nfe"})
+        self.assertEqual(set(row), {"step", "nfe", "straightness"})
+
+    def test_straightness_in_closed_form(self):
+        """Of dx/dt = a x, x_t = exp(at) x_0, and of the exact field of Gaussian data."""
+        a, noise = 0.5, np.asarray(draw_source(source_key(1), (8, 2)))
+        found = curves.make_straightness(points(a))(ONE)
+        growth = a * (np.exp(2 * a) - 1) / 2 - (np.exp(a) - 1) ** 2  # integral of the square, chord
+        np.testing.assert_allclose(found, growth * np.mean(noise**2), rtol=1e-2)
+
+        path, std = paths.optimal_transport(), 0.3
+        field = gaussian_velocity(path, 0.0, std)
+        gaussian = points(apply=lambda params, t, x, **_: field(t[:, None], x))
+        t = np.linspace(0, 1, 2001)
+        scale = np.sqrt((std * t) ** 2 + (1 - (1 - 1e-5) * t) ** 2)  # x_t = scale x_0
+        rate = (scale[-1] - scale[0]) ** 2
+        spread = np.mean(np.diff(scale) ** 2) * 2000**2 - rate
+        found = curves.make_straightness(gaussian)(ONE)
+        np.testing.assert_allclose(found, spread * np.mean(noise**2), rtol=2e-2)
+
+    def test_a_constant_velocity_is_straight(self):
+        constant = points(apply=lambda params, t, x, **_: 0 * x + params)
+        self.assertLess(curves.make_straightness(constant)(ONE), 1e-9)
 
     def test_paths_of_samples(self):
         t, x = curves.paths_of_samples(points(), ONE, 6, 5)

@@ -11,7 +11,8 @@ from absl.testing import absltest
 
 from configs import checkerboard_ot, digits_ot
 from flowmatch_jax import objectives, paths
-from flowmatch_jax.couplings import draw_source
+from flowmatch_jax.couplings import MinibatchOT, draw_source, independent, of_the_batch
+from flowmatch_jax.data.pairing import Pairing
 from flowmatch_jax.evaluation.quality import judge_samples
 from flowmatch_jax.evaluation.samples import make_sampler
 from flowmatch_jax.experiment import build
@@ -43,15 +44,21 @@ class Training:
     gradient, whatever the size: where that is 0 but for rounding, layouts would differ.
     """
 
-    def __init__(self, module, shape, levels, microbatches=1):
+    def __init__(self, module, shape, levels, microbatches=1, coupling=independent):
         x = jnp.zeros((1, *shape))
         init = lambda key: module.init(key, jnp.zeros(1), x)["params"]  # noqa: E731
         self.optimizer = adam(1e-2, eps=1e-3)
         self.init = lambda: init_state(init, self.optimizer, 0)
-        objective = objectives.matching("flow_matching", paths.optimal_transport())
+        path = paths.optimal_transport()
+        objective = objectives.matching("flow_matching", path, coupling=coupling)
         self.gradient = make_gradient(objective, pure_apply(module), levels, False, microbatches)
         values = np.random.RandomState(0).randint(0, 17, (STEPS, 16, *shape))
-        self.batches = values.astype(np.uint8 if levels else np.float32)
+        stored = values.astype(np.uint8 if levels else np.float32)
+        self.batches = [{"x": each} for each in stored]
+        if coupling is of_the_batch:
+            pairing = Pairing(MinibatchOT(), levels, by_label=False, seed=0)
+            for n, batch in enumerate(self.batches):
+                batch["x0"] = pairing.noise(n, batch["x"], None)
 
     @classmethod
     def of_images(cls):
@@ -70,8 +77,8 @@ class Training:
         state = jax.jit(self.init, out_shardings=mesh_lib.state_shardings(shapes, mesh))()
         losses = []
         for i in range(0, STEPS, at_once):
-            batches = [{"x": x} for x in self.batches[i : i + at_once]]
-            state, metrics = step(state, mesh_lib.put_batches(batches, mesh))
+            batches = mesh_lib.put_batches(self.batches[i : i + at_once], mesh)
+            state, metrics = step(state, batches)
             losses += metrics["loss"].tolist()
         return losses, state
 
@@ -167,9 +174,12 @@ class MeshTest(absltest.TestCase):
                 self.check_same(training.run(mesh), expected, reference)
         self.check_same(training.run(mesh_lib.make_mesh(2), at_once=5), expected, reference)
         # The parts of a batch are the same ones, with the same noise, wherever they lie.
-        accumulating = Training.of_points(microbatches=2)
-        expected, reference = accumulating.run(one_device())
-        self.check_same(accumulating.run(mesh_lib.make_mesh(2)), expected, reference)
+        # So is noise that is paired with the whole batch on the host.
+        paired = {"coupling": of_the_batch}
+        for options in ({"microbatches": 2}, paired, paired | {"microbatches": 2}):
+            accumulating = Training.of_points(**options)
+            expected, reference = accumulating.run(one_device())
+            self.check_same(accumulating.run(mesh_lib.make_mesh(2)), expected, reference)
 
     def check_same(self, got, expected, reference):
         losses, state = got

@@ -181,16 +181,21 @@ class TrainStepTest(absltest.TestCase):
         self.assertBetween(float(first["mirrored"].sum()), 4, 28)  # 16 +- 2.8
         self.assertFalse(np.array_equal(first["mirrored"], second["mirrored"]))
 
-    def test_a_pair_is_mirrored_as_a_whole(self):
-        def objective(apply, params, batch, key):
-            same = (batch["x"] == batch["x0"] + 1).all()
-            return 0.0 * params["w"], {"same": same, "mirrored": batch["x0"][:, 0, 0, 0]}
+    def test_noise_of_the_batch_stays_with_its_image(self):
+        """Through flips and micro-batches."""
 
-        x0 = np.tile(np.float32([0, 1]), (32, 1)).reshape(32, 1, 2, 1)
-        gradient = jax.jit(make_gradient(objective, None, None, flip=True))
-        _, found = gradient({"w": jnp.zeros(())}, {"x": x0 + 1, "x0": x0}, jax.random.key(0))
-        self.assertTrue(found["same"])
-        self.assertBetween(float(found["mirrored"].sum()), 4, 28)  # 16 +- 2.8
+        def objective(apply, params, batch, key):
+            same = jnp.abs(batch["x0"] - batch["x"]).max() < 2 / 256
+            return 0.0 * params["w"], {"same": same, "mirrored": batch["x"][:, 0, 0, 0].mean()}
+
+        x = np.random.RandomState(0).randint(0, 256, (64, 4, 4, 1)).astype(np.uint8)
+        images = {"x": x, "x0": (2 * x.astype(np.float32) + 1) / 256 - 1}
+        for parts in (1, 4):
+            gradient = jax.jit(make_gradient(objective, None, 256, True, parts))
+            _, metrics = gradient({"w": jnp.zeros(())}, images, jax.random.key(0))
+            self.assertEqual(metrics["same"], 1)
+            unflipped = images["x0"][:, 0, 0, 0].mean()
+            self.assertGreater(abs(float(metrics["mirrored"]) - unflipped), 1e-3)
 
     def test_state_given_is_donated(self):
         state = self.init()

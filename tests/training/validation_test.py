@@ -44,6 +44,17 @@ class ValidationTest(absltest.TestCase):
             found = losses[f"validation_loss_{kind}"]
             np.testing.assert_allclose(found, np.mean(values), rtol=1e-5)
 
+    def test_paired_noise(self):
+        """Of the batch, as in training: v = 0 has the loss E (x_1 - 0.9 x_0)^2 of the pairs."""
+        experiment = points(
+            rate=0.0, path__ot__sigma_min=0.1, objective__coupling="minibatch_ot", **TWO
+        )
+        errors = [batch["x"] - 0.9 * batch["x0"] for batch in held_out_batches(experiment)]
+        loss = make_validation(experiment)(state())["validation_loss_ema"]
+        np.testing.assert_allclose(loss, np.mean(np.square(errors)), rtol=1e-5)
+        independent = make_validation(points(rate=0.0, path__ot__sigma_min=0.1, **TWO))(state())
+        self.assertLess(loss, 0.8 * independent["validation_loss_ema"])
+
     def test_losses_differ_by_the_weights_only(self):
         validate = make_validation(points(**TWO))
         first, other, again = (validate(state(ema))["validation_loss_ema"] for ema in (1, 2, 1))

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from flowmatch_jax.couplings import OF_THE_BATCH
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.runtime.text import aligned
@@ -49,6 +50,8 @@ def model_flops(experiment: Experiment, batch_size: int | None = None) -> float 
         training_inputs=experiment.conditioning.training_inputs,
     )
     batch = jax.eval_shape(lambda: source.zeros(batch_size or config.train.batch_size))
+    if config.objective.coupling in OF_THE_BATCH:
+        batch["x0"] = jax.ShapeDtypeStruct(batch["x"].shape, np.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(experiment.init_params, key)
     return traced_flops(gradient, params, batch, key)

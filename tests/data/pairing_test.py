@@ -1,0 +1,67 @@
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+from scipy.stats import kstest
+
+from flowmatch_jax.couplings import MinibatchOT
+from flowmatch_jax.data.pairing import Pairing
+from flowmatch_jax.pixels import dequantise
+
+POINTS = np.random.RandomState(0).randn(400, 2).astype(np.float32) + 3
+LABELS = np.arange(400, dtype=np.int32) % 5
+
+
+def pairing(seed=0, process=0, by_label=False, levels=None, **options):
+    return Pairing(MinibatchOT(**options), levels, by_label, seed, process)
+
+
+def squared(x0, x1):
+    return cdist(x0.reshape(len(x0), -1), x1.reshape(len(x1), -1), "sqeuclidean")
+
+
+class PairingTest(parameterized.TestCase):
+    @parameterized.parameters({}, {"by_label": True}, {"method": "sinkhorn"})
+    def test_noise_is_unit_gaussian(self, **options):
+        x0 = np.concatenate([pairing(**options).noise(n, POINTS, LABELS) for n in range(3)])
+        self.assertEqual((x0.shape, x0.dtype), ((1200, 2), np.float32))
+        if "method" not in options:  # draws from a plan repeat samples, so they are dependent
+            self.assertGreater(kstest(x0.ravel(), "norm").pvalue, 1e-3)
+        np.testing.assert_allclose(x0.mean(axis=0), 0, atol=8 / np.sqrt(1200))
+        np.testing.assert_allclose(x0.std(axis=0), 1, atol=8 / np.sqrt(2 * 1200))
+
+    def test_within_a_label_noise_is_unit_gaussian(self):
+        """Labels are far apart here, so without them noise would be taken from one side each."""
+        x1 = POINTS + 10 * LABELS[:, None].astype(np.float32)
+        for by_label in (True, False):
+            x0 = pairing(by_label=by_label).noise(0, x1, LABELS)
+            p = kstest(x0[LABELS == 4].sum(axis=1) / np.sqrt(2), "norm").pvalue
+            self.assertEqual(p > 1e-3, by_label)
+
+    def test_it_depends_on_seed_batch_and_process_alone(self):
+        first = pairing().noise(0, POINTS, None)
+        np.testing.assert_array_equal(first, pairing().noise(0, POINTS, None))
+        others = [
+            pairing(1).noise(0, POINTS, None),
+            pairing().noise(1, POINTS, None),
+            pairing(process=1).noise(0, POINTS, None),
+        ]
+        for other in others:
+            self.assertEmpty(np.intersect1d(first, other))
+        self.assertEqual(Pairing(MinibatchOT(), None, False, 0).process, jax.process_index())
+
+    def test_images_are_paired_in_model_space(self):
+        """At the centres: with the noise of dequantisation, pairs are within 1% of the optimum."""
+        images = np.random.RandomState(0).randint(0, 17, (64, 4, 4, 1)).astype(np.uint8)
+        x0 = pairing(levels=17).noise(0, images, None)
+        x1 = (2 * images.astype(float) + 1) / 17 - 1
+        cost = squared(x0, x1)
+        optimum = cost[linear_sum_assignment(cost)].sum()
+        np.testing.assert_allclose(np.trace(cost), optimum, rtol=1e-5)
+        cost = squared(x0, np.asarray(dequantise(jax.random.key(0), images, 17)))
+        self.assertLess(np.trace(cost), 1.01 * cost[linear_sum_assignment(cost)].sum())
+
+
+if __name__ == "__main__":
+    absltest.main()
