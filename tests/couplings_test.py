@@ -39,10 +39,6 @@ class IndependentTest(absltest.TestCase):
         correlation = np.corrcoef(np.ravel(x0), np.ravel(x1))[0, 1]
         self.assertLess(abs(correlation), 4 / np.sqrt(x0.size))
 
-    def test_noise_that_the_batch_lacks_is_missed(self):
-        with self.assertRaisesRegex(UserError, "coupling: got 'minibatch_ot'; its noise is batch"):
-            couplings.of_the_batch(jax.random.key(0), jnp.zeros((2, 2)))
-
 
 def noise_and_data(n, shape=(3,), seed=0):
     rng = np.random.RandomState(seed)
@@ -181,7 +177,7 @@ class PairedTest(absltest.TestCase):
         np.testing.assert_array_equal(
             couplings.noise_of(couplings.of_the_batch, key, pair), pair["x0"]
         )
-        with self.assertRaisesRegex(ValueError, "the batch has no x0"):
+        with self.assertRaisesRegex(ValueError, 'which has no "x0"'):
             couplings.noise_of(couplings.of_the_batch, key, {"x": pair["x"]})
         drawn = couplings.noise_of(couplings.independent, key, {"x": pair["x"]})
         np.testing.assert_array_equal(drawn, couplings.independent(key, pair["x"]))

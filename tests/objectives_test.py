@@ -124,16 +124,6 @@ class FlowMatchingTest(parameterized.TestCase):
         loss, _ = objective(perfect, None, {"x": x1}, jax.random.key(1))
         self.assertLess(float(loss), 1e-10)
 
-    def test_noise_of_the_batch_comes_before_the_coupling_s(self):
-        path = paths.optimal_transport(0.0)
-        objective = objectives.matching("flow_matching", path, coupling=couplings.of_the_batch)
-        x1 = jax.random.normal(jax.random.key(0), (8, 3))
-        perfect = lambda params, t, x, **_: 2 * x1  # noqa: E731
-        loss, _ = objective(perfect, None, {"x": x1, "x0": -x1}, jax.random.key(1))
-        self.assertLess(float(loss), 1e-10)
-        with self.assertRaisesRegex(UserError, "minibatch_ot"):
-            objective(perfect, None, {"x": x1}, jax.random.key(1))
-
     def test_a_pure_function_of_its_key(self):
         objective = objectives.matching("flow_matching", paths.optimal_transport())
         zero = lambda params, t, x, **_: jnp.zeros_like(x)  # noqa: E731

@@ -1,7 +1,8 @@
 """Training methods other than flow matching with the OT path, for any dataset.
 
 Each function turns the config of flow matching with OT into its method's by changing the path and
-the objective only. `tuned` changes the training recipe instead, and `class_conditional` the model.
+the objective only. `likelihood` also changes the dequantisation and the inputs of the network,
+`tuned` the training recipe instead, and `class_conditional` the model.
 """
 
 from __future__ import annotations
@@ -59,6 +60,20 @@ def minibatch_ot(config: ConfigDict) -> ConfigDict:
     """Flow matching with the OT path and noise that is paired with data by optimal transport."""
     config.method = "FM w/ OT, minibatch OT"
     config.objective.coupling = "minibatch_ot"
+    return config
+
+
+def likelihood(config: ConfigDict) -> ConfigDict:
+    """Flow matching with the OT path for likelihood, by truncated normal dequantisation.
+
+    Times are drawn by the likelihood's weight (Zheng et al. 2023, 2305.03935), and the network has
+    inputs that resolve the grey levels (Kingma et al. 2021, 2107.00630).
+    """
+    config.method = "FM w/ OT, for likelihood"
+    config.data.dequantisation = "truncated_normal"
+    config.objective.time = "likelihood"
+    config.objective.time_options.stratified = True
+    config.network.level_octaves = 2
     return config
 
 
@@ -128,6 +143,7 @@ METHODS: dict[str, Callable[[ConfigDict], ConfigDict]] = {
     "scoreflow": scoreflow,
     "ve": ve,
     "minibatch_ot": minibatch_ot,
+    "likelihood": likelihood,
     "mean_flow": mean_flow,
     "alpha_flow": alpha_flow,
     "reflow": reflow,

@@ -63,6 +63,7 @@ NAMES = sorted(
     | {f"{data}_class" for data in CLASSES}
     | {f"{data}_cnf" for data in ("checkerboard", "digits")}
     | {f"{data}_{method}" for data in ("checkerboard", "digits") for method in FLOW_MAPS}
+    | {"digits_likelihood", "fashion_mnist16_likelihood", "cifar10_likelihood"}
     | {f"{data}_minibatch_ot" for data in ("checkerboard", "digits")}
     | {"fashion_mnist16_mean_flow", "imagenet64_mean_flow"}
 )
