@@ -68,8 +68,9 @@ def make_clock(config: ConfigDict, path: GaussianPath) -> Callable[[Array], Arra
     """Return the function from t, or SR3's noise level, to the network's time input."""
     if config.network.time_input == "t":
         return lambda t: t
-    is_level = config.objective.name == "sr3"
-    return predictions.log_snr_clock(ancestral.log_snr if is_level else partial(log_snr, path))
+    ratio = ancestral.log_snr if config.objective.name == "sr3" else partial(log_snr, path)
+    steps = predictions.STEP_INPUTS.get(config.network.time_input)
+    return predictions.step_clock(ratio, steps()) if steps else predictions.log_snr_clock(ratio)
 
 
 def make_features(config: ConfigDict, path: GaussianPath, data: Dataset) -> Features | None:

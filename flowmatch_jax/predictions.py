@@ -20,10 +20,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 
 from flowmatch_jax.arrays import Apply, Array, AverageVelocity, Field, Params
 from flowmatch_jax.paths import Coefficients, GaussianPath, coefficients, starts_without_data
 from flowmatch_jax.runtime.errors import UserError, one_of
+
+STEPS = 1000  # of a discrete diffusion
 
 
 def _from_velocity(c: Coefficients, x: Array, u: Array) -> tuple[Array, Array]:
@@ -134,6 +137,43 @@ def level_waves(path: GaussianPath, levels: int, octaves: int, t: Array, x: Arra
     waves = jnp.stack([jnp.sin(phase), jnp.cos(phase)], axis=-1) * factor[..., None]
     waves = jnp.where(hidden[..., None, None], 0, waves)
     return waves.reshape(*x.shape[:-1], -1)
+
+
+def linear_steps() -> np.ndarray:
+    """Compute lambda of the steps 0 to 999 of DDPM's linear schedule (Ho et al. 2020), float64.
+
+    The noise rates of the steps rise linearly from 1e-4 to 0.02.
+    """
+    return _log_snr_of_steps(np.linspace(1e-4, 0.02, STEPS))
+
+
+def cosine_steps() -> np.ndarray:
+    """Compute lambda of the steps 0 to 999 of the cosine schedule (Nichol & Dhariwal 2021)."""
+    edges = np.cos((np.arange(STEPS + 1) / STEPS + 0.008) / 1.008 * np.pi / 2) ** 2
+    return _log_snr_of_steps(np.minimum(1 - edges[1:] / edges[:-1], 0.999))
+
+
+def _log_snr_of_steps(rates: np.ndarray) -> np.ndarray:
+    squared = np.cumprod(1 - rates)
+    return np.log(squared / (1 - squared)) / 2
+
+
+# Time inputs that are the number of a step of a discrete diffusion, by name.
+STEP_INPUTS = {"linear_steps": linear_steps, "cosine_steps": cosine_steps}
+
+
+def step_clock(log_snr: Callable[[Array], Array], steps: np.ndarray) -> Callable[[Array], Array]:
+    """Create the time input of a network that was trained on the steps of a discrete diffusion.
+
+    It maps t to the step with the same signal-to-noise ratio, which is all that variance-preserving
+    paths differ in, and linearly in lambda_t to numbers between steps.
+
+    Args:
+        log_snr: t -> lambda_t = log(alpha_t / sigma_t).
+        steps: lambda of each step, decreasing, as `linear_steps` returns it.
+    """
+    ratios, numbers = jnp.asarray(steps[::-1], jnp.float32), np.arange(len(steps))[::-1]
+    return lambda t: jnp.interp(log_snr(t), ratios, jnp.asarray(numbers, jnp.float32))
 
 
 def validate(predicts: str, path: GaussianPath) -> None:

@@ -132,6 +132,31 @@ class ClockTest(parameterized.TestCase):
         self.assertTrue(np.isfinite(jax.grad(clock)(0.0)))
 
 
+class StepClockTest(parameterized.TestCase):
+    @parameterized.parameters(*predictions.STEP_INPUTS)
+    def test_a_step_is_where_its_noise_level_is_on_the_path(self, name):
+        """Both schedules preserve the variance, so that the ratio determines the noise level."""
+        steps = predictions.STEP_INPUTS[name]()
+        path = PATHS["vp"]
+        clock = predictions.step_clock(partial(paths.log_snr, path), steps)
+        numbers = np.array([50, 51, 300, 700])
+        t = paths.time_at_log_snr(path, jnp.asarray(steps[numbers], jnp.float32))
+        np.testing.assert_allclose(clock(t), numbers, atol=0.02)
+        self.assertEqual((clock(0.0) > 890, clock(1.0)), (True, 0))
+
+    def test_noise_levels_of_the_schedules(self):
+        linear, cosine = (steps() for steps in predictions.STEP_INPUTS.values())
+        for steps in (linear, cosine):
+            self.assertEqual(steps.shape, (1000,))
+            self.assertLess(np.diff(steps).max(), 0)
+        # The first rate is 1e-4, so that sigma^2 = 1e-4; the last sigma of the paper is near 1.
+        self.assertAlmostEqual(linear[0], np.log(np.sqrt((1 - 1e-4) / 1e-4)), places=6)
+        self.assertAlmostEqual(1 / (1 + np.exp(-2 * linear[-1])), 4.0e-5, delta=1e-6)
+        # alpha^2 = cos^2((s + 0.008) / 1.008 pi / 2) / cos^2(0.008 / 1.008 pi / 2), s = 1/2.
+        squared = (np.cos(0.508 / 1.008 * np.pi / 2) / np.cos(0.008 / 1.008 * np.pi / 2)) ** 2
+        self.assertAlmostEqual(1 / (1 + np.exp(-2 * cosine[499])), squared, places=9)
+
+
 class NetworkInputTest(parameterized.TestCase):
     def test_unit_variance_on_the_exploding_path(self):
         x0, x1 = jax.random.normal(jax.random.key(0), (2, 4000, 1))

@@ -158,6 +158,13 @@ CONDITION: Section = {
         f"Downscaling filter, one of: {', '.join(FILTERS)}.",
         of=EVERYTHING,
     ),
+    "enlarging": owned(
+        Conditioning,
+        "enlarging",
+        "Filter that enlarges the low-resolution image again, another of these.",
+        of=EVERYTHING,
+        omit_unset=True,
+    ),
     "max_noise": owned(
         Conditioning,
         "max_noise",

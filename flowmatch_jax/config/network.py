@@ -7,10 +7,11 @@ from flowmatch_jax.config.field import TRAINED, Field, Of, Section, owned
 from flowmatch_jax.config.model import options_of
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.networks.unet import UNet
+from flowmatch_jax.predictions import STEP_INPUTS
 
 DTYPES = ("float32", "bfloat16")
 NETWORKS = ("unet", "mlp")
-TIME_INPUTS = ("t", "log_snr")
+TIME_INPUTS = ("t", "log_snr", *STEP_INPUTS)
 
 NETWORK: Section = {
     "name": Field(
@@ -24,7 +25,8 @@ NETWORK: Section = {
     "time_input": Field(
         "t",
         "Time input of the network: t (sr3: the noise level) | log_snr (the log signal-to-noise "
-        "ratio).",
+        "ratio) | linear_steps | cosine_steps (the number of a step of a diffusion of 1,000 steps "
+        "that has this ratio).",
         among(TIME_INPUTS),
         TRAINED,
         before="t",

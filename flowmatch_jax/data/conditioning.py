@@ -28,6 +28,7 @@ class Conditioning:
             uses the field without a label as the unconditional one (Ho & Salimans 2022).
         low_resolution: condition on the image downscaled to this side and enlarged again.
         filter: downscaling filter, a key of `resolution.FILTERS`.
+        enlarging: filter that enlarges the low-resolution image, another key.
         max_noise: largest standard deviation, in model space, of Gaussian noise added to the
             low-resolution image in training, which makes the model robust to images downscaled in
             other ways (conditioning augmentation, Ho et al. 2021). The standard deviation is drawn
@@ -40,6 +41,7 @@ class Conditioning:
     label_dropout: float = 0.1
     low_resolution: int | None = None
     filter: str = "bicubic"
+    enlarging: str = "bicubic"
     max_noise: float = 0.0
     levels: int | None = None
 
@@ -89,7 +91,7 @@ class Conditioning:
         It is the enlarged image, which the network concatenates to x_t as in SR3. If training adds
         noise to the condition, a channel with the noise level follows, which is 0 here.
         """
-        enlarged = self.enlarge(image, sides)
+        enlarged = centres(resize(image, sides, self.enlarging), self.levels)
         return jnp.pad(enlarged, ((0, 0), (0, 0), (0, 0), (0, int(self.max_noise > 0))))
 
     def condition_channels(self, channels: int) -> int:
@@ -100,6 +102,7 @@ class Conditioning:
         """Raise UserError unless data of this shape and with these classes can be conditioned."""
         fraction("label_dropout", self.label_dropout)
         one_of("filter", self.filter, FILTERS)
+        one_of("enlarging", self.enlarging, FILTERS)
         at_least("max_noise", self.max_noise, 0)
         if self.labels and num_classes is None:
             raise UserError("labels", True, "these data have none: leave it off")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from flowmatch_jax.runtime.errors import UserError
+from flowmatch_jax.runtime.workdir import same_data
 
 CHECKED = 1000  # items whose values are looked at
 
@@ -151,11 +152,28 @@ def zeros(
     return {"x": x, "label": np.zeros(n, np.int32)} if has_labels else {"x": x}
 
 
+def described(
+    name: str, version: str | None, split: str, shape: tuple[int, ...], classes: int | None
+) -> dict[str, Any]:
+    """Return facts for `RecordedDataset` of images with 256 levels of which nothing else is known.
+
+    Args:
+        name, version, split: as in `Dataset`.
+        shape: shape of an image.
+        classes: number of classes, if the images have any.
+    """
+    facts = {"name": name, "version": version, "split": split, "items": None, "sha256": None}
+    counts = None if classes is None else [1] * classes  # as if they were equally frequent
+    kind = {"num_classes": classes, "classes": None, "label_counts": counts}
+    return facts | {"shape": list(shape), "levels": 256} | kind
+
+
 class RecordedDataset:
     """A dataset described by the record of a run, and opened when its items are needed.
 
     It replaces a `Dataset`: shape, levels and classes come from the record, so that a trained model
-    can draw samples even if its training set is not available.
+    can draw samples even if its training set is not available. If the record is `described`, any
+    dataset of that shape may be opened.
 
     Args:
         facts: result of `Dataset.facts`.
@@ -166,12 +184,17 @@ class RecordedDataset:
         self._facts, self._open = facts, open_dataset
         self.name, self.version, self.split = facts["name"], facts["version"], facts["split"]
         self.shape, self.levels = tuple(facts["shape"]), facts["levels"]
-        self.num_classes, self.content_hash = facts["num_classes"], facts["sha256"]
+        self.num_classes = facts["num_classes"]
         self.classes, self.x0 = facts["classes"] and tuple(facts["classes"]), None
 
     @property
     def is_image(self) -> bool:
         return self.levels is not None
+
+    @property
+    def content_hash(self) -> str:
+        """The sha256 of the content."""
+        return self._facts["sha256"] or self.opened.content_hash
 
     def facts(self) -> dict[str, Any]:
         """Return the record."""
@@ -189,13 +212,13 @@ class RecordedDataset:
             UserError: it is not available, or differs from the one that the run was trained on.
         """
         dataset = self._open()
-        if dataset.content_hash != self.content_hash:
+        if not same_data(self._facts, dataset.facts()):
             allowed = f"the run has other {self.name} data (version {self.version}): give those"
             raise UserError("config.data", f"{dataset.name} {dataset.version}", allowed)
         return dataset
 
     def __len__(self) -> int:
-        return self._facts["items"]
+        return len(self.opened) if self._facts["items"] is None else self._facts["items"]
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         return self.opened[i]

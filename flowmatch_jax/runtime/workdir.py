@@ -156,7 +156,7 @@ def check_data(workdir: Path, facts: dict[str, Any], pairs: dict[str, Any] | Non
     path = workdir / "data.json"
     if has_checkpoint(workdir) and path.exists():
         before = read_record(path, "the run was trained on the data that you give")
-        if before["sha256"] != facts["sha256"]:
+        if not same_data(before, facts):
             allowed = (
                 f"the run in {workdir} was trained on other {before['name']} data (version "
                 f"{before['version']}, {before['items']} items); give another --workdir"
@@ -165,6 +165,14 @@ def check_data(workdir: Path, facts: dict[str, Any], pairs: dict[str, Any] | Non
         if pairs and before.get("pairs", pairs)["sha256"] != pairs["sha256"]:
             allowed = f"the run in {workdir} was trained on other pairs; give another --workdir"
             raise UserError("config.data.pairs", f"{pairs['name']} {pairs['version']}", allowed)
+
+
+def same_data(before: dict[str, Any], facts: dict[str, Any]) -> bool:
+    """Test whether data are those of a record; without a hash in it, whether they may be."""
+    if before["sha256"] is not None:
+        return before["sha256"] == facts["sha256"]
+    known = ["shape", "levels"] + (["num_classes"] if before["num_classes"] is not None else [])
+    return all(before[name] == facts[name] for name in known)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

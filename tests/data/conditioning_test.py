@@ -40,6 +40,14 @@ class InputsTest(parameterized.TestCase):
             conditioning.inputs({"x": flat})["condition"], 11 / 17 - 1, atol=1e-6
         )
 
+    def test_the_filter_that_enlarges(self):
+        """To twice the side: three quarters of the nearest value and one of the next."""
+        image = jnp.repeat(jnp.array([0, 4, 8, 16]), 4)
+        conditioning = Conditioning(low_resolution=4, enlarging="bilinear", levels=17)
+        column = conditioning.condition(image.reshape(1, 4, 4, 1), (8, 8))[0, :, 0, 0]
+        levels = ((column + 1) * 17 - 1) / 2
+        np.testing.assert_allclose(levels, [0, 1, 3, 5, 7, 10, 14, 16], atol=1e-4)
+
     def test_filter(self):
         condition = Conditioning(low_resolution=4, filter="box", levels=17).reduce(batch()["x"])
         across = np.floor(batch()["x"].reshape(6, 8, 4, 2, 1).mean(axis=3) + 0.5)

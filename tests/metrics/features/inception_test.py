@@ -17,7 +17,7 @@ from flowmatch_jax.metrics.features.inception import (
     resize_as_tf1,
 )
 from flowmatch_jax.runtime.errors import UserError
-from tests.metrics.features.torch_files import saved
+from tests.networks.convert.torch_files import saved
 
 # Of torch-fidelity 0.4.0 (torch 2.13.0) for random_inception(0) and the images of `pattern`.
 FEATURES = [[28.453053, 0.06335084, 0.0], [26.79782, 0.05316433, 0.0]]

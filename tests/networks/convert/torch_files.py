@@ -8,6 +8,7 @@ STORAGES = {
     "float64": "Double",
     "float32": "Float",
     "float16": "Half",
+    "bfloat16": "BFloat16",
     "int64": "Long",
     "bool": "Bool",
 }

@@ -1,0 +1,94 @@
+"""Runs that begin with given weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from flowmatch_jax.arrays import Params
+from flowmatch_jax.config.identity import record
+from flowmatch_jax.data.dataset import described
+from flowmatch_jax.experiment import Experiment, build
+from flowmatch_jax.parts import open_dataset
+from flowmatch_jax.runtime.errors import UserError
+from flowmatch_jax.runtime.workdir import open_workdir, write_config, write_data
+from flowmatch_jax.training.checkpoints import Checkpoints
+from flowmatch_jax.training.setup import check_training
+from flowmatch_jax.training.state import TrainState
+
+SPLITS = ("train", "test")
+
+
+def facts_of_data(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """Return the facts of both splits of the config's dataset, which is opened."""
+    return {split: open_dataset(config.data, split).facts() for split in SPLITS}
+
+
+def facts_of_absent_data(
+    config: ConfigDict, shape: tuple[int, ...], classes: int | None
+) -> dict[str, dict[str, Any]]:
+    """Return facts of both splits of images of this shape, of which nothing else is known."""
+    name, version = config.data.name, config.data.version
+    return {split: described(name, version, split, shape, classes) for split in SPLITS}
+
+
+def check_new(workdir: Path) -> None:
+    """Raise UserError unless the folder of a run does not exist, or is empty."""
+    if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
+        raise UserError("--to", str(workdir), "it exists; give another folder or remove it")
+
+
+def unscored(config: ConfigDict) -> FrozenConfigDict:
+    """Return a config without scores of samples, whose extractor need not be loaded."""
+    config = ConfigDict(config)
+    config.evaluate.extractor, config.evaluate.scores = None, ()
+    return FrozenConfigDict(config)
+
+
+def write_workdir(
+    config: ConfigDict, facts: dict[str, dict[str, Any]], params: Params, workdir: Path
+) -> Experiment:
+    """Write the workdir of a run that begins with these weights, both raw and averaged.
+
+    Its checkpoint is that of step 0, before any training: Adam's moments are zero.
+
+    Args:
+        config: the config of the run.
+        facts: facts of the "train" and the "test" split.
+        params: the parameters, as arrays of NumPy.
+        workdir: folder of the run, which must be new.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        UserError: a field of the config is invalid, or the folder exists or cannot be written.
+    """
+    check_new(workdir)
+    experiment = build(unscored(config), facts)
+    _, optimizer = check_training(experiment)
+    open_workdir(workdir)
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(0, first_state(params, optimizer, config.seed))
+    write_data(workdir, facts["train"], facts["test"])
+    write_config(workdir, record(config))
+    return experiment
+
+
+def first_state(params: Params, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """Return the state before the first step, as `init_state` does, of arrays in host memory."""
+    zeros = lambda leaf: np.zeros(leaf.shape, leaf.dtype)  # noqa: E731
+    return TrainState(
+        step=np.zeros((), np.int32),
+        params=params,
+        ema=params,
+        opt_state=jax.tree.map(zeros, jax.eval_shape(optimizer.init, params)),
+        key=jax.random.split(jax.random.key(seed))[1],
+        skipped=np.zeros((), np.int32),
+        rollbacks=np.zeros((), np.int32),
+    )

@@ -1,0 +1,105 @@
+"""Runs as files, by the commands."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+from safetensors.numpy import load_file, save_file
+
+import flowmatch_jax
+from flowmatch_jax.exchange.workdirs import facts_of_data, write_workdir
+from flowmatch_jax.networks.convert.adm import torch_tensors
+from flowmatch_jax.networks.convert.own import named
+from flowmatch_jax.networks.convert.sources import metadata_of
+from tests.exchange.cases import DIGITS, random_params, run, torchcfm_file
+
+
+class FilesTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir().full_path)
+        self.workdir, self.again = self.folder / "run", self.folder / "again"
+        self.file = self.folder / "weights.safetensors"
+
+    def convert(self, network=DIGITS):
+        source, params = torchcfm_file(self.folder, network)
+        flags = ("--from=torchcfm", "--config=configs/digits_ot.py", "--heads=2")
+        self.assertEqual(run("convert", source, f"--to={self.workdir}", *flags), (0, []))
+        return params
+
+    @parameterized.parameters("ema", "raw")
+    def test_a_round_trip_has_the_same_bits(self, weights):
+        params = self.convert()
+        exported = run("export", self.workdir, f"--to={self.file}", f"--weights={weights}")
+        self.assertEqual(exported, (0, []))
+        for name, array in named(params).items():
+            np.testing.assert_array_equal(load_file(self.file)[name], array, strict=True)
+        self.assertEqual(run("convert", self.file, f"--to={self.again}"), (0, []))
+        first, second = (flowmatch_jax.load(w, weights) for w in (self.workdir, self.again))
+        jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+        for record in ("config.json", "data.json"):
+            held = [json.loads((w / record).read_text()) for w in (self.workdir, self.again)]
+            self.assertEqual(*held)
+
+    def test_torchcfm(self):
+        params = self.convert()
+        exported = run("export", self.workdir, f"--to={self.file}", "--as=torchcfm")
+        self.assertEqual(exported, (0, []))
+        expected = torch_tensors(DIGITS, 8, params)
+        self.assertEqual(load_file(self.file).keys(), expected.keys())
+        for name, array in load_file(self.file).items():
+            np.testing.assert_array_equal(array, expected[name], strict=True)
+        arguments = json.loads(metadata_of(self.file)["arguments"])
+        self.assertEqual(arguments["attention_resolutions"], [2])
+
+    def test_torchcfm_has_no_such_network(self):
+        for fields, message in (
+            ({"time_scale": 1000.0}, "config.network.unet.time_scale: got 1000.0"),
+            ({"channels": 48}, "norms have 32 groups, and a level has 48 channels"),
+        ):
+            workdir = self.folder / str(len(message))
+            config = flowmatch_jax.config.experiments.experiment_config("configs/digits_ot.py")
+            network = DIGITS.clone(**fields)
+            for name in ("channels", "multipliers", "scale_shift_norm", "heads", "time_scale"):
+                config.network.unet[name] = getattr(network, name)
+            write_workdir(config, facts_of_data(config), random_params(network), workdir)
+            code, errors = run("export", workdir, f"--to={self.file}", "--as=torchcfm")
+            self.assertEqual((code, len(errors)), (2, 1))
+            self.assertIn(message, errors[0])
+
+    def test_errors_are_one_line(self):
+        self.convert()
+        to = f"--to={self.file}"
+        for arguments, message in (
+            ((self.folder / "none", to), "there is no run"),
+            ((self.workdir, f"--to={self.folder / 'weights.pt'}"), "ends in .safetensors"),
+            ((self.workdir, f"--to={self.folder / 'no' / 'w.safetensors'}"), "there is no folder"),
+            ((self.workdir, to, "--weights=mean"), "--weights: got 'mean'"),
+            ((self.workdir, to, "--as=jax"), "--as: got 'jax'"),
+            ((self.workdir, to, "--step=7"), "has checkpoints of the steps 0"),
+        ):
+            code, errors = run("export", *arguments)
+            self.assertEqual((code, len(errors)), (2, 1), errors)
+            self.assertIn(message, errors[0])
+        self.assertFalse(self.file.exists())
+
+    def test_exported_files_that_do_not_fit(self):
+        self.convert()
+        run("export", self.workdir, f"--to={self.file}")
+        tensors, metadata = load_file(self.file), metadata_of(self.file)
+        name = next(iter(tensors))
+        for changed, of_file, message in (
+            ({name: tensors[name].astype(np.float16)}, metadata, f"{name} has"),
+            ({"more": np.zeros(1)}, metadata, "more has"),
+            ({}, metadata | {"config": "{"}, "a file of python -m flowmatch_jax.networks.export"),
+        ):
+            save_file(tensors | changed, self.file, of_file)
+            code, errors = run("convert", self.file, f"--to={self.again}")
+            self.assertEqual((code, len(errors)), (2, 1))
+            self.assertIn(message, errors[0])
+
+
+if __name__ == "__main__":
+    absltest.main()
