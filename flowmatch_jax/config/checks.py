@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
-from flowmatch_jax.config.field import Check
+from flowmatch_jax.config.field import Check, Field, Of
 from flowmatch_jax.runtime.errors import UserError, at_least, one_of, whole_numbers
 from flowmatch_jax.runtime.own import one_of_or_own
 
@@ -96,3 +96,8 @@ def tile_overlap(name: str, got: float) -> None:
     """Check that neighbouring tiles overlap by at most half of their side."""
     if not 0 <= got <= 0.5:
         raise UserError(name, got, "it must be in [0, 0.5]")
+
+
+def options_of(part: str, of: Of) -> Field:
+    """Declare the free-form options of a user's own part."""
+    return Field({}, f"Keyword arguments of your own {part} (module:function).", own_options, of)

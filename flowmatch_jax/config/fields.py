@@ -9,10 +9,9 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from flowmatch_jax.config.checks import least
+from flowmatch_jax.config.data import CONDITION, DATA
 from flowmatch_jax.config.field import Field, Of, Section, defaults
 from flowmatch_jax.config.model import (
-    CONDITION,
-    DATA,
     FLOW_MAP,
     GUIDANCE,
     MINIBATCH_OT,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from flowmatch_jax.config.checks import among, among_or_own, least
+from flowmatch_jax.config.checks import among, among_or_own, least, options_of
 from flowmatch_jax.config.field import TRAINED, Field, Of, Section, owned
-from flowmatch_jax.config.model import options_of
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.networks.unet import UNet
 from flowmatch_jax.predictions import STEP_INPUTS
