@@ -17,13 +17,34 @@ CHECKED = 1000  # items whose values are looked at
 
 
 class Images(Protocol):
-    """Items by index: an array, or an object that decodes images or reads a file on access."""
+    """Images by index: an array uint8 [N, H, W, C], or an object that decodes images on access."""
 
     shape: tuple[int, ...]
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Items:
+    """Some items of an array that may be in a file: items[i] is array[chosen[i]].
+
+    The index may be an array of them, which is much faster than one by one.
+    """
+
+    array: np.ndarray
+    chosen: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self), *self.array.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, i: int | np.ndarray) -> np.ndarray:
+        return np.asarray(self.array[self.chosen[i]])
 
 
 @dataclass(frozen=True)
@@ -46,14 +67,14 @@ class Dataset:
     name: str
     version: str
     split: str
-    x: np.ndarray | Images
+    x: np.ndarray | Images | Items
     label: np.ndarray | None = None
     levels: int | None = None
     num_classes: int | None = None
     log_density: Callable[[np.ndarray], np.ndarray] | None = None
     sha256: str | None = None
     classes: tuple[str, ...] | None = None
-    x0: Images | None = None
+    x0: Items | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

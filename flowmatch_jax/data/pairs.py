@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from flowmatch_jax.data.dataset import Dataset, RecordedDataset, Splits
+from flowmatch_jax.data.dataset import Dataset, Items, RecordedDataset, Splits
 from flowmatch_jax.runtime.errors import UserError, fraction
 from flowmatch_jax.runtime.files import Unreadable, read_json
 from flowmatch_jax.runtime.progress import progress_bar
@@ -109,24 +109,6 @@ class PairFolder:
         chunks = _chunks(self._folder, self._type, about["chunk"])
         pairs = zip(about["sha256"], chunks, strict=False)
         return [sha256 for sha256, _ in itertools.takewhile(lambda p: p[0] == _hash(p[1]), pairs)]
-
-
-@dataclass(frozen=True)
-class Items:
-    """Some items of an array that may be in a file: items[i] is array[chosen[i]]."""
-
-    array: np.ndarray
-    chosen: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return len(self), *self.array.shape[1:]
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        return self.array[self.chosen[i]]
 
 
 def open_pairs(options: PairOptions, data: Dataset | RecordedDataset, labels: bool) -> Splits:

@@ -14,7 +14,7 @@ import grain
 import jax
 import numpy as np
 
-from flowmatch_jax.data.dataset import Dataset, Images
+from flowmatch_jax.data.dataset import Dataset, Images, Items
 from flowmatch_jax.data.images.encoded import CorruptCount, CorruptImage
 from flowmatch_jax.data.pairing import Pairing
 from flowmatch_jax.runtime.errors import UserError
@@ -140,21 +140,21 @@ def items_at(source: Dataset, indices: np.ndarray, max_corrupt: int = 0) -> Batc
 class _Read(grain.transforms.Map):
     """Read the batch of indices [b]; "corrupt" has the names and reasons of unreadable images."""
 
-    x: np.ndarray | Images | None
+    x: np.ndarray | Images | Items | None
     label: np.ndarray | None
-    x0: Images | None = None
+    x0: Items | None = None
 
     def map(self, indices: np.ndarray) -> Batch:
         corrupt: dict[str, str] = {}
         if self.x is None:
             batch = {"index": indices.astype(np.int32)}
-        elif isinstance(self.x, np.ndarray):
+        elif isinstance(self.x, np.ndarray | Items):
             batch = {"x": self.x[indices]}
         else:
             indices, images = zip(*(self._first_readable(i, corrupt) for i in indices), strict=True)
             batch = {"x": np.stack(images)}
         if self.x0 is not None:
-            batch["x0"] = np.stack([self.x0[i] for i in indices])
+            batch["x0"] = self.x0[indices]
         return _with_labels(batch, self.label, list(indices)) | {"corrupt": corrupt}
 
     def _first_readable(self, i: int, corrupt: dict[str, str]) -> tuple[int, np.ndarray]:
