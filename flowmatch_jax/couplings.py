@@ -7,17 +7,21 @@ data point. Minibatch optimal transport is computed on the host instead, while t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import jax
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from flowmatch_jax.arrays import Array
+from flowmatch_jax.arrays import Array, Batch
 from flowmatch_jax.runtime.errors import UserError, at_least, one_of, positive
 
-# Costs are computed from multiples of 2^-16. In float64 their sums have no rounding errors, so that
-# an assignment does not depend on the number of threads, the processor or the BLAS.
+Coupling = Callable[[Array, Array], Array]
+
+# Costs are computed from multiples of 2^-16. In float64 their sums have no rounding errors up to
+# 2^21, so that an assignment does not depend on the number of threads, the processor or the BLAS.
 UNITS = 2.0**16
 MOST_ROUNDS = 100  # of Sinkhorn's iterations
 ITERATIONS = 20  # in a round; between rounds the plan is computed anew
@@ -34,13 +38,18 @@ def independent(key: Array, x1: Array) -> Array:
     return jax.random.normal(key, x1.shape, x1.dtype)
 
 
-def of_the_batch(key: Array, x1: Array) -> Array:
+def noise_of(coupling: Coupling, key: Array, batch: Batch) -> Array:
+    """Return x_0 of a batch: its own "x0" if it has one, otherwise what the coupling draws."""
+    return batch["x0"] if "x0" in batch else coupling(key, batch["x"])
+
+
+def of_the_batch(key: Array, x1: Array) -> NoReturn:
     """Raise UserError: the coupling is computed on the host, and the batch has no "x0"."""
     allowed = 'its noise is batch["x0"], from `data.pairing`: give it to the objective, or use it'
     raise UserError("coupling", "minibatch_ot", allowed)
 
 
-COUPLINGS = {"independent": independent, "minibatch_ot": of_the_batch}
+COUPLINGS: dict[str, Coupling] = {"independent": independent, "minibatch_ot": of_the_batch}
 PAIRED_ON_HOST = ("minibatch_ot",)
 
 

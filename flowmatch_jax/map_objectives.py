@@ -31,8 +31,9 @@ from flowmatch_jax.arrays import (
     expand_time,
     sum_dims,
 )
+from flowmatch_jax.couplings import Coupling, noise_of
 from flowmatch_jax.flow_maps import along_flow
-from flowmatch_jax.objectives import Coupling, Objective, paired_noise
+from flowmatch_jax.objectives import Objective
 from flowmatch_jax.paths import GaussianPath, flow_and_velocity
 from flowmatch_jax.runtime.errors import UserError, at_least, one_of, positive
 from flowmatch_jax.times import log_normal
@@ -155,7 +156,7 @@ def map_regression(
     ) -> tuple[Array, dict[str, Array]]:
         noise_key, time_key, dropout_key = jax.random.split(key, 3)
         x1 = batch["x"]
-        x0 = paired_noise(coupling, noise_key, batch)
+        x0 = noise_of(coupling, noise_key, batch)
         t, s = draw_times(time_key, x1.shape[0], path, options)
         x_t, u_t = flow_and_velocity(path, t, x0, x1)
         given = lambda **inputs: predictions.average_velocity(  # noqa: E731

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from flowmatch_jax import couplings, predictions, times
 from flowmatch_jax.arrays import Apply, Array, Batch, Inputs, Params, expand_time
+from flowmatch_jax.couplings import Coupling, noise_of
 from flowmatch_jax.likelihood import log_prob
 from flowmatch_jax.paths import (
     Coefficients,
@@ -39,7 +40,6 @@ from flowmatch_jax.sampling import ancestral
 from flowmatch_jax.solvers import Solver
 
 Objective = Callable[[Apply, Params, Batch, Array], tuple[Array, dict[str, Array]]]
-Coupling = Callable[[Array, Array], Array]
 Time = Callable[[Array, int, GaussianPath], Array]
 
 # The error of a network that predicts the data enters a target with a factor of 1 / sigma_t or
@@ -153,7 +153,7 @@ def path_regression(
     ) -> tuple[Array, dict[str, Array]]:
         noise_key, time_key, dropout_key = jax.random.split(key, 3)
         x1 = batch["x"]
-        x0 = paired_noise(coupling, noise_key, batch)
+        x0 = noise_of(coupling, noise_key, batch)
         t = time(time_key, x1.shape[0], path)
         x_t, u_t = flow_and_velocity(path, t, x0, x1)
         x_in = predictions.network_input(path, t, x_t)
@@ -251,11 +251,6 @@ def regression(
     output = predictions.point_estimate(apply, params, x1.shape, key, **_inputs(batch))
     loss = jnp.mean((output - x1) ** 2)
     return loss, {"loss": loss}
-
-
-def paired_noise(coupling: Coupling, key: Array, batch: Batch) -> Array:
-    """Return the noise x_0 of a batch [B, ...]: its own, or that of the coupling."""
-    return batch["x0"] if "x0" in batch else coupling(key, batch["x"])
 
 
 def _inputs(batch: Batch) -> Inputs:

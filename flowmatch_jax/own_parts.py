@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowmatch_jax.arrays import Apply, Array, Batch, Inputs, Params
-from flowmatch_jax.objectives import Coupling, Objective, Time
+from flowmatch_jax.couplings import Coupling
+from flowmatch_jax.objectives import Objective, Time
 from flowmatch_jax.paths import GaussianPath
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.own import blamed

@@ -15,7 +15,7 @@ from flowmatch_jax import objectives, own_parts, predictions
 from flowmatch_jax.arrays import Array
 from flowmatch_jax.config.identity import fitted_to
 from flowmatch_jax.config.rules import data_options, map_options, minibatch_ot, solver_of
-from flowmatch_jax.couplings import COUPLINGS, PAIRED_ON_HOST
+from flowmatch_jax.couplings import COUPLINGS, PAIRED_ON_HOST, Coupling
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.dataset import Dataset, RecordedDataset
@@ -28,7 +28,7 @@ from flowmatch_jax.networks import Network, is_network, takes
 from flowmatch_jax.networks.from_nnx import FromNNX
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.networks.unet import UNet
-from flowmatch_jax.objectives import OBJECTIVES, WITHOUT_FIELD, Coupling, Objective, Time
+from flowmatch_jax.objectives import OBJECTIVES, WITHOUT_FIELD, Objective, Time
 from flowmatch_jax.paths import PATHS, GaussianPath, log_snr, starts_without_data
 from flowmatch_jax.runge_kutta import STOCHASTIC
 from flowmatch_jax.runtime.errors import UserError, one_of, section

@@ -53,18 +53,15 @@ def make_loss(
 
     def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         flip_key, inputs_key, noise_key, objective_key = jax.random.split(key, 4)
+        if flip:  # the same images, so that pairs stay pairs
+            stored = {name: batch[name] for name in ("x", "x0") if name in batch}
+            batch = batch | {name: random_flip(flip_key, x) for name, x in stored.items()}
+        inputs = {} if training_inputs is None else training_inputs(batch, inputs_key)
         x = batch["x"]
-        passed = {name: batch[name] for name in ("step", "x0") if name in batch}
-        if flip:
-            x = random_flip(flip_key, x)
-            if "x0" in passed:
-                passed["x0"] = random_flip(flip_key, passed["x0"])
-        inputs = {}
-        if training_inputs is not None:
-            inputs = training_inputs(batch | {"x": x}, inputs_key)
         if levels is not None:
             x = dequantise(noise_key, x, levels)
-        return objective(apply, params, {"x": x, **inputs, **passed}, objective_key)
+        others = {name: batch[name] for name in ("x0", "step") if name in batch}
+        return objective(apply, params, {"x": x, **inputs, **others}, objective_key)
 
     return loss
 
