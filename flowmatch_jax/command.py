@@ -25,7 +25,7 @@ from ml_collections import FrozenConfigDict
 
 from flowmatch_jax import modes
 from flowmatch_jax.config.command_line import load_config, split_overrides
-from flowmatch_jax.config.show import show
+from flowmatch_jax.config.fields import show
 from flowmatch_jax.report.report import write_report
 from flowmatch_jax.runtime import errors, messages, processes, stops
 from flowmatch_jax.runtime.errors import RunStopped, UserError, one_of, tell

@@ -21,8 +21,8 @@ from flowmatch_jax.runtime.errors import at_least, one_of, positive
 
 Coupling = Callable[[Array, Array], Array]
 
-# Costs are computed from multiples of 2^-16. In float64 their sums have no rounding errors, so that
-# an assignment does not depend on the number of threads, the processor or the BLAS.
+# Costs are computed from multiples of 2^-16. In float64 their sums have no rounding errors up to
+# 2^21, so that an assignment does not depend on the number of threads, the processor or the BLAS.
 UNITS = 2.0**16
 MOST_ROUNDS = 100  # of Sinkhorn's iterations
 ITERATIONS = 20  # in a round; between rounds the plan is computed anew

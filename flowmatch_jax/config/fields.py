@@ -6,11 +6,13 @@ and what its value identifies (see `field`). Rules between fields are in `rules`
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ml_collections import ConfigDict
 
 from flowmatch_jax.config.checks import least
 from flowmatch_jax.config.data import CONDITION, DATA
-from flowmatch_jax.config.field import Field, Of, Section, defaults
+from flowmatch_jax.config.field import Field, Of, Section, at, defaults, flat
 from flowmatch_jax.config.model import (
     FLOW_MAP,
     GUIDANCE,
@@ -32,6 +34,7 @@ from flowmatch_jax.config.running import (
     UPSAMPLE,
 )
 from flowmatch_jax.runtime.errors import seed
+from flowmatch_jax.runtime.text import aligned
 
 FIELDS: Section = {
     "seed": Field(0, "Seed of the training run.", seed, Of.RUN | Of.SCORES),
@@ -63,3 +66,21 @@ FIELDS: Section = {
 def default_config() -> ConfigDict:
     """Create a configuration with every field at its default, which experiments' files modify."""
     return defaults(FIELDS)
+
+
+def show(config: ConfigDict, file: str, overridden: Collection[str]) -> str:
+    """Return a table with a row for each field.
+
+    Args:
+        config: the config.
+        file: the experiment's file, for the fields that it sets.
+        overridden: the full paths that the command line sets, such as "config.train.steps".
+    """
+    usual = dict(flat(default_config().to_dict()))
+    rows = [("field", "value", "set by", "meaning")]
+    for name, value in flat(config.to_dict()):
+        path = f"config.{name}"
+        is_overridden = any(f"{given}.".startswith(f"{path}.") for given in overridden)
+        by = "command line" if is_overridden else "" if value == usual[name] else file
+        rows.append((path, repr(value), by, at(FIELDS, name).help))
+    return aligned(rows, right=())

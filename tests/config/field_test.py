@@ -77,6 +77,7 @@ class DeclarationsTest(absltest.TestCase):
             "mean_flow": of_maps,
             "alpha_flow": of_maps,
             "reflow": ("figures.nfe",),
+            "likelihood": ("data.dequantisation", "network.level_octaves"),
         }
         may_change = ("method", "path.name", "objective.", "condition.labels")
         for name, method in METHODS.items():

@@ -1,7 +1,7 @@
 from absl.testing import absltest
 
 from flowmatch_jax.config.command_line import load_config
-from flowmatch_jax.config.show import show
+from flowmatch_jax.config.fields import show
 
 
 class ShowTest(absltest.TestCase):
