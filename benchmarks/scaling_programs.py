@@ -21,9 +21,12 @@ from ml_collections import ConfigDict
 from configs import cifar10_ot, imagenet64_ot, imagenet128_ot
 from flowmatch_jax import objectives, paths
 from flowmatch_jax.arrays import Apply, Params
+from flowmatch_jax.config.rules import map_options
 from flowmatch_jax.experiment import COMPUTING_DTYPES
+from flowmatch_jax.map_objectives import MAP_OBJECTIVES
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.unet import UNet
+from flowmatch_jax.objectives import Objective
 from flowmatch_jax.runtime.mesh import BATCH_AXES, with_shardings
 from flowmatch_jax.training.cost.estimate import (
     bytes_a_device,
@@ -51,6 +54,7 @@ class Net:
         remat: whether its config rematerialises activations.
         steps: total number of training steps.
         compiled: images per device in the compiled programs.
+        objective: the objective; a flow map's takes a network with two times.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Net:
     remat: bool
     steps: int
     compiled: int
+    objective: Objective = OBJECTIVE
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -83,7 +88,7 @@ class Net:
         return conditioned
 
     def gradient(self, remat: bool) -> Gradient:
-        return make_gradient(OBJECTIVE, self.apply(remat), levels=256)
+        return make_gradient(self.objective, self.apply(remat), levels=256)
 
     @cached_property
     def state(self) -> TrainState:
@@ -95,17 +100,22 @@ class Net:
         return sum(p.size for p in jax.tree.leaves(self.state.params))
 
 
-def _of_config(name: str, config: ConfigDict, side: int, compiled: int) -> Net:
-    fields = config.network.unet
+def of_config(name: str, config: ConfigDict, side: int, compiled: int = 0) -> Net:
+    """Return the network of a config, with flow matching or the objective of a flow map."""
+    fields, objective = config.network.unet, OBJECTIVE
+    if config.objective.name in MAP_OBJECTIVES:
+        options = map_options(config.flow_map)
+        objective = MAP_OBJECTIVES[config.objective.name](paths.optimal_transport(), options)
     return Net(
         name,
-        UNet(out_channels=3, **fields),
+        UNet(out_channels=3, two_times=config.network.two_times, **fields),
         side,
         config.train.batch_size,
         config.network.dtype,
         fields.remat,
         config.train.steps,
         compiled,
+        objective,
     )
 
 
@@ -120,9 +130,9 @@ UPSAMPLER = UNet(
     condition_channels=3,
 )
 NETS = (
-    _of_config("CIFAR-10", cifar10_ot.get_config(), 32, 64),
-    _of_config("ImageNet-64", imagenet64_ot.get_config(), 64, 128),
-    _of_config("ImageNet-128", imagenet128_ot.get_config(), 128, 48),
+    of_config("CIFAR-10", cifar10_ot.get_config(), 32, 64),
+    of_config("ImageNet-64", imagenet64_ot.get_config(), 64, 128),
+    of_config("ImageNet-128", imagenet128_ot.get_config(), 128, 48),
     Net("upsampler 64 -> 256", UPSAMPLER, 256, 256, "bfloat16", True, 1_000_000, 16),
 )
 
