@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from flowmatch_jax import flow_maps, network_parts, networks, own_parts, parts, predictions
+from flowmatch_jax import flow_maps, networks, parts, predictions
 from flowmatch_jax.arrays import Apply, Array, Field, FlowMap, Inputs, Params
 from flowmatch_jax.config.rules import check_flow_map, validate
 from flowmatch_jax.couplings import OF_THE_BATCH
@@ -24,6 +24,9 @@ from flowmatch_jax.data.dataset import Dataset, Splits
 from flowmatch_jax.dequantisation import Dequantisation
 from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.objectives import OBJECTIVES, Objective
+from flowmatch_jax.parts import own
+from flowmatch_jax.parts.network import make_clock, make_features, make_network
+from flowmatch_jax.parts.solver import make_solver
 from flowmatch_jax.paths import PATHS, GaussianPath
 from flowmatch_jax.predictions import vector_field
 from flowmatch_jax.runtime.errors import section
@@ -33,7 +36,6 @@ from flowmatch_jax.sampling import ancestral, flows
 from flowmatch_jax.sampling.guidance import Fields, Guidance, GuidedParams, whole_field
 from flowmatch_jax.sampling.linear import Coefficients
 from flowmatch_jax.sampling.schedule import along
-from flowmatch_jax.solver_parts import make_solver
 from flowmatch_jax.solvers import FLOW_MAP, Solution, Solver, counted
 
 COMPUTING_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
@@ -232,11 +234,11 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
     path = dequantisation.path
     conditioning = parts.make_conditioning(config.condition, train_data)
     parts.check_classes(config.evaluate, conditioning, train_data)
-    network = network_parts.make_network(config.network, train_data, conditioning)
+    network = make_network(config.network, train_data, conditioning)
     with section("config.network"):
         training = networks.computing_in(network, COMPUTING_DTYPES[config.network.dtype])
-    clock = network_parts.make_clock(config, path)
-    features = network_parts.make_features(config, path, train_data)
+    clock = make_clock(config, path)
+    features = make_features(config, path, train_data)
     experiment = Experiment(
         config=config,
         train_data=train_data,
@@ -275,26 +277,22 @@ def _check_own_parts(experiment: Experiment) -> None:
         end = jax.ShapeDtypeStruct(x.shape[:1], x.dtype)
         given = inputs | ({"end": end} if config.network.two_times else {})
         with section("config.network"):
-            own_parts.check_network(
-                "name", config.network.name, experiment.init_params, apply, x, given
-            )
+            own.check_network("name", config.network.name, experiment.init_params, apply, x, given)
     with section("config.objective"):
         if is_own(fields.coupling):
-            own_parts.check_coupling("coupling", fields.coupling, parts.make_coupling(fields), x)
+            own.check_coupling("coupling", fields.coupling, parts.make_coupling(fields), x)
         if is_own(fields.time):
             time = parts.make_time(fields)
-            own_parts.check_time("time", fields.time, time, x.shape[0], experiment.path)
+            own.check_time("time", fields.time, time, x.shape[0], experiment.path)
         if is_own(fields.name):
             params = jax.eval_shape(experiment.init_params, jax.random.key(0))
             batch = {"x": x, **inputs} | ({"x0": x} if fields.coupling in OF_THE_BATCH else {})
-            own_parts.check_objective(
-                "name", fields.name, experiment.objective, apply, params, batch
-            )
+            own.check_objective("name", fields.name, experiment.objective, apply, params, batch)
     if is_own(solver.grid):
         grid = experiment.solver().grid
         with section("config.solver"):
-            own_parts.check_grid("grid", solver.grid, grid, solver.steps, experiment.path)
+            own.check_grid("grid", solver.grid, grid, solver.steps, experiment.path)
     if solver.noise is not None and is_own(solver.noise):
         path = experiment.sampling_path
         with section("config.solver"):
-            own_parts.check_noise("noise", solver.noise, experiment.solver(path).noise, path)
+            own.check_noise("noise", solver.noise, experiment.solver(path).noise, path)

@@ -21,11 +21,11 @@ from flowmatch_jax.evaluation.samples import Sampler, make_sampler, sample_input
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.metrics.features.extractors import score_name
 from flowmatch_jax.metrics.scores import FeatureSet
+from flowmatch_jax.parts.solver import read_fitted
 from flowmatch_jax.runtime.progress import progress_bar
 from flowmatch_jax.runtime.workdir import read_metrics
 from flowmatch_jax.sampling.fitted import solver_file
 from flowmatch_jax.sampling.linear import METHODS, Coefficients, calls_per_step, of_method
-from flowmatch_jax.solver_parts import read_fitted
 from flowmatch_jax.solvers import FLOW_MAP, Solver
 
 Rows = list[dict[str, Any]]

@@ -8,6 +8,7 @@ from flowmatch_jax import parts, predictions
 from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.exchange.configs import SCHEDULES, UNET, with_network
 from flowmatch_jax.networks.convert.kinds import KINDS, Converted
+from flowmatch_jax.parts.network import make_clock
 from tests.exchange.cases import DIGITS
 
 
@@ -37,7 +38,7 @@ class ConfigsTest(parameterized.TestCase):
     def test_a_diffusion_has_the_noise_levels_of_its_schedule(self, schedule):
         config = config_of("adm", schedule)
         path = parts.make_path(config.path)
-        clock = parts.make_clock(config, path)
+        clock = make_clock(config, path)
         steps = predictions.STEP_INPUTS[f"{schedule}_steps"]()
         for t, step in ((0.0, 999), (path.t_end, 0)):
             squared = 1 / (1 + np.exp(-2 * steps[step]))

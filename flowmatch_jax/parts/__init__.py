@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flowmatch_jax import objectives, own_parts, predictions
+from flowmatch_jax import objectives, predictions
 from flowmatch_jax.config.rules import data_options, map_options, minibatch_ot, solver_of
 from flowmatch_jax.couplings import COUPLINGS, MINIBATCH_OT, PAIRED, Coupling
 from flowmatch_jax.data import sets
@@ -19,6 +19,7 @@ from flowmatch_jax.map_objectives import MAP_OBJECTIVES
 from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.metrics.features.extractors import load_extractor
 from flowmatch_jax.objectives import OBJECTIVES, WITHOUT_FIELD, Objective, Time
+from flowmatch_jax.parts import own
 from flowmatch_jax.paths import PATHS, GaussianPath
 from flowmatch_jax.runtime.errors import UserError, one_of, section
 from flowmatch_jax.runtime.own import blamed, is_own, resolve
@@ -120,7 +121,7 @@ def make_path(config: ConfigDict) -> GaussianPath:
         make = resolve("name", config.name, PATHS, config.options)
         with blamed("name", config.name):
             path = make()
-        own_parts.check_path("name", config.name, path)
+        own.check_path("name", config.name, path)
         return path
 
 

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from flowmatch_jax import own_parts
 from flowmatch_jax.arrays import expand_time
 from flowmatch_jax.couplings import independent
 from flowmatch_jax.objectives import matching
+from flowmatch_jax.parts import own
 from flowmatch_jax.paths import GaussianPath, optimal_transport, variance_exploding
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.times import edm_grid, skewed, uniform_grid
@@ -47,7 +47,7 @@ class OwnPartsTest(parameterized.TestCase):
 
     def test_paths(self):
         for good in (OT, variance_exploding(), path(), path(std=lambda t, x: 0.5)):
-            own_parts.check_path("name", NAME, good)
+            own.check_path("name", NAME, good)
 
     @parameterized.parameters(
         (None, "returns NoneType; return a GaussianPath"),
@@ -59,10 +59,10 @@ class OwnPartsTest(parameterized.TestCase):
         (path(source_std=0.0), "returns"),
     )
     def test_what_is_no_path(self, path, message):
-        self.refuses(message, own_parts.check_path, path)
+        self.refuses(message, own.check_path, path)
 
     def test_couplings(self):
-        own_parts.check_coupling("name", NAME, independent, X)
+        own.check_coupling("name", NAME, independent, X)
         for value, message in (
             (
                 None,
@@ -72,10 +72,10 @@ class OwnPartsTest(parameterized.TestCase):
             (jnp.zeros((8, 2), jnp.bfloat16), r"returns bfloat16 \[8, 2\]"),
             (ValueError("no"), "raised ValueError: no"),
         ):
-            self.refuses(message, own_parts.check_coupling, returns(value), X)
+            self.refuses(message, own.check_coupling, returns(value), X)
 
     def test_times(self):
-        own_parts.check_time("name", NAME, skewed, 8, OT)
+        own.check_time("name", NAME, skewed, 8, OT)
         for value, message in (
             (
                 jnp.zeros(3),
@@ -86,26 +86,26 @@ class OwnPartsTest(parameterized.TestCase):
             (jnp.full(8, jnp.nan), "returns times from nan to nan"),
             (ValueError("no"), "raised ValueError: no"),
         ):
-            self.refuses(message, own_parts.check_time, returns(value), 8, OT)
+            self.refuses(message, own.check_time, returns(value), 8, OT)
 
     def test_grids(self):
         for grid in (uniform_grid, edm_grid):
-            own_parts.check_grid("name", NAME, grid(4, OT), 4, OT)
+            own.check_grid("name", NAME, grid(4, OT), 4, OT)
         for grid in ([0, 0.5, 1], [1, 0.5, 0], [0, 0.1, 0.2], [0, np.nan, 1], [0, 0, 1], 3.0):
             n = 3 if grid == [0, 0.5, 1] else 2
             message = f"returns .*; return {n + 1} increasing times from 0 to path.t_end = 1.0"
-            self.refuses(message, own_parts.check_grid, np.asarray(grid), n, OT)
+            self.refuses(message, own.check_grid, np.asarray(grid), n, OT)
 
     def test_noise_levels(self):
-        own_parts.check_noise("noise", NAME, lambda path, t: path.t_end - t, OT)
+        own.check_noise("noise", NAME, lambda path, t: path.t_end - t, OT)
         for value, message in (
             (jnp.zeros(3), r"returns float32 \[3\]; return float32 \[\] for t float32 \[\]"),
             (ValueError("no"), "raised ValueError: no"),
         ):
-            self.refuses(message, own_parts.check_noise, returns(value), OT)
+            self.refuses(message, own.check_noise, returns(value), OT)
 
     def test_networks(self):
-        own_parts.check_network("name", NAME, returns(PARAMS), apply, X, {})
+        own.check_network("name", NAME, returns(PARAMS), apply, X, {})
         for params, call, message in (
             (
                 PARAMS,
@@ -123,17 +123,17 @@ class OwnPartsTest(parameterized.TestCase):
             ({}, apply, r"returns \(\); its parameters are arrays of floats, one or more"),
             ({"w": "text"}, apply, "raised TypeError"),
         ):
-            self.refuses(message, own_parts.check_network, returns(params), call, X, {})
+            self.refuses(message, own.check_network, returns(params), call, X, {})
 
     def test_a_network_that_fails_in_training_only(self):
         call = lambda params, t, x, key: x if key is None else jnp.zeros(3)  # noqa: E731
         arguments = (returns(PARAMS), call, X, {})
-        self.refuses(r"returns float32 \[3\]", own_parts.check_network, *arguments)
+        self.refuses(r"returns float32 \[3\]", own.check_network, *arguments)
 
     def test_objectives(self):
         batch = {"x": X}
         good = matching("flow_matching", OT)
-        own_parts.check_objective("name", NAME, good, apply, PARAMS, batch)
+        own.check_objective("name", NAME, good, apply, PARAMS, batch)
         loss = jnp.zeros(())
         for objective, message in (
             (None, "returns NoneType; return a function"),
@@ -151,7 +151,7 @@ class OwnPartsTest(parameterized.TestCase):
             (returns((jnp.zeros((), int), {"loss": loss})), "raised TypeError: grad requires real"),
         ):
             arguments = (objective, apply, PARAMS, batch)
-            self.refuses(message, own_parts.check_objective, *arguments)
+            self.refuses(message, own.check_objective, *arguments)
 
 
 if __name__ == "__main__":
