@@ -94,6 +94,7 @@ class WorkdirsTest(parameterized.TestCase):
             ((whole, to, *OF_DIGITS[:2], "--heads=3"), "--heads: got 3; they must divide 32"),
             ((whole, to, *OF_DIGITS, "--size=9"), "need sides divisible by 2"),
             ((whole, to, "--from=adm", config, "--schedule=sqrt"), "--schedule: got 'sqrt'"),
+            ((whole, to, "--from=diffusers", config), "settings beside it, in config.json"),
             ((whole, *OF_DIGITS), "--to"),
         ):
             code, errors = run("convert", *arguments)
