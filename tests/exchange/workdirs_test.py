@@ -3,15 +3,19 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 import flowmatch_jax
+from flowmatch_jax import paths, predictions
 from flowmatch_jax.runtime.mesh import with_shardings
 from flowmatch_jax.training.checkpoints import Checkpoints
 from flowmatch_jax.training.setup import check_training
 from flowmatch_jax.training.state import init_state
 from tests.exchange.cases import DIGITS, run, torchcfm_file
+from tests.networks.convert import peers
+from tests.networks.convert.kinds_test import state_of
 from tests.networks.convert.torch_files import Call, Global, as_zip, saved
 
 OF_DIGITS = ("--from=torchcfm", "--config=configs/digits_ot.py", "--heads=2")
@@ -60,6 +64,23 @@ class WorkdirsTest(parameterized.TestCase):
         self.assertEqual((model.shape, model.levels), ((32, 32, 3), 256))
         self.assertEqual(model.config.network.unet.attention_sides, (16,))
 
+    def test_the_field_of_a_diffusion(self):
+        """At the noise level of a step it follows from the noise that ADM's own code predicts."""
+        file = self.folder / "weights.pt"
+        file.write_bytes(saved(state_of("adm")))
+        flags = ("--from=adm", "--config=configs/cifar10_ot.py", "--size=8", "--heads=4")
+        self.assertEqual(run("convert", file, f"--to={self.workdir}", *flags), (0, []))
+        model = flowmatch_jax.load(self.workdir)
+        case, (_, noise, _) = peers.CASES["adm"], peers.recorded()["adm"]
+        x, _ = peers.inputs(case)
+        path = model.experiment.path
+        levels = predictions.linear_steps()[case.times.astype(int)]
+        t = paths.time_at_log_snr(path, jnp.asarray(levels, jnp.float32))
+        expected = predictions.convert(path, t, x, noise, "noise", "velocity")
+        field = jax.jit(lambda params, t, x: model.experiment.field(params)(t, x))
+        for ours, theirs in zip(field(model.params, t, x), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=2e-3 * np.abs(theirs).max())
+
     def test_pickles_run_nothing(self):
         ran = self.folder / "ran"
         file = self.folder / "weights.pt"
@@ -94,6 +115,7 @@ class WorkdirsTest(parameterized.TestCase):
             ((whole, to, *OF_DIGITS[:2], "--heads=3"), "--heads: got 3; they must divide 32"),
             ((whole, to, *OF_DIGITS, "--size=9"), "need sides divisible by 2"),
             ((whole, to, "--from=adm", config, "--schedule=sqrt"), "--schedule: got 'sqrt'"),
+            ((whole, to, "--from=diffusers", config), "settings beside it, in config.json"),
             ((whole, *OF_DIGITS), "--to"),
         ):
             code, errors = run("convert", *arguments)

@@ -31,7 +31,7 @@ from flowmatch_jax.exchange.workdirs import (
 )
 from flowmatch_jax.networks.convert.kinds import KINDS, ORDERS, Told, convert
 from flowmatch_jax.networks.convert.own import FORMAT
-from flowmatch_jax.networks.convert.sources import opened_weights
+from flowmatch_jax.networks.convert.sources import opened_weights, settings_of
 from flowmatch_jax.runtime.errors import (
     ArgumentParser,
     RunStopped,
@@ -88,7 +88,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help=f"order of q, k, v: {' | '.join(ORDERS)}; default: new of flow_matching, else legacy",
     )
     add("--weights", help="state dict to take, of a file with several; default: the averaged one")
-    add("--schedule", default="linear", help="noise levels of adm: linear | cosine")
+    add("--schedule", default="linear", help="noise levels of a diffusion: linear | cosine")
     add("--low_resolution", type=int, help="side of the images that an upsampler is given")
     given = parser.parse_args(arguments)
     if given.project is not None:
@@ -129,13 +129,7 @@ def _foreign(given: argparse.Namespace, overrides: list[str]) -> tuple[ConfigDic
         raise UserError("--config", None, allowed)
     base = load_config(given.config, overrides)
     facts = facts_of_data(base) if given.size is None else None
-    told = Told(
-        side=given.size if facts is None else facts["train"]["shape"][0],
-        heads=given.heads,
-        head_channels=given.head_channels,
-        order=given.attention_order,
-        is_conditional=given.low_resolution is not None,
-    )
+    told = _told(given, given.size if facts is None else facts["train"]["shape"][0])
     with opened_weights(given.source, given.weights) as state:
         converted = convert(given.project, given.source, state, told)
     network = converted.network
@@ -145,6 +139,22 @@ def _foreign(given: argparse.Namespace, overrides: list[str]) -> tuple[ConfigDic
     _check_data(facts["train"], network.out_channels, network.num_classes)
     config = with_network(ConfigDict(base), converted, given.low_resolution, given.schedule)
     return config, facts, converted.params
+
+
+def _told(given: argparse.Namespace, side: int) -> Told:
+    """Return what the flags tell, and of a file of diffusers its config.json."""
+    settings = settings_of(given.source) if given.project == "diffusers" else {}
+    head_channels = given.head_channels
+    if given.heads is None and head_channels is None and settings:
+        head_channels = settings.get("attention_head_dim", 8)
+    return Told(
+        side=side,
+        heads=given.heads,
+        head_channels=head_channels,
+        order=given.attention_order,
+        is_conditional=given.low_resolution is not None,
+        settings=settings,
+    )
 
 
 def _check_data(facts: dict[str, Any], channels: int, classes: int | None) -> None:

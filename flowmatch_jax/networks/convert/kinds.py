@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from flowmatch_jax.arrays import Params
-from flowmatch_jax.networks.convert import adm
+from flowmatch_jax.networks.convert import adm, diffusers
 from flowmatch_jax.networks.convert.layout import (
     Leaf,
     heads_first,
@@ -46,6 +47,7 @@ KINDS = {
     "torchcfm": Kind(),
     "flow_matching": Kind(order="new", null_row=True),
     "adm": Kind(noise=True),
+    "diffusers": Kind(order="new", noise=True),
 }
 
 
@@ -59,6 +61,7 @@ class Told:
         head_channels: channels per head, instead of ``heads``.
         order: overrides `Kind.order`.
         is_conditional: the network is given a low-resolution image beside x.
+        settings: config.json beside a file of diffusers.
     """
 
     side: int
@@ -66,6 +69,7 @@ class Told:
     head_channels: int | None = None
     order: str | None = None
     is_conditional: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,17 +103,32 @@ def convert(name: str, source: Path, state: Mapping[str, Tensor], told: Told) ->
     kind = KINDS[name]
     shapes = Shapes({name: tensor.shape for name, tensor in state.items()})
     try:
-        structure = adm.read_structure(shapes)
+        if name == "diffusers":
+            diffusers.check_settings(told.settings)
+            structure = diffusers.read_structure(shapes)
+        else:
+            structure = adm.read_structure(shapes)
     except Misfit as misfit:
         allowed = f"these are weights of another network: {misfit}"
         raise UserError("SOURCE", str(source), allowed) from misfit
     network = _network(kind, structure, told)
-    layers = adm.torch_layers(structure)
+    names = _names(name, structure, shapes)
     leaves = {}
     for path, shape in shapes_of(network, told.side).items():
-        leaf = Leaf((adm.torch_name(path, layers),), torch_shape(path, shape))
+        leaf = Leaf(names(path), torch_shape(path, shape))
         leaves[path] = _changed(leaf, path, kind, structure, network, told)
     return Converted(kind, network, read_params(source, state, leaves))
+
+
+def _names(
+    name: str, structure: Structure, shapes: Shapes
+) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
+    """Return the function from a parameter's path to the names of its tensors."""
+    if name == "diffusers":
+        layers = diffusers.torch_layers(structure)
+        return lambda path: diffusers.torch_names(path, layers, shapes)
+    layers = adm.torch_layers(structure)
+    return lambda path: (adm.torch_name(path, layers),)
 
 
 def _network(kind: Kind, structure: Structure, told: Told) -> UNet:
@@ -151,6 +170,8 @@ def _changed(
     """Return where a parameter is, with the change from the project's tensor to PyTorch's layer."""
     if path[-2] == "qkv" and (told.order or kind.order) == "new":
         return replace(leaf, change=heads_first(network))
+    if path == ("time_0", "kernel") and not told.settings.get("flip_sin_to_cos", True):
+        return replace(leaf, change=_cosines_first)
     if path[0] == "label" and kind.null_row:
         rows, width = leaf.shape
         return replace(leaf, shape=(rows + 1, width), change=_without_null_row)
@@ -158,6 +179,11 @@ def _changed(
         noise, *window = leaf.shape
         return replace(leaf, shape=(2 * noise, *window), change=lambda tensor: tensor[:noise])
     return leaf
+
+
+def _cosines_first(tensor: np.ndarray) -> np.ndarray:
+    """Exchange the halves of a layer's inputs, the sines and cosines of the time."""
+    return np.roll(tensor, tensor.shape[1] // 2, axis=1)
 
 
 def _without_null_row(table: np.ndarray) -> np.ndarray:

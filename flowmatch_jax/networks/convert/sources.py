@@ -19,6 +19,7 @@ import safetensors
 from flowmatch_jax.networks.convert.tensors import Tensor
 from flowmatch_jax.networks.convert.torch_files import opened_torch
 from flowmatch_jax.runtime.errors import UserError
+from flowmatch_jax.runtime.files import Unreadable, read_json
 
 StateDict = Mapping[str, Tensor]
 
@@ -66,6 +67,19 @@ def metadata_of(path: Path) -> dict[str, str]:
             return file.metadata() or {}
     except (OSError, safetensors.SafetensorError) as error:
         raise _no_safetensors(path, error) from error
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """Return config.json beside a file of diffusers; raises UserError if it cannot be read."""
+    beside = path.with_name("config.json")
+    try:
+        settings = read_json(beside)
+    except (OSError, Unreadable) as error:
+        allowed = f"diffusers keeps the network's settings beside it, in config.json ({error})"
+        raise UserError("SOURCE", str(path), allowed) from error
+    if not isinstance(settings, dict):
+        raise UserError("SOURCE", str(beside), "it must be the config.json of a UNet2DModel")
+    return settings
 
 
 def safetensors_of(path: Path) -> dict[str, Tensor]:

@@ -8,11 +8,15 @@ diffusers are packages; ADM and flow_matching's U-Net are found in checkouts of 
 """
 
 import json
+import os
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+# TensorFlow, which these projects load where it is installed, may crash beside PyTorch.
+os.environ |= {"USE_TF": "0", "USE_FLAX": "0", "POT_BACKEND_DISABLE_TENSORFLOW": "1"}
 
 FILE = Path(__file__).with_name("peers.npz")
 SIDE, CHANNELS, CLASSES = 8, 3, 5
@@ -100,6 +104,27 @@ CASES = {
         labels=True,
     ),
 }
+DIFFUSERS = {
+    "sample_size": SIDE,
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}
+CASES |= {
+    "diffusers": Case("diffusers", DIFFUSERS, {"head_channels": 8}),
+    "diffusers_classes": Case(
+        "diffusers",
+        DIFFUSERS
+        | {
+            "flip_sin_to_cos": False,
+            "num_class_embeds": CLASSES,
+            "attention_head_dim": 16,
+        },
+        {"head_channels": 16, "settings": {"flip_sin_to_cos": False}},
+        labels=True,
+    ),
+}
 
 
 def weights(shapes):
@@ -145,6 +170,10 @@ def network_of(case):
         from guided_diffusion.unet import SuperResModel, UNetModel
 
         return (SuperResModel if case.condition else UNetModel)(**case.arguments)
+    if case.project == "diffusers":
+        from diffusers import UNet2DModel
+
+        return UNet2DModel(**case.arguments)
     from torchcfm.models.unet.unet import UNetModel
 
     return UNetModel(**case.arguments)
@@ -169,6 +198,8 @@ def computed(case, dtype="float32"):
             output = network(x, t, {"label": label} if case.labels else {})
         elif case.project == "torchcfm":
             output = network(t, x, label)
+        elif case.project == "diffusers":
+            output = network(x, t, label).sample
         elif case.condition:
             output = network(x, t, y=label, low_res=to_torch(given["condition"]))
         else:
