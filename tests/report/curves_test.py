@@ -129,7 +129,7 @@ class CurvesTest(parameterized.TestCase):
 
         path, std = paths.optimal_transport(), 0.3
         field = gaussian_velocity(path, 0.0, std)
-        gaussian = points(apply=lambda params, t, x, **_: field(t[:, None], x))
+        gaussian = points(apply=lambda params, t, x, **_: field(t, x))
         t = np.linspace(0, 1, 2001)
         scale = np.sqrt((std * t) ** 2 + (1 - (1 - 1e-5) * t) ** 2)  # x_t = scale x_0
         rate = (scale[-1] - scale[0]) ** 2
