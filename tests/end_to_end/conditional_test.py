@@ -7,7 +7,7 @@ import numpy as np
 from absl.testing import absltest
 from PIL import Image
 
-from tests.end_to_end.runs import TINY, evaluations, run
+from tests.end_to_end.runs import SMALL_NET, evaluations, run
 
 STEPS = ("--config.train.steps=20", "--config.train.keep_every=20")
 
@@ -15,7 +15,7 @@ STEPS = ("--config.train.steps=20", "--config.train.keep_every=20")
 class ConditionalTest(absltest.TestCase):
     def test_classes_and_guidance(self):
         workdir = Path(self.create_tempdir().full_path)
-        flags = ("--config=configs/digits_class.py", f"--workdir={workdir}", *TINY, *STEPS)
+        flags = ("--config=configs/digits_class.py", f"--workdir={workdir}", *SMALL_NET, *STEPS)
         child = run(*flags, "--config.evaluate.samples=20")
         self.assertEqual(child.returncode, 0, child.stderr)
         (record,) = evaluations(workdir, 20)
@@ -41,7 +41,7 @@ class ConditionalTest(absltest.TestCase):
     def test_upsample_a_users_pictures(self):
         folder = Path(self.create_tempdir().full_path)
         pictures, workdir = folder / "pictures", folder / "run"
-        flags = ("--config=configs/digits_sr4_8.py", f"--workdir={workdir}", *TINY, *STEPS)
+        flags = ("--config=configs/digits_sr4_8.py", f"--workdir={workdir}", *SMALL_NET, *STEPS)
         child = run(*flags)
         self.assertEqual(child.returncode, 0, child.stderr)
         pictures.mkdir()

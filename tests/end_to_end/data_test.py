@@ -18,7 +18,7 @@ from flowmatch_jax.tracking.log import RunLog
 from flowmatch_jax.training.loop import train
 from flowmatch_jax.training.step import experiment_gradient
 from tests.data.prepare import archive_cases
-from tests.end_to_end.runs import TINY, bits, metrics, run, run_process, saved_state
+from tests.end_to_end.runs import SMALL_NET, bits, metrics, run, run_process, saved_state
 
 SETS = {
     "fashion_mnist": "fashion_mnist_ot",
@@ -97,9 +97,7 @@ class FolderTest(absltest.TestCase):
             f"--config.data.data_dir={cls.folder / 'data'}",
             f"--config.data.folder.path={pictures}",
             "--config.data.size=8",
-            *TINY,
-            "--config.network.unet.depth=1",
-            "--config.network.unet.head_channels=4",
+            *SMALL_NET,
             "--config.evaluate.extractor=pixels",
             "--config.train.batch_size=8",
             "--config.train.checkpoint_every=6",

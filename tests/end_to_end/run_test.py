@@ -13,6 +13,7 @@ from PIL import Image
 from flowmatch_jax.sampling.linear import METHODS
 from tests.end_to_end.runs import (
     DIGITS,
+    SMALL_NET,
     TINY,
     TINY_POINTS,
     evaluations,
@@ -210,7 +211,7 @@ class SuperResolutionTest(absltest.TestCase):
             "--mode=compare",
             "--data=digits_sr4_8",
             f"--workdir={folder}",
-            *TINY,
+            *SMALL_NET,
             "--config.train.steps=20",
             "--config.train.keep_every=20",
             "--config.sr3.steps=5",

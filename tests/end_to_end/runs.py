@@ -46,6 +46,8 @@ TINY = (
     "--config.figures.generated=8",
     "--config.figures.sample_nfe=(2,4)",
 )
+# The same without the U-Net, whose programs take most of a run's time.
+SMALL_NET = (*TINY, "--config.network.name=tests.end_to_end.nets:Small")
 # The same in the plane.
 TINY_POINTS = (
     "--config.network.mlp.width=8",
