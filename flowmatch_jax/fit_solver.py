@@ -17,6 +17,7 @@ from flax import serialization
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from flowmatch_jax.arrays import Array, Params
+from flowmatch_jax.config.field import copied
 from flowmatch_jax.config.identity import fitted_to
 from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.evaluation.samples import sample_inputs
@@ -43,7 +44,7 @@ def with_solver_file(config: ConfigDict, workdir: Path) -> FrozenConfigDict:
     """Return the config with the run's fitted solver, if it asks for one and names no file."""
     if config.solver.method != "fitted" or config.solver.file is not None:
         return FrozenConfigDict(config)
-    config = ConfigDict(config)
+    config = copied(config)
     given = config.guidance
     guidance = Guidance(given.scale, by_weak_model=given.weak_step is not None)
     file = solver_file(workdir, config.solver.steps, guidance)

@@ -14,7 +14,7 @@ from enum import Flag, auto
 from functools import reduce
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import placeholder
 
 from flowmatch_jax.runtime.errors import UserError
@@ -150,3 +150,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, ConfigDict | Mapping):
         return {name: plain(item) for name, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def copied(config: ConfigDict | FrozenConfigDict) -> ConfigDict:
+    """Return a copy whose fields can be set; ConfigDict(config) would share the sections."""
+    return ConfigDict(FrozenConfigDict(config))

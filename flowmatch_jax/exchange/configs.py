@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from ml_collections import ConfigDict
 
+from flowmatch_jax.config.field import copied
 from flowmatch_jax.networks.convert.kinds import Converted
 from flowmatch_jax.predictions import STEP_INPUTS
 
@@ -41,7 +42,7 @@ def with_network(
         low_resolution: side of the low-resolution images that it is given; None: it is given none.
         schedule: noise levels of a diffusion, "linear" or "cosine".
     """
-    config = ConfigDict(base)
+    config = copied(base)
     network, kind = converted.network, converted.kind
     config.network.name, config.network.two_times = "unet", False
     for name in UNET:

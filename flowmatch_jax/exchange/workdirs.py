@@ -11,6 +11,7 @@ import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from flowmatch_jax.arrays import Params
+from flowmatch_jax.config.field import copied
 from flowmatch_jax.config.identity import record
 from flowmatch_jax.data.dataset import described
 from flowmatch_jax.experiment import Experiment, build
@@ -45,7 +46,7 @@ def check_new(workdir: Path) -> None:
 
 def unscored(config: ConfigDict) -> FrozenConfigDict:
     """Return a config without scores of samples, whose extractor need not be loaded."""
-    config = ConfigDict(config)
+    config = copied(config)
     config.evaluate.extractor, config.evaluate.scores = None, ()
     return FrozenConfigDict(config)
 

@@ -2,7 +2,17 @@ from absl.testing import absltest
 from ml_collections import ConfigDict
 
 from flowmatch_jax.config.checks import least
-from flowmatch_jax.config.field import EVERYTHING, Field, Of, at, check, defaults, flat, select
+from flowmatch_jax.config.field import (
+    EVERYTHING,
+    Field,
+    Of,
+    at,
+    check,
+    copied,
+    defaults,
+    flat,
+    select,
+)
 from flowmatch_jax.config.fields import FIELDS, default_config
 from flowmatch_jax.config.methods import METHODS
 from flowmatch_jax.runtime.errors import UserError
@@ -89,6 +99,11 @@ class DeclarationsTest(absltest.TestCase):
             allowed = (*may_change, *further.get(name, ()))
             for path in changed:
                 self.assertTrue(path.startswith(allowed), f"{name}: {path}")
+
+    def test_a_copy_shares_no_section(self):
+        config = default_config()
+        copied(config).evaluate.extractor = "inception"
+        self.assertIsNone(config.evaluate.extractor)
 
     def test_config_dicts_and_records_select_alike(self):
         config = default_config()

@@ -8,7 +8,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import flowmatch_jax
+from configs import digits_ot
 from flowmatch_jax import paths, predictions
+from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.runtime.mesh import with_shardings
 from flowmatch_jax.training.checkpoints import Checkpoints
 from flowmatch_jax.training.setup import check_training
@@ -37,6 +39,8 @@ class WorkdirsTest(parameterized.TestCase):
             jax.tree.map(np.testing.assert_array_equal, model.params, params)
         self.assertEqual(model.experiment.network, DIGITS)
         self.assertEqual(model.experiment.train_data.facts()["items"], 1500)
+        config = experiment_config(str(self.workdir / "config.json"))
+        self.assertEqual(config.evaluate, digits_ot.get_config().evaluate)
 
     def test_training_goes_on_from_it(self):
         file, params = torchcfm_file(self.folder)

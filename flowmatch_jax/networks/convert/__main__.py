@@ -137,7 +137,7 @@ def _foreign(given: argparse.Namespace, overrides: list[str]) -> tuple[ConfigDic
         shape = (told.side, told.side, network.out_channels)
         facts = facts_of_absent_data(base, shape, network.num_classes)
     _check_data(facts["train"], network.out_channels, network.num_classes)
-    config = with_network(ConfigDict(base), converted, given.low_resolution, given.schedule)
+    config = with_network(base, converted, given.low_resolution, given.schedule)
     return config, facts, converted.params
 
 
