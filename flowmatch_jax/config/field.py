@@ -7,6 +7,7 @@ dict with names of the user's choice. Its own name is `options`, or ends in `_op
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -153,5 +154,5 @@ def plain(value: Any) -> Any:
 
 
 def copied(config: ConfigDict | FrozenConfigDict) -> ConfigDict:
-    """Return a copy whose fields can be set; ConfigDict(config) would share the sections."""
-    return ConfigDict(FrozenConfigDict(config))
+    """Return a copy whose fields can be set; ConfigDict(config) would share them."""
+    return ConfigDict(copy.deepcopy(config))
