@@ -259,6 +259,8 @@ def _inputs(batch: Batch) -> Inputs:
 
 # The objectives without a vector field, name -> prediction of the network.
 WITHOUT_FIELD = {"regression": "data", "sr3": "noise"}
+# The objectives that pair no noise with data on a path.
+WITHOUT_COUPLING = (*WITHOUT_FIELD, "maximum_likelihood")
 
 # The objectives of a path, name -> function (path, predicts, coupling, time) -> Objective.
 OBJECTIVES = {name: partial(matching, name) for name in TARGETS}

@@ -19,7 +19,7 @@ from flowmatch_jax.data import sets
 from flowmatch_jax.data.pairs import PairOptions
 from flowmatch_jax.map_objectives import MAP_OBJECTIVES, MapOptions
 from flowmatch_jax.metrics.scores import SCORES
-from flowmatch_jax.objectives import WITHOUT_FIELD
+from flowmatch_jax.objectives import WITHOUT_COUPLING, WITHOUT_FIELD
 from flowmatch_jax.paths import optimal_transport
 from flowmatch_jax.runge_kutta import STOCHASTIC
 from flowmatch_jax.runtime.errors import UserError, section
@@ -126,7 +126,7 @@ def _pairs(config: ConfigDict) -> None:
         if value != needed:
             raise UserError(f"config.{field}", value, f"pairs {reason}: use {needed}")
     name = config.objective.name
-    if name in ("maximum_likelihood", "regression", "sr3"):
+    if name in WITHOUT_COUPLING:
         allowed = "it does not follow the path from the noise of pairs: use flow_matching"
         raise UserError("config.objective.name", name, allowed)
     if config.train.validation_batches and not given.held_out:
@@ -196,7 +196,7 @@ def _coupling(config: ConfigDict) -> None:
     name, objective = config.objective.coupling, config.objective.name
     if name != MINIBATCH_OT:
         return
-    if objective in (*WITHOUT_FIELD, "maximum_likelihood"):
+    if objective in WITHOUT_COUPLING:
         allowed = f"{objective} pairs no noise with data: leave it independent"
         raise UserError("coupling", name, allowed)
     if config.condition.low_resolution is not None:

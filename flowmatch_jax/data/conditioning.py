@@ -81,9 +81,9 @@ class Conditioning:
         side = self.low_resolution
         return resize(image, (side, side), self.filter, self.levels)
 
-    def enlarge(self, image: Array, sides: tuple[int, int]) -> Array:
-        """Enlarge integer images to these sides bicubically; returns float32 in model space."""
-        return centres(resize(image, sides), self.levels)
+    def enlarge(self, image: Array, sides: tuple[int, int], filter: str = "bicubic") -> Array:
+        """Enlarge integer images to these sides; returns float32 in model space."""
+        return centres(resize(image, sides, filter), self.levels)
 
     def condition(self, image: Array, sides: tuple[int, int]) -> Array:
         """Compute the condition of low-resolution images: [B, *sides, condition_channels].
@@ -91,7 +91,7 @@ class Conditioning:
         It is the enlarged image, which the network concatenates to x_t as in SR3. If training adds
         noise to the condition, a channel with the noise level follows, which is 0 here.
         """
-        enlarged = centres(resize(image, sides, self.enlarging), self.levels)
+        enlarged = self.enlarge(image, sides, self.enlarging)
         return jnp.pad(enlarged, ((0, 0), (0, 0), (0, 0), (0, int(self.max_noise > 0))))
 
     def condition_channels(self, channels: int) -> int:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.config.experiments import experiment_config
@@ -23,6 +22,7 @@ from flowmatch_jax.networks.convert.own import FORMAT, named, read_own
 from flowmatch_jax.networks.convert.sources import metadata_of, opened_weights
 from flowmatch_jax.networks.unet import UNet
 from flowmatch_jax.runtime.errors import UserError
+from flowmatch_jax.runtime.files import write_atomically
 from flowmatch_jax.runtime.workdir import check_run, recorded_data
 from flowmatch_jax.training.weights import load_weights
 
@@ -75,17 +75,9 @@ def export_run(workdir: Path, file: Path, form: str, weights: str, step: int | N
     else:
         metadata |= {"config": json.dumps(record(config)), "data": json.dumps(facts)}
         tensors = named(params)
-    _write(file, tensors, metadata)
+    contiguous = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+    write_atomically(file, save(contiguous, metadata))
     return step
-
-
-def _write(file: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, partial, metadata)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _check_torchcfm(experiment: Experiment) -> None:

@@ -5,24 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.config.field import copied
 from flowmatch_jax.config.identity import record
 from flowmatch_jax.data.dataset import described
-from flowmatch_jax.experiment import Experiment, build
+from flowmatch_jax.experiment import SPLITS, Experiment, build
 from flowmatch_jax.parts import open_dataset
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.workdir import open_workdir, write_config, write_data
 from flowmatch_jax.training.checkpoints import Checkpoints
 from flowmatch_jax.training.setup import check_training
-from flowmatch_jax.training.state import TrainState
-
-SPLITS = ("train", "test")
+from flowmatch_jax.training.state import init_state
 
 
 def facts_of_data(config: ConfigDict) -> dict[str, dict[str, Any]]:
@@ -75,21 +70,7 @@ def write_workdir(
     _, optimizer = check_training(experiment)
     open_workdir(workdir)
     with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(0, first_state(params, optimizer, config.seed))
+        checkpoints.save(0, init_state(lambda key: params, optimizer, config.seed))
     write_data(workdir, facts["train"], facts["test"])
     write_config(workdir, record(config))
     return experiment
-
-
-def first_state(params: Params, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """Return the state before the first step, as `init_state` does, of arrays in host memory."""
-    zeros = lambda leaf: np.zeros(leaf.shape, leaf.dtype)  # noqa: E731
-    return TrainState(
-        step=np.zeros((), np.int32),
-        params=params,
-        ema=params,
-        opt_state=jax.tree.map(zeros, jax.eval_shape(optimizer.init, params)),
-        key=jax.random.split(jax.random.key(seed))[1],
-        skipped=np.zeros((), np.int32),
-        rollbacks=np.zeros((), np.int32),
-    )

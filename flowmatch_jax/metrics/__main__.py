@@ -25,14 +25,7 @@ from flowmatch_jax.metrics.pairs import open_pairs, pair_scores
 from flowmatch_jax.metrics.scores import SCORES, compute_scores, few_images, need_features
 from flowmatch_jax.metrics.statistics import Statistics
 from flowmatch_jax.metrics.table import TITLES, score_rows
-from flowmatch_jax.runtime.errors import (
-    ArgumentParser,
-    RunStopped,
-    UserError,
-    at_least,
-    renamed,
-    tell,
-)
+from flowmatch_jax.runtime.errors import ArgumentParser, UserError, at_least, exit_code, renamed
 from flowmatch_jax.runtime.files import full_disk_stops, write_atomically
 from flowmatch_jax.runtime.text import aligned
 from flowmatch_jax.runtime.workdir import use_compilation_cache, write_json
@@ -46,22 +39,17 @@ Results = dict[str, Any]  # values by name
 def main(arguments: Sequence[str]) -> int:
     """Score the sets that the command line names; returns the exit code."""
     use_compilation_cache()
-    try:
-        given = parse(arguments)
-        results, notes = score_pairs(given) if given.pairs else score_sets(given)
-        print(aligned(score_rows({"": results}, TITLES | COUNTS), right=[1]))
-        for note in notes:
-            print(f"{note[0].upper()}{note[1:]}.")
-        if given.output:
-            with full_disk_stops(given.output.parent):
-                write_json(given.output, results)
-    except (UserError, RunStopped) as error:
-        tell(error)
-        return 1 if isinstance(error, RunStopped) else 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: _score(parse(arguments)))
+
+
+def _score(given: argparse.Namespace) -> None:
+    results, notes = score_pairs(given) if given.pairs else score_sets(given)
+    print(aligned(score_rows({"": results}, TITLES | COUNTS), right=[1]))
+    for note in notes:
+        print(f"{note[0].upper()}{note[1:]}.")
+    if given.output:
+        with full_disk_stops(given.output.parent):
+            write_json(given.output, results)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

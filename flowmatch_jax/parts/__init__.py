@@ -18,7 +18,7 @@ from flowmatch_jax.dequantisation import DEQUANTISATIONS, Dequantisation
 from flowmatch_jax.map_objectives import MAP_OBJECTIVES
 from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.metrics.features.extractors import load_extractor
-from flowmatch_jax.objectives import OBJECTIVES, WITHOUT_FIELD, Objective, Time
+from flowmatch_jax.objectives import OBJECTIVES, WITHOUT_COUPLING, WITHOUT_FIELD, Objective, Time
 from flowmatch_jax.parts import own
 from flowmatch_jax.paths import PATHS, GaussianPath
 from flowmatch_jax.runtime.errors import UserError, one_of, section
@@ -131,7 +131,7 @@ def make_dequantisation(config: ConfigDict, path: GaussianPath, data: Dataset) -
     if name != "uniform" and not data.is_image:
         allowed = f"{data.name} is a set of points: leave it uniform"
         raise UserError("config.data.dequantisation", name, allowed)
-    if name != "uniform" and objective in (*WITHOUT_FIELD, "maximum_likelihood"):
+    if name != "uniform" and objective in WITHOUT_COUPLING:
         allowed = f"{objective} does not follow the path to its noise: leave it uniform"
         raise UserError("config.data.dequantisation", name, allowed)
     return DEQUANTISATIONS[name](path, data.levels)

@@ -15,6 +15,7 @@ from flowmatch_jax.networks import Features, Network, is_network, takes
 from flowmatch_jax.networks.from_nnx import FromNNX
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.networks.unet import UNet
+from flowmatch_jax.objectives import WITHOUT_FIELD
 from flowmatch_jax.paths import GaussianPath, log_snr
 from flowmatch_jax.runtime.errors import UserError, section
 from flowmatch_jax.runtime.own import blamed, is_own, resolve
@@ -86,7 +87,7 @@ def make_features(config: ConfigDict, path: GaussianPath, data: Dataset) -> Feat
         if config.network.name != "unet":
             allowed = f"they are inputs of the unet, and the network is {config.network.name}"
             raise UserError("level_octaves", octaves, f"{allowed}: leave it 0")
-        if objective in ("sr3", "regression"):
+        if objective in WITHOUT_FIELD:
             allowed = f"they are functions of x_t, which {objective} does not have: leave it 0"
             raise UserError("level_octaves", octaves, allowed)
     return partial(predictions.level_waves, path, data.levels, octaves)

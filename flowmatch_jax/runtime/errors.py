@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn
 
 
@@ -42,6 +42,19 @@ class ArgumentParser(argparse.ArgumentParser):
 def tell(error: Exception) -> None:
     """Print an error to standard error in one line."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def exit_code(command: Callable[[], None]) -> int:
+    """Run a command; returns 0, 2 after a user error, or 1 if it was stopped, told in one line."""
+    try:
+        command()
+    except (UserError, RunStopped) as error:
+        tell(error)
+        return 1 if isinstance(error, RunStopped) else 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 1
+    return 0
 
 
 @contextlib.contextmanager

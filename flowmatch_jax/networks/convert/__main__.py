@@ -34,11 +34,10 @@ from flowmatch_jax.networks.convert.own import FORMAT
 from flowmatch_jax.networks.convert.sources import opened_weights, settings_of
 from flowmatch_jax.runtime.errors import (
     ArgumentParser,
-    RunStopped,
     UserError,
     at_least,
+    exit_code,
     one_of,
-    tell,
 )
 from flowmatch_jax.runtime.files import full_disk_stops
 from flowmatch_jax.runtime.messages import is_wanted
@@ -50,20 +49,15 @@ def main(arguments: Sequence[str]) -> int:
     """Convert the file that the command line names; returns the exit code."""
     logging.getLogger("absl").addFilter(is_wanted)
     overrides, others = split_overrides(list(arguments))
-    try:
-        given = parse(others)
-        check_new(given.to)
-        config, facts, params = _own(given, overrides) or _foreign(given, overrides)
-        with full_disk_stops(given.to.parent):
-            write_workdir(config, facts, params, given.to)
-    except (UserError, RunStopped) as error:
-        tell(error)
-        return 1 if isinstance(error, RunStopped) else 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 1
+    return exit_code(lambda: _convert(parse(others), overrides))
+
+
+def _convert(given: argparse.Namespace, overrides: list[str]) -> None:
+    check_new(given.to)
+    config, facts, params = _own(given, overrides) or _foreign(given, overrides)
+    with full_disk_stops(given.to.parent):
+        write_workdir(config, facts, params, given.to)
     print(f"The run is in {given.to}: python main.py --workdir={given.to} --mode=sample")
-    return 0
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

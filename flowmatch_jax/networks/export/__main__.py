@@ -18,7 +18,7 @@ from pathlib import Path
 
 from flowmatch_jax.config.running import WEIGHTS
 from flowmatch_jax.exchange.files import FORMATS, export_run
-from flowmatch_jax.runtime.errors import ArgumentParser, RunStopped, UserError, one_of, tell
+from flowmatch_jax.runtime.errors import ArgumentParser, exit_code, one_of
 from flowmatch_jax.runtime.files import full_disk_stops
 from flowmatch_jax.runtime.messages import is_wanted
 
@@ -26,6 +26,11 @@ from flowmatch_jax.runtime.messages import is_wanted
 def main(arguments: Sequence[str]) -> int:
     """Export the run that the command line names; returns the exit code."""
     logging.getLogger("absl").addFilter(is_wanted)
+    return exit_code(lambda: _export(parse(arguments)))
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse and check the command line."""
     parser = ArgumentParser(
         prog="python -m flowmatch_jax.networks.export",
         description=__doc__,
@@ -37,21 +42,17 @@ def main(arguments: Sequence[str]) -> int:
     add("--as", dest="form", default=FORMATS[0], help=f"{' | '.join(FORMATS)}")
     add("--weights", default="ema", help="ema | raw; default: ema")
     add("--step", type=int, help="step of the checkpoint; default: the newest")
-    try:
-        given = parser.parse_args(arguments)
-        one_of("--as", given.form, FORMATS)
-        one_of("--weights", given.weights, WEIGHTS)
-        workdir, file = given.workdir.expanduser(), given.to.expanduser()
-        with full_disk_stops(file.parent):
-            step = export_run(workdir, file, given.form, given.weights, given.step)
-    except (UserError, RunStopped) as error:
-        tell(error)
-        return 1 if isinstance(error, RunStopped) else 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 1
+    given = parser.parse_args(arguments)
+    one_of("--as", given.form, FORMATS)
+    one_of("--weights", given.weights, WEIGHTS)
+    return given
+
+
+def _export(given: argparse.Namespace) -> None:
+    workdir, file = given.workdir.expanduser(), given.to.expanduser()
+    with full_disk_stops(file.parent):
+        step = export_run(workdir, file, given.form, given.weights, given.step)
     print(f"{file}: {given.weights} weights of step {step}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,21 +1,13 @@
 import hashlib
-from pathlib import Path
 
 import flax.linen as nn
 import jax
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
 
 from flowmatch_jax.metrics.features.torch_weights import checked_sha256, folded_params
 from flowmatch_jax.runtime.errors import UserError
-from tests.networks.convert.torch_files import saved
-
-
-class FileTestCase(parameterized.TestCase):
-    def file(self, data):
-        path = Path(self.create_tempdir().full_path) / "weights.pth"
-        path.write_bytes(data)
-        return path
+from tests.networks.convert.torch_files import FileTestCase, saved
 
 
 class Sha256Test(FileTestCase):

@@ -3,6 +3,9 @@
 import io
 import pickle
 import zipfile
+from pathlib import Path
+
+from absl.testing import parameterized
 
 STORAGES = {
     "float64": "Double",
@@ -14,6 +17,15 @@ STORAGES = {
 }
 DICT = b"ccollections\nOrderedDict\n)R"
 METADATA = pickle.dumps({"_metadata": {}}, 2)[2:-1] + b"b"  # as net.state_dict() has it
+
+
+class FileTestCase(parameterized.TestCase):
+    """Writes bytes to a file."""
+
+    def file(self, data):
+        path = Path(self.create_tempdir().full_path) / "weights.pth"
+        path.write_bytes(data)
+        return path
 
 
 class Global:

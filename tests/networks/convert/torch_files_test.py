@@ -8,7 +8,15 @@ from absl.testing import absltest, parameterized
 from flowmatch_jax.networks.convert.tensors import Tensor
 from flowmatch_jax.networks.convert.torch_files import opened_torch, read_torch
 from flowmatch_jax.runtime.errors import UserError
-from tests.networks.convert.torch_files import Call, Global, as_legacy, as_zip, saved, tensor
+from tests.networks.convert.torch_files import (
+    Call,
+    FileTestCase,
+    Global,
+    as_legacy,
+    as_zip,
+    saved,
+    tensor,
+)
 
 FORMATS = {"zip": as_zip, "legacy": as_legacy}
 STATE = {
@@ -19,13 +27,6 @@ STATE = {
     "mask": np.array([True, False]),
     "empty": np.zeros((0, 3), np.float32),
 }
-
-
-class FileTestCase(parameterized.TestCase):
-    def file(self, data):
-        path = Path(self.create_tempdir().full_path) / "weights.pth"
-        path.write_bytes(data)
-        return path
 
 
 class ReadTorchTest(FileTestCase):
