@@ -21,19 +21,25 @@ OURS = "flowmatch_jax"  # name of the package's logger
 PREFIXES = {logging.WARNING: "warning: ", logging.ERROR: "error: ", logging.CRITICAL: "error: "}
 COMPILING = 2.0  # seconds after which a compilation is logged
 
-# Messages of Orbax, through absl's logger, that do not help the user of a run.
-UNWANTED = re.compile(
-    # Evaluation opens checkpoints read-only on purpose.
-    r"Given directory is read only="
-    # Training measures its own waiting.
-    r"|Waiting for previous save to complete took"
-    # These accompany the traceback of an exception that Orbax raises again in `Checkpoints.check`;
-    # the run ends with that exception, reported once.
-    r"|.*_SignalingThread\.run\(\) raised an exception"
-    r"|.*Failed to run \d+ Handler Commit operations"
-    r"|.*Save Finalize thread \(.*\) failed",
-    re.DOTALL,
-)
+# Messages that do not help the user of a run, by the name of their logger.
+UNWANTED = {
+    # Orbax logs through absl's logger.
+    "absl": re.compile(
+        # Evaluation opens checkpoints read-only on purpose.
+        r"Given directory is read only="
+        # Training measures its own waiting.
+        r"|Waiting for previous save to complete took"
+        # These accompany the traceback of an exception that Orbax raises again in
+        # `Checkpoints.check`; the run ends with that exception, reported once.
+        r"|.*_SignalingThread\.run\(\) raised an exception"
+        r"|.*Failed to run \d+ Handler Commit operations"
+        r"|.*Save Finalize thread \(.*\) failed",
+        re.DOTALL,
+    ),
+    # The first failed write of a checkpoint is raised in `Checkpoints.check`. asyncio reports those
+    # that fail beside it: its classes Task, Future and _GatheringFuture have this message.
+    "asyncio": re.compile(r"\w+ exception was never retrieved"),
+}
 
 
 def set_up() -> None:
@@ -91,9 +97,8 @@ def is_wanted(record: logging.LogRecord) -> bool:
     """Test whether a message is wanted; with --verbosity=1 all are."""
     if logging.root.level <= logging.DEBUG:
         return True
-    # asyncio's are of the writes of a checkpoint that failed, which `Checkpoints.check` raises.
-    unwanted = {"absl": UNWANTED, "asyncio": re.compile("Task exception was never retrieved")}
-    return record.name not in unwanted or not unwanted[record.name].match(record.getMessage())
+    unwanted = UNWANTED.get(record.name)
+    return unwanted is None or not unwanted.match(record.getMessage())
 
 
 def _report(unraisable: Any) -> None:

@@ -58,7 +58,8 @@ class MessagesTest(parameterized.TestCase):
         default = self.enter_context(mock.patch.object(sys, "__unraisablehook__"))
         for text in ("Event loop is closed", "another one"):
             sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(text)))
-        logging.getLogger("asyncio").error("Task exception was never retrieved")
+        for kind in ("Task", "Future", "_GatheringFuture"):
+            logging.getLogger("asyncio").error(f"{kind} exception was never retrieved")
         (reported,) = default.call_args.args
         self.assertEqual((str(reported.exc_value), default.call_count), ("another one", 1))
         self.assertEqual(self.said(), "")
