@@ -34,6 +34,7 @@ def with_weak_model(experiment: Experiment) -> Experiment:
         "grey levels": lambda e: e.train_data.levels,
         "classes": lambda e: e.train_data.num_classes if e.conditioning.labels else None,
         "low resolution": lambda e: e.conditioning.low_resolution,
+        "source": lambda e: "noise" if e.source is None else e.source.train.name,
     }.items():
         if of(weak) != of(experiment):
             allowed = f"its model has {what} {of(weak)}, and the guided one {of(experiment)}"

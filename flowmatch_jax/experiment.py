@@ -23,8 +23,9 @@ from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.dataset import Dataset, Splits
 from flowmatch_jax.dequantisation import Dequantisation
 from flowmatch_jax.metrics.features.extractor import Extractor
-from flowmatch_jax.objectives import OBJECTIVES, Objective
+from flowmatch_jax.objectives import Objective
 from flowmatch_jax.parts import own
+from flowmatch_jax.parts.data import make_data, make_pairs, make_source, with_starts
 from flowmatch_jax.parts.network import make_clock, make_features, make_network
 from flowmatch_jax.parts.solver import make_solver
 from flowmatch_jax.paths import PATHS, GaussianPath
@@ -39,7 +40,6 @@ from flowmatch_jax.sampling.schedule import along
 from flowmatch_jax.solvers import FLOW_MAP, Solution, Solver, counted
 
 COMPUTING_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
-SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Experiment:
         weak: the experiment of the weaker model that guides samples, if there is one. Parameters
             are then `GuidedParams`.
         pairs: the pairs of noise and samples that it is trained on in place of the data.
+        source: the dataset that samples start from; None: noise.
     """
 
     config: ConfigDict
@@ -81,11 +82,18 @@ class Experiment:
     features: networks.Features | None = None
     weak: Experiment | None = None
     pairs: Splits | None = None
+    source: Splits | None = None
 
     @property
     def trained_on(self) -> Splits:
         """What training and its validation loss take batches from: the data, or pairs."""
-        return self.pairs or Splits(self.train_data, self.test_data)
+        data = self.pairs or Splits(self.train_data, self.test_data)
+        return with_starts(data, self.source) if self.config.source.paired else data
+
+    @property
+    def source_levels(self) -> int | None:
+        """Grey levels of the images that samples start from; None for noise and points."""
+        return None if self.source is None else self.source.train.levels
 
     def field(self, params: Params, **inputs: Array) -> Field:
         """Create the vector field, without guidance, with these parameters and inputs."""
@@ -110,9 +118,10 @@ class Experiment:
 
     @property
     def has_likelihoods(self) -> bool:
-        """Whether the model has a vector field and the config's solver is not for samples alone."""
+        """Whether the model has a density, and the config's solver is not for samples alone."""
         method = self.config.solver.method
-        return self.is_flow and method != "fitted" and not Solver(method).is_for_samples
+        has_density = self.is_flow and self.source is None
+        return has_density and method != "fitted" and not Solver(method).is_for_samples
 
     @property
     def has_flow_map(self) -> bool:
@@ -193,15 +202,6 @@ class Experiment:
         """
         return make_solver(self.config, path or self.path)
 
-    def objective_at(self, t: Array) -> Objective | None:
-        """Return the objective with all times equal to t []; None if it has no times."""
-        name = self.config.objective.name
-        if name not in OBJECTIVES and not is_own(name):
-            return None
-        return parts.make_matching(
-            self.config.objective, self.path, lambda key, n, path: jnp.full(n, t)
-        )
-
     def init_params(self, key: Array) -> Params:
         """Initialise parameters, float32."""
         batch = jax.tree.map(jnp.asarray, self.train_data.zeros(1))
@@ -219,8 +219,9 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
 
     Args:
         config: the configuration.
-        recorded: the facts of the "train" and the "test" split, as `Dataset.facts` returns them.
-            These are opened when their items are needed, pairs never; without them, all are now.
+        recorded: the facts of the "train" and the "test" split, as `Dataset.facts` returns them,
+            and those of the "source". They are opened when their items are needed, pairs never;
+            without them, all are now.
 
     Raises:
         UserError: a field has an invalid value; the error has its full path.
@@ -228,8 +229,8 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
     validate(config)
     with section("config.mesh"):
         mesh = make_mesh(config.mesh.fsdp)
-    train_data, test_data = (parts.make_dataset(config.data, split, recorded) for split in SPLITS)
-    parts.check_flip(config.data, train_data)
+    data = make_data(config.data, recorded)
+    train_data = data.train
     dequantisation = parts.make_dequantisation(config, parts.make_path(config.path), train_data)
     path = dequantisation.path
     conditioning = parts.make_conditioning(config.condition, train_data)
@@ -242,7 +243,7 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
     experiment = Experiment(
         config=config,
         train_data=train_data,
-        test_data=test_data,
+        test_data=data.test,
         path=path,
         objective=parts.make_objective(config, path),
         network=network,
@@ -254,7 +255,8 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
         guidance=parts.make_guidance(config, conditioning),
         dequantisation=dequantisation,
         features=features,
-        pairs=None if recorded else parts.make_pairs(config, train_data),
+        pairs=None if recorded else make_pairs(config, train_data),
+        source=make_source(config, data, recorded),
     )
     if experiment.is_flow and config.solver.method != "fitted":
         experiment.solver(experiment.sampling_path)  # raises the errors of its grid and noise

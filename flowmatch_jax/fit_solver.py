@@ -20,7 +20,7 @@ from flowmatch_jax.arrays import Array, Params
 from flowmatch_jax.config.field import copied
 from flowmatch_jax.config.identity import fitted_to
 from flowmatch_jax.couplings import draw_source
-from flowmatch_jax.evaluation.samples import sample_inputs
+from flowmatch_jax.evaluation.samples import sample_inputs, source_batch
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.runtime.errors import RunStopped, UserError
 from flowmatch_jax.runtime.files import npz, write_atomically
@@ -131,6 +131,8 @@ def accurate_pairs(
 ) -> fit.Pairs:
     """Solve accurately from config.fit_solver.noises noises, or read that from the file.
 
+    Where samples start from a dataset, its training split takes the place of the noises.
+
     Args:
         experiment, params: the model.
         file: npz file that keeps the pairs for further fits to the model.
@@ -145,20 +147,22 @@ def accurate_pairs(
 
     @jax.jit
     def solve(
-        params: Params, batch_key: Array, inputs: dict[str, Array]
+        params: Params, batch_key: Array, inputs: dict[str, Array], x0: Array | None
     ) -> tuple[Array, Array, Array]:
         source_key, way_key = jax.random.split(batch_key)
-        x0 = draw_source(source_key, shape, experiment.path.source_std)
+        if x0 is None:
+            x0 = draw_source(source_key, shape, experiment.path.source_std)
         solution = experiment.follow(params, x0, way_key, inputs, ACCURATE)
         return x0, solution.x, solution.converged
 
-    parts = []
+    parts, source = [], experiment.source
     key = jax.random.fold_in(jax.random.key(config.seed), 2)  # samples fold in 0, likelihoods 1
     batches = range(-(-config.fit_solver.noises // shape[0]))
     with progress_bar(batches, desc="accurate solutions") as bar, StopNotice() as notice:
         for batch in bar:
             inputs = sample_inputs(experiment, shape[0], batch)
-            x0, x1, converged = solve(params, jax.random.fold_in(key, batch), inputs)
+            given = source and source_batch(source.train, shape[0], batch)
+            x0, x1, converged = solve(params, jax.random.fold_in(key, batch), inputs, given)
             if not converged:
                 raise RunStopped("the accurate solver failed: the field is not finite")
             kept = {name: to_host(value) for name, value in inputs.items()}

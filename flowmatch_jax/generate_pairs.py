@@ -93,6 +93,9 @@ def check_pairs(experiment: Experiment) -> None:
     if config.solver.method in STOCHASTIC:
         allowed = "it adds noise on the way, so that x_0 does not determine x_1: use dopri5"
         raise UserError("config.solver.method", config.solver.method, allowed)
+    if experiment.source is not None:
+        allowed = "pairs are of noise and samples, and these samples start from a dataset"
+        raise UserError("config.source.name", config.source.name, allowed)
     if experiment.conditioning.low_resolution is not None:
         allowed = "pairs are of models without a low-resolution image"
         side = experiment.conditioning.low_resolution

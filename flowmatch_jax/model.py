@@ -25,6 +25,7 @@ from flowmatch_jax.autoguidance import with_weak_model
 from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.config.running import WEIGHTS
 from flowmatch_jax.couplings import draw_source
+from flowmatch_jax.evaluation.samples import starts
 from flowmatch_jax.evaluation.upsample import check_super_resolution, make_upsampler
 from flowmatch_jax.experiment import Experiment, build
 from flowmatch_jax.pixels import quantise
@@ -118,7 +119,8 @@ class Model:
             label: class of all samples, or of each [n], for class-conditional models.
             solver: solver, such as ``Solver("ab2", steps=8)``; None: the config's. If it has a
                 path, samples are drawn along that.
-            x0: noise [n, ...] to use instead of drawing it, for example for interpolations.
+            x0: noise, or items of the source, [n, ...] in model space to use instead of drawing it,
+                for example for interpolations.
 
         Raises:
             UserError: a label is missing, or given to a model without classes.
@@ -132,7 +134,16 @@ class Model:
         return self._in_batches(generate, x0, labels, way_key)
 
     def noise(self, key: Array, n: int) -> Array:
-        """Draw n points of the source, [n, ...], in model space; a smaller n gives a prefix."""
+        """Draw n points of the source, [n, ...], in model space; a smaller n gives a prefix.
+
+        If samples start from a dataset, they are items of its test split, with replacement.
+        """
+        if self.experiment.source is not None:
+            test = self.experiment.source.test
+            seeds = jax.random.key_data(key).tolist()
+            return jnp.asarray(
+                starts(test, np.random.default_rng(seeds).integers(len(test), size=n))
+            )
         shape = (self.batch_size, *self.shape)
         keys = [jax.random.fold_in(key, i) for i in range(-(-n // self.batch_size))]
         std = self.experiment.path.source_std
@@ -143,6 +154,12 @@ class Model:
     ) -> Array:
         x = self.experiment.generate(params, x0, key, inputs, solver).x
         return x if self.levels is None else quantise(x, self.levels).astype(jnp.uint8)
+
+    def _check_density(self) -> None:
+        source = self.experiment.source
+        if source is not None:
+            allowed = "the density of the data that samples start from is not known"
+            raise UserError("log_prob", f"samples from {source.train.name}", allowed)
 
     def log_prob(
         self, x: Array, key: Array | None = None, label: int | Array | None = None, probes: int = 1
@@ -155,7 +172,11 @@ class Model:
                 per dimension.
             label: as in `sample`.
             probes: number of Hutchinson probes.
+
+        Raises:
+            UserError: samples start from a dataset, whose density is not known; or as in `sample`.
         """
+        self._check_density()
 
         def score(params: Params, x: Array, key: Array, inputs: Inputs) -> Array:
             return likelihood.log_prob(
@@ -189,6 +210,7 @@ class Model:
             label: as in `sample`.
             dequantisations: K.
         """
+        self._check_density()
         if self.levels is None:
             raise UserError("images", "points", "the model generates points: use log_prob")
 

@@ -157,7 +157,7 @@ def path_regression(
         t = time(time_key, x1.shape[0], path)
         x_t, u_t = flow_and_velocity(path, t, x0, x1)
         x_in = predictions.network_input(path, t, x_t)
-        output = apply(params, t, x_in, **_inputs(batch), key=dropout_key)
+        output = apply(params, t, x_in, **conditions(batch), key=dropout_key)
 
         c = coefficients(path, t, x_t)
         root = target.root_weight(c)
@@ -200,7 +200,7 @@ def maximum_likelihood(
         apply: Apply, params: Params, batch: Batch, key: Array
     ) -> tuple[Array, dict[str, Array]]:
         x1 = batch["x"]
-        field = predictions.vector_field(apply, params, path, predicts, **_inputs(batch))
+        field = predictions.vector_field(apply, params, path, predicts, **conditions(batch))
         result = log_prob(
             field,
             x1,
@@ -236,7 +236,7 @@ def sr3(levels: Array) -> Objective:
         x0 = jax.random.normal(noise_key, x1.shape, x1.dtype)
         a = ancestral.draw_levels(level_key, x1.shape[0], levels)
         signal, noise = (expand_time(c, x1) for c in (a, jnp.sqrt(1 - a**2)))
-        output = apply(params, a, signal * x1 + noise * x0, **_inputs(batch), key=dropout_key)
+        output = apply(params, a, signal * x1 + noise * x0, **conditions(batch), key=dropout_key)
         loss = jnp.mean((output - x0) ** 2)
         return loss, {"loss": loss}
 
@@ -248,12 +248,13 @@ def regression(
 ) -> tuple[Array, dict[str, Array]]:
     """The objective E ||f(condition) - x_1||^2; f learns the conditional mean of x_1."""
     x1 = batch["x"]
-    output = predictions.point_estimate(apply, params, x1.shape, key, **_inputs(batch))
+    output = predictions.point_estimate(apply, params, x1.shape, key, **conditions(batch))
     loss = jnp.mean((output - x1) ** 2)
     return loss, {"loss": loss}
 
 
-def _inputs(batch: Batch) -> Inputs:
+def conditions(batch: Batch) -> Inputs:
+    """Return the conditioning inputs of a batch; None for those that it lacks."""
     return {name: batch.get(name) for name in ("label", "condition")}
 
 

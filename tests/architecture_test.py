@@ -19,7 +19,7 @@ FLOORS = [
     {"flow_maps", "likelihood"},
     {"sampling"},
     {"objectives"},
-    {"data", "map_objectives"},
+    {"data", "interpolants", "map_objectives"},
     {"metrics"},
     {"config"},
     {"parts", "tracking"},

@@ -8,11 +8,12 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from configs import checkerboard_ot, digits_ot
-from flowmatch_jax import marginals, parts, times
+from flowmatch_jax import marginals, times
 from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.couplings import MinibatchOT
 from flowmatch_jax.data.pairing import Pairing
 from flowmatch_jax.experiment import build
+from flowmatch_jax.parts.data import make_pairing
 from flowmatch_jax.paths import PATHS
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.solvers import Solver
@@ -58,13 +59,13 @@ class PartsTest(parameterized.TestCase):
     def test_pairing_on_the_host(self):
         """Of the options and, where the network is given labels, within them."""
         config = digits_ot.get_config()
-        self.assertIsNone(parts.make_pairing(config, 17, 0))
+        self.assertIsNone(make_pairing(config, 17, 0))
         config.objective.coupling, config.condition.labels = "minibatch_ot", True
         config.minibatch_ot.update(method="sinkhorn", regularisation=0.5, batches=3)
         expected = Pairing(MinibatchOT("sinkhorn", 0.5, 3), 17, by_label=True, seed=5)
-        self.assertEqual(parts.make_pairing(config, 17, 5), expected)
+        self.assertEqual(make_pairing(config, 17, 5), expected)
         config.condition.labels = False
-        self.assertFalse(parts.make_pairing(config, 17, 5).by_label)
+        self.assertFalse(make_pairing(config, 17, 5).by_label)
 
     def test_dequantisation(self):
         """The path ends where its noise fits the bins of 17 levels."""

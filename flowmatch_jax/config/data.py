@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
 from flowmatch_jax.config.checks import among, among_or_own, least, options_of
 from flowmatch_jax.config.field import EVERYTHING, TRAINED, Field, Of, Section, owned
 from flowmatch_jax.data import sets
@@ -9,6 +13,7 @@ from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.images.resolution import FILTERS
 from flowmatch_jax.data.pairs import PairOptions
 from flowmatch_jax.dequantisation import DEQUANTISATIONS
+from flowmatch_jax.runtime.errors import whole_numbers
 
 DATA: Section = {
     "name": Field(
@@ -30,6 +35,14 @@ DATA: Section = {
     ),
     "size": owned(
         sets.Options, "size", "Images become squares with this side; folder: required.", kind=int
+    ),
+    "classes": owned(
+        sets.Options,
+        "classes",
+        "Numbers of the classes whose items are used; empty: all.",
+        partial(whole_numbers, least=0),
+        EVERYTHING,
+        omit_unset=True,
     ),
     "dequantisation": Field(
         "uniform",
@@ -120,6 +133,43 @@ DATA: Section = {
         ),
     },
 }
+
+
+def _omitted_unless_set(section: Section) -> Section:
+    return {
+        name: _omitted_unless_set(entry)
+        if isinstance(entry, Mapping)
+        else replace(entry, omit_unset=True)
+        for name, entry in section.items()
+    }
+
+
+_CHOICE = ("options", "version", "size", "classes", "folder", "arrays")
+SOURCE: Section = _omitted_unless_set(
+    {
+        "name": Field(
+            None,
+            "Samples start from this dataset in place of noise; it is named as config.data.name. "
+            "The other fields are those of config.data, for the source.",
+            among_or_own(sets.NAMES),
+            EVERYTHING,
+            str,
+        ),
+        "paired": Field(
+            False,
+            "Item n of the source belongs to item n of the data; otherwise they are independent, "
+            "or paired by the coupling minibatch_ot.",
+            of=TRAINED,
+        ),
+        "noise": Field(
+            0.0,
+            "Largest standard deviation of noise between the two ends, in model space.",
+            least(0),
+            TRAINED,
+        ),
+        **{name: DATA[name] for name in _CHOICE},
+    }
+)
 
 CONDITION: Section = {
     "labels": owned(Conditioning, "labels", "The network is given the class.", of=EVERYTHING),

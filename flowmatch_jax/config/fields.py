@@ -11,7 +11,7 @@ from collections.abc import Collection
 from ml_collections import ConfigDict
 
 from flowmatch_jax.config.checks import least
-from flowmatch_jax.config.data import CONDITION, DATA
+from flowmatch_jax.config.data import CONDITION, DATA, SOURCE
 from flowmatch_jax.config.field import Field, Of, Section, at, defaults, flat
 from flowmatch_jax.config.model import (
     FLOW_MAP,
@@ -42,6 +42,7 @@ FIELDS: Section = {
         None, "Name in reports; unset: set by objective and path.", of=Of.ROW, kind=str
     ),
     "data": DATA,
+    "source": SOURCE,
     "condition": CONDITION,
     "guidance": GUIDANCE,
     "path": PATH,

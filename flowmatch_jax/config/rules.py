@@ -12,10 +12,10 @@ import jax
 from ml_collections import ConfigDict
 
 from flowmatch_jax import likelihood
+from flowmatch_jax.config.datasets import check_source, data_options
 from flowmatch_jax.config.field import check, plain
 from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.couplings import MINIBATCH_OT, PAIRED, MinibatchOT
-from flowmatch_jax.data import sets
 from flowmatch_jax.data.pairs import PairOptions
 from flowmatch_jax.map_objectives import MAP_OBJECTIVES, MapOptions
 from flowmatch_jax.metrics.scores import SCORES
@@ -30,6 +30,7 @@ from flowmatch_jax.times import GRIDS, TIMES
 # (section, field that may name a user's own part, field of its options)
 OWN = (
     ("data", "name", "options"),
+    ("source", "name", "options"),
     ("path", "name", "options"),
     ("objective", "name", "options"),
     ("objective", "coupling", "coupling_options"),
@@ -58,6 +59,7 @@ def validate(config: ConfigDict) -> None:
         if config.solver.path is not None and config.objective.name in WITHOUT_FIELD:
             allowed = f"{config.objective.name} has no vector field to follow: leave it unset"
             raise UserError("path", config.solver.path, allowed)
+    check_source(config)
     _pairs(config)
     _flow_map(config)
     if config.solver.method == FLOW_MAP:
@@ -75,21 +77,6 @@ def _options(prefix: str, config: ConfigDict, field: str, options: str) -> None:
     if config[options] and not is_own(config[field]):
         allowed = f"only a part of your own takes any, and {prefix}.{field} is {config[field]!r}"
         raise UserError(f"{prefix}.{options}", config[options].to_dict(), allowed)
-
-
-def data_options(config: ConfigDict) -> sets.Options:
-    """Convert config.data to the options of `sets`."""
-    return sets.Options(
-        name=config.name,
-        version=config.version,
-        data_dir=config.data_dir,
-        size=config.size,
-        storage=config.storage,
-        max_corrupt=config.max_corrupt,
-        folder=sets.FolderOptions(**config.folder),
-        arrays=sets.ArrayOptions(**config.arrays),
-        options=dict(config.options),
-    )
 
 
 def solver_of(config: ConfigDict) -> Solver:

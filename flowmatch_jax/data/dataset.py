@@ -61,7 +61,8 @@ class Dataset:
         log_density: log-density of points where it is known, [N, D] -> [N] in nats.
         sha256: hash of the content where it is already known (prepared datasets and folders).
         classes: names of the classes, where they are known.
-        x0: of pairs, the noise of each x, float32 [N, ...].
+        x0: where the items come in pairs, the starting point of each x: the noise of a sample,
+            float32 [N, ...], or an item of another dataset, as it is stored there.
     """
 
     name: str
@@ -74,7 +75,7 @@ class Dataset:
     log_density: Callable[[np.ndarray], np.ndarray] | None = None
     sha256: str | None = None
     classes: tuple[str, ...] | None = None
-    x0: Items | None = None
+    x0: np.ndarray | Items | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -148,7 +149,9 @@ class Dataset:
     def zeros(self, n: int) -> dict[str, np.ndarray]:
         """Return a batch of n zero items with the dataset's shapes and dtypes."""
         batch = zeros(n, self.shape, self.is_image, self.label is not None)
-        return batch if self.x0 is None else batch | {"x0": np.zeros_like(batch["x"])}
+        if self.x0 is None:
+            return batch
+        return batch | {"x0": np.zeros((n, *self.shape), self.x0[:1].dtype)}
 
     def __len__(self) -> int:
         return len(self.x)
@@ -199,10 +202,16 @@ class RecordedDataset:
     Args:
         facts: result of `Dataset.facts`.
         open_dataset: opens the dataset.
+        field: field of the config that names the dataset, for errors.
     """
 
-    def __init__(self, facts: dict[str, Any], open_dataset: Callable[[], Dataset]) -> None:
-        self._facts, self._open = facts, open_dataset
+    def __init__(
+        self,
+        facts: dict[str, Any],
+        open_dataset: Callable[[], Dataset],
+        field: str = "config.data",
+    ) -> None:
+        self._facts, self._open, self._field = facts, open_dataset, field
         self.name, self.version, self.split = facts["name"], facts["version"], facts["split"]
         self.shape, self.levels = tuple(facts["shape"]), facts["levels"]
         self.num_classes = facts["num_classes"]
@@ -235,7 +244,7 @@ class RecordedDataset:
         dataset = self._open()
         if not same_data(self._facts, dataset.facts()):
             allowed = f"the run has other {self.name} data (version {self.version}): give those"
-            raise UserError("config.data", f"{dataset.name} {dataset.version}", allowed)
+            raise UserError(self._field, f"{dataset.name} {dataset.version}", allowed)
         return dataset
 
     def __len__(self) -> int:

@@ -36,10 +36,10 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Iterate endlessly over this process's part of the training batches.
 
-    Batches are {"x": [b, ...], "label": [b]} with b = batch_size / processes, and with pairs of
-    noise and samples or a pairing also "x0", the noise. All processes use the same order of the
+    Batches are {"x": [b, ...], "label": [b]} with b = batch_size / processes, and with items in
+    pairs or a pairing also "x0", where their way begins. All processes use the same order of the
     data, which is reshuffled in each epoch, and each reads its own part of each batch; the content
-    of a batch, except for the noise of a pairing, does not depend on their number.
+    of a batch, except for the x0 of a pairing, does not depend on their number.
 
     Args:
         source: the training set.
@@ -50,7 +50,7 @@ def train_batches(
         max_corrupt: maximum number of unreadable images; each is replaced by the next image.
         indices_only: return {"index": [b], "label": [b]} without x, for images on the device.
         start: number of the first batch; a run that resumes after n steps starts at n.
-        pairing: draws the noise of a batch, in the threads that read ahead.
+        pairing: draws the x0 of a batch, in the threads that read ahead.
 
     Raises:
         UserError: there are more unreadable images than ``max_corrupt``.
@@ -60,7 +60,7 @@ def train_batches(
     order = _order(len(source), batch_size, seed, at_once)[first:]
     read = order.map(_Read(None if indices_only else source.x, source.label, source.x0))
     if pairing:
-        read = read.map_with_index(_AddNoise(pairing, first, source.x if indices_only else None))
+        read = read.map_with_index(_AddStart(pairing, first, source.x if indices_only else None))
     ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     batches = read.to_iter_dataset(ahead)
     if workers:
@@ -142,7 +142,7 @@ class _Read(grain.transforms.Map):
 
     x: np.ndarray | Images | Items | None
     label: np.ndarray | None
-    x0: Items | None = None
+    x0: np.ndarray | Items | None = None
 
     def map(self, indices: np.ndarray) -> Batch:
         corrupt: dict[str, str] = {}
@@ -154,7 +154,7 @@ class _Read(grain.transforms.Map):
             indices, images = zip(*(self._first_readable(i, corrupt) for i in indices), strict=True)
             batch = {"x": np.stack(images)}
         if self.x0 is not None:
-            batch["x0"] = self.x0[indices]
+            batch["x0"] = self.x0[np.asarray(indices)]
         return _with_labels(batch, self.label, list(indices)) | {"corrupt": corrupt}
 
     def _first_readable(self, i: int, corrupt: dict[str, str]) -> tuple[int, np.ndarray]:
@@ -167,8 +167,8 @@ class _Read(grain.transforms.Map):
 
 
 @dataclass(frozen=True)
-class _AddNoise(grain.transforms.MapWithIndex):
-    """Add the noise "x0" to the batches from number ``first`` on; ``x``: items, if only indexed."""
+class _AddStart(grain.transforms.MapWithIndex):
+    """Add "x0" to the batches from number ``first`` on; ``x``: items, if only indexed."""
 
     pairing: Pairing
     first: int
@@ -176,7 +176,7 @@ class _AddNoise(grain.transforms.MapWithIndex):
 
     def map_with_index(self, i: int, batch: Batch) -> Batch:
         stored = batch["x"] if self.x is None else self.x[batch["index"]]
-        return batch | {"x0": self.pairing.noise(self.first + i, stored, batch.get("label"))}
+        return batch | {"x0": self.pairing.draw(self.first + i, stored, batch.get("label"))}
 
 
 class _CountCorrupt(grain.transforms.Map):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Options:
         version: version, for datasets with several.
         data_dir: folder of prepared datasets and decoded images; None: `default_data_dir`.
         size: images are cropped and resized to squares with this side; None: unchanged.
+        classes: numbers of the classes whose items are kept; empty: all items.
         storage: "memory" (decoded once into a memory-mapped file), "device" (in addition copied to
             each device and indexed in the step) or "records" (decoded on access).
         max_corrupt: maximum number of unreadable images.
@@ -62,6 +63,7 @@ class Options:
     version: str | None = None
     data_dir: str | None = None
     size: int | None = None
+    classes: Sequence[int] = ()
     storage: str = "memory"
     max_corrupt: int = 10
     folder: FolderOptions = FolderOptions()
@@ -79,6 +81,9 @@ class Options:
             raise UserError("version", self.version, f"{self.name} has one: leave it unset")
         if self.size is not None and (self.name in (*MADE, "arrays") or is_own(self.name)):
             raise UserError("size", self.size, f"{self.name} has its own: leave it unset")
+        if self.classes and self.storage == "records":
+            allowed = "images decoded on access are all used: leave it empty, or use memory"
+            raise UserError("classes", self.classes, allowed)
         if self.name == "arrays":
             with section("arrays"):
                 self.arrays.validate()
@@ -97,9 +102,14 @@ def open_dataset(options: Options, split: str) -> Dataset:
     """Open one split ("train" or "test") of a dataset.
 
     Raises:
-        UserError: the dataset is not prepared, is damaged, has no images, or has too many
-            unreadable images.
+        UserError: the dataset is not prepared, is damaged, has no images, has too many unreadable
+            images, or lacks one of the classes.
     """
+    dataset = _open_whole(options, split)
+    return _of_classes(dataset, options.classes) if options.classes else dataset
+
+
+def _open_whole(options: Options, split: str) -> Dataset:
     if options.name in MADE or is_own(options.name):
         return _make(options, split)
     if options.name == "arrays":
@@ -119,6 +129,23 @@ def _make(options: Options, split: str) -> Dataset:
         allowed = f"it returns {type(dataset).__name__} for the split {split!r}: return a Dataset"
         raise UserError("name", options.name, allowed)
     return dataset
+
+
+def _of_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
+    """Keep the items of these classes, in order; labels keep their numbers."""
+    if dataset.label is None:
+        raise UserError("classes", classes, f"{dataset.name} has none: leave it empty")
+    for label in classes:
+        if label not in dataset.label:
+            allowed = f"no item of the {dataset.split} split of {dataset.name} has it"
+            raise UserError("classes", label, allowed)
+    chosen = np.flatnonzero(np.isin(dataset.label, classes))
+    return replace(
+        dataset,
+        x=dataset.x[chosen],
+        label=dataset.label[chosen],
+        sha256=_hash(dataset.content_hash, *sorted(classes)),
+    )
 
 
 def _open_prepared(options: Options, split: str, data_dir: Path) -> Dataset:

@@ -15,6 +15,7 @@ import jax
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.config.field import Of, select
 from flowmatch_jax.config.fields import FIELDS
+from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.evaluation.baselines import judge_baselines
 from flowmatch_jax.evaluation.likelihoods import batch_size, make_scorer, score_split
 from flowmatch_jax.evaluation.quality import judge_samples, number_judged
@@ -87,7 +88,10 @@ def evaluate(
 
 def _tell_of_likelihoods(experiment: Experiment) -> None:
     solver = experiment.config.solver
-    if experiment.is_flow and not experiment.has_likelihoods:
+    if experiment.source is not None:
+        name = experiment.source.test.name
+        logger.info("The density of %s, the source, is not known: likelihoods are left out.", name)
+    elif experiment.is_flow and not experiment.has_likelihoods:
         logger.info("The solver %s is for samples alone: likelihoods are left out.", solver.method)
     elif experiment.guidance:
         logger.info("Samples use guidance; likelihoods ignore it.")
@@ -175,6 +179,8 @@ def settings(experiment: Experiment, step: int, reference: FeatureSet | None) ->
         conditional["condition"] = config["condition"]
     if experiment.conditioning.labels or experiment.guidance:
         conditional["guidance"] = config["guidance"]
+    if experiment.source is not None:
+        conditional["source"] = _identity(experiment.source.test) | config["source"]
     if config["objective"]["name"] == "sr3":
         conditional["sr3"] = config["sr3"]
     return (
@@ -183,14 +189,7 @@ def settings(experiment: Experiment, step: int, reference: FeatureSet | None) ->
             "step": step,
             "seed": config["seed"],
             "evaluation_seed": scored["seed"],
-            "data": {
-                "name": data.name,
-                "version": data.version,
-                "split": data.split,
-                "sha256": data.content_hash,
-                "levels": data.levels,
-                "entropy": data.entropy,
-            },
+            "data": _identity(data) | {"levels": data.levels, "entropy": data.entropy},
             "path": {"name": path, **config["path"].get("options" if is_own(path) else path, {})},
             "objective": config["objective"],
             "solver": config["solver"],
@@ -208,6 +207,11 @@ def settings(experiment: Experiment, step: int, reference: FeatureSet | None) ->
         }
         | _machine()
     )
+
+
+def _identity(data: Dataset) -> dict[str, Any]:
+    names = {"name": data.name, "version": data.version, "split": data.split}
+    return names | {"sha256": data.content_hash}
 
 
 def _later_settings(config: dict[str, Any]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.data.sample_files import Archive, Item, Output, Pictures
+from flowmatch_jax.evaluation.samples import starts
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.pixels import as_bytes, quantise
 from flowmatch_jax.runtime.errors import RunStopped, UserError
@@ -28,8 +29,8 @@ from flowmatch_jax.solvers import Solution
 
 logger = logging.getLogger(__name__)
 
-# jitted (params, seeds [B], inputs) -> Solution
-SeededSampler = Callable[[Params, Array, Inputs], Solution]
+# jitted (params, seeds [B], inputs, x0 [B, ...] or None) -> Solution
+SeededSampler = Callable[[Params, Array, Inputs, Array | None], Solution]
 
 
 def generate_samples(
@@ -43,8 +44,9 @@ def generate_samples(
     """Draw one sample per seed, or per class and seed, and write each to the output.
 
     The noise of a sample is a function of its seed alone, and with a fixed-step solver so is the
-    sample; the steps of an adaptive solver depend on the whole batch. Samples that are there
-    already are not drawn again. A batch has config.evaluate.samples samples.
+    sample; the steps of an adaptive solver depend on the whole batch. Where samples start from a
+    dataset, the seed is the number of the item of its test split, modulo their number. Samples that
+    are there already are not drawn again. A batch has config.evaluate.samples samples.
 
     Args:
         experiment: the experiment.
@@ -105,14 +107,14 @@ def class_number(data: Dataset, name: str) -> int:
 
 
 def make_seeded_sampler(experiment: Experiment) -> SeededSampler:
-    """Create a jitted sampler (params, seeds uint32 [B], inputs) -> Solution in model space."""
+    """Create a jitted sampler (params, seeds uint32 [B], inputs, x0) -> Solution in model space."""
     path, mesh, shape = experiment.path, experiment.mesh, experiment.train_data.shape
 
     def source(seed: Array) -> Array:
         return draw_source(jax.random.key(seed), shape, path.source_std)
 
-    def sampler(params: Params, seeds: Array, inputs: Inputs) -> Solution:
-        x0 = split_if_even(jax.vmap(source)(seeds), mesh)
+    def sampler(params: Params, seeds: Array, inputs: Inputs, x0: Array | None) -> Solution:
+        x0 = split_if_even(jax.vmap(source)(seeds) if x0 is None else x0, mesh)
         inputs = jax.tree.map(lambda x: split_if_even(x, mesh), inputs)
         keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(seeds)
         return experiment.generate(gather(params, mesh), x0, keys, inputs)
@@ -172,7 +174,9 @@ def _draw_batch(
     seeds = filled(np.array([item.seed for item in items], np.uint32), size)
     labels = filled(np.array([item.label or 0 for item in items], np.int32), size)
     inputs = {"label": jnp.asarray(labels)} if experiment.conditioning.labels else {}
-    solution = sampler(params, seeds, inputs)
+    source = experiment.source
+    x0 = None if source is None else starts(source.test, seeds)
+    solution = sampler(params, seeds, inputs, x0)
     if not solution.converged:
         raise RunStopped(
             f"the solver failed for the seeds {items[0].seed} to {items[-1].seed}: the field is "

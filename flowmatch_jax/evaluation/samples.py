@@ -12,11 +12,13 @@ import numpy as np
 
 from flowmatch_jax.arrays import Array, Batch, Inputs, Params
 from flowmatch_jax.couplings import draw_source
+from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.data.pipeline import items_at
 from flowmatch_jax.evaluation.pictures import save_images, save_points
 from flowmatch_jax.evaluation.super_resolution import side_by_side
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.metrics.scores import SCORES
+from flowmatch_jax.pixels import centres
 from flowmatch_jax.runtime.mesh import gather, split_if_even, to_host
 from flowmatch_jax.runtime.messages import compiling
 from flowmatch_jax.sampling.linear import Coefficients
@@ -28,7 +30,7 @@ MOST_GENERATED = 50_000
 
 # (params, batch=0, inputs=None, coefficients=None) -> Solution, the batch being a number
 Sampler = Callable[..., Solution]
-# jitted (params, key, inputs, coefficients=None) -> Solution
+# jitted (params, key, inputs, coefficients=None, x0=None) -> Solution
 GivenSampler = jax.stages.Wrapped
 
 
@@ -36,11 +38,14 @@ def number_generated(experiment: Experiment) -> int:
     """Return the number of samples that are scored, config.evaluate.generated.
 
     If it is unset, they are as many as the training images, but at most 50,000, the number of the
-    literature, and at least what each of the scores needs.
+    literature, and at least what each of the scores needs. Samples that start from a dataset are at
+    most as many as the items of its test split.
     """
     given = experiment.config.evaluate.generated
     least = max(score.least for score in SCORES.values())
-    return given or min(MOST_GENERATED, max(least, len(experiment.train_data)))
+    if experiment.source is None:
+        return given or min(MOST_GENERATED, max(least, len(experiment.train_data)))
+    return max(least, min(given or MOST_GENERATED, len(experiment.source.test)))
 
 
 def make_sampler(
@@ -54,9 +59,9 @@ def make_sampler(
     The samples are in model space. With coefficients (`sampling.linear`), these are the solver; one
     compiled program serves all that have the same number of calls.
 
-    Batch number ``batch`` starts from the noise of `sample_key` and, unless ``inputs`` are given,
-    uses the conditioning inputs of `sample_inputs`. Both are the same for all weights, methods and
-    solvers.
+    Batch number ``batch`` starts from the noise of `sample_key`, or from `source_batch`, and,
+    unless ``inputs`` are given, uses the conditioning inputs of `sample_inputs`. All are the same
+    for all weights, methods and solvers.
 
     Args:
         experiment: the experiment.
@@ -74,7 +79,9 @@ def make_sampler(
         coefficients: Coefficients | None = None,
     ) -> Solution:
         inputs = sample_inputs(experiment, size, batch) if inputs is None else inputs
-        return draw_given(params, sample_key(seed, batch), inputs, coefficients)
+        source = experiment.source
+        x0 = None if source is None else source_batch(source.test, size, batch)
+        return draw_given(params, sample_key(seed, batch), inputs, coefficients, x0)
 
     return sampler
 
@@ -85,7 +92,9 @@ def make_given_sampler(
     solver: Solver | None = None,
     save_at: Sequence[float] | Array | None = None,
 ) -> GivenSampler:
-    """Create a jitted sampler (params, key, inputs, coefficients=None) -> Solution.
+    """Create a jitted sampler (params, key, inputs, coefficients=None, x0=None) -> Solution.
+
+    It starts from x0 [size, ...] in model space; None: from noise.
 
     Args:
         experiment: the experiment.
@@ -96,15 +105,34 @@ def make_given_sampler(
     mesh = experiment.mesh
 
     def sampler(
-        params: Params, key: Array, inputs: Inputs, coefficients: Coefficients | None = None
+        params: Params,
+        key: Array,
+        inputs: Inputs,
+        coefficients: Coefficients | None = None,
+        x0: Array | None = None,
     ) -> Solution:
         source_key, noise_key = jax.random.split(key)
-        x0 = split_if_even(draw_source(source_key, shape, path.source_std), mesh)
+        x0 = draw_source(source_key, shape, path.source_std) if x0 is None else x0
+        x0 = split_if_even(x0, mesh)
         inputs = jax.tree.map(lambda x: split_if_even(x, mesh), inputs)
         by = solver if coefficients is None else coefficients
         return experiment.generate(gather(params, mesh), x0, noise_key, inputs, by, save_at)
 
     return jax.jit(sampler)
+
+
+def source_batch(source: Dataset, size: int, batch: int = 0) -> np.ndarray:
+    """Return the items of a source that a batch of samples starts from, in order and cyclically.
+
+    They are in model space, float32 [size, ...]; images are at the centres of their bins.
+    """
+    return starts(source, np.arange(batch * size, (batch + 1) * size))
+
+
+def starts(source: Dataset, numbers: np.ndarray) -> np.ndarray:
+    """Return the items of a source with these numbers, cyclically, as `source_batch` does."""
+    x = np.asarray(source.x[numbers % len(source)])
+    return x if source.levels is None else centres(x, source.levels).astype(np.float32)
 
 
 def items_of_batch(experiment: Experiment, size: int, batch: int = 0) -> Batch:
@@ -150,8 +178,8 @@ def draw(
     """Draw samples, always from the same noise, and write samples/<step>_<weights>.png.
 
     For super-resolution the picture shows the low resolution, its bicubic enlargement, the sample
-    and the original side by side. For class-conditional models each class has a row (see
-    `class_rows`).
+    and the original side by side. If samples start from the images of a dataset, it shows the
+    start and the sample. For class-conditional models each class has a row (see `class_rows`).
 
     Args:
         experiment: the experiment.
@@ -209,6 +237,10 @@ def _save_picture(
     if not source.is_image:
         save_points(path, x)
         return
+    if experiment.source is not None:
+        columns = 2 * (columns or max(1, math.isqrt(len(x)) // 2))
+        pairs = (source_batch(experiment.source.test, len(x)), x)
+        x = np.stack(pairs, axis=1).reshape(-1, *source.shape)
     if experiment.conditioning.low_resolution is not None:
         originals = items_of_batch(experiment, len(x))["x"]
         of_each = side_by_side(experiment.conditioning, originals, sample=x)

@@ -10,9 +10,9 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.config.field import copied
 from flowmatch_jax.config.identity import record
-from flowmatch_jax.data.dataset import described
-from flowmatch_jax.experiment import SPLITS, Experiment, build
-from flowmatch_jax.parts import open_dataset
+from flowmatch_jax.data.dataset import Splits, described
+from flowmatch_jax.experiment import Experiment, build
+from flowmatch_jax.parts.data import open_dataset
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.workdir import open_workdir, write_config, write_data
 from flowmatch_jax.training.checkpoints import Checkpoints
@@ -22,7 +22,7 @@ from flowmatch_jax.training.state import init_state
 
 def facts_of_data(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """Return the facts of both splits of the config's dataset, which is opened."""
-    return {split: open_dataset(config.data, split).facts() for split in SPLITS}
+    return {split: open_dataset(config.data, split).facts() for split in Splits._fields}
 
 
 def facts_of_absent_data(
@@ -30,7 +30,7 @@ def facts_of_absent_data(
 ) -> dict[str, dict[str, Any]]:
     """Return facts of both splits of images of this shape, of which nothing else is known."""
     name, version = config.data.name, config.data.version
-    return {split: described(name, version, split, shape, classes) for split in SPLITS}
+    return {split: described(name, version, split, shape, classes) for split in Splits._fields}
 
 
 def check_new(workdir: Path) -> None:

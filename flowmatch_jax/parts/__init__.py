@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from flowmatch_jax import objectives, predictions
-from flowmatch_jax.config.rules import data_options, map_options, minibatch_ot, solver_of
-from flowmatch_jax.couplings import COUPLINGS, MINIBATCH_OT, PAIRED, Coupling
-from flowmatch_jax.data import sets
+from flowmatch_jax.config.rules import map_options, solver_of
+from flowmatch_jax.couplings import COUPLINGS, Coupling, of_the_batch
 from flowmatch_jax.data.conditioning import Conditioning
-from flowmatch_jax.data.dataset import Dataset, RecordedDataset, Splits
-from flowmatch_jax.data.pairing import Pairing
-from flowmatch_jax.data.pairs import PairOptions, open_pairs
+from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.dequantisation import DEQUANTISATIONS, Dequantisation
+from flowmatch_jax.interpolants import stochastic_interpolant
 from flowmatch_jax.map_objectives import MAP_OBJECTIVES
 from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.metrics.features.extractors import load_extractor
@@ -26,39 +22,6 @@ from flowmatch_jax.runtime.own import blamed, is_own, resolve
 from flowmatch_jax.sampling import ancestral
 from flowmatch_jax.sampling.guidance import Guidance
 from flowmatch_jax.times import TIMES
-
-
-def make_dataset(
-    config: ConfigDict, split: str, recorded: dict[str, Any] | None
-) -> Dataset | RecordedDataset:
-    """Open a split of the dataset; it is opened later where a run has recorded what it is."""
-    facts = (recorded or {}).get(split)
-    if facts is None:
-        return open_dataset(config, split)
-    return RecordedDataset(facts, lambda: open_dataset(config, split))
-
-
-def open_dataset(config: ConfigDict, split: str) -> Dataset:
-    """Open the "train" or "test" split of the dataset that config.data names."""
-    with section("config.data"):
-        dataset = sets.open_dataset(data_options(config), split)
-        dataset.validate()
-        return dataset
-
-
-def make_pairs(config: ConfigDict, data: Dataset | RecordedDataset) -> Splits | None:
-    """Open the pairs of noise and samples that the run is trained on; None for other couplings."""
-    if config.objective.coupling != PAIRED:
-        return None
-    with section("config.data.pairs"):
-        return open_pairs(PairOptions(**config.data.pairs), data, config.condition.labels)
-
-
-def check_flip(config: ConfigDict, data: Dataset) -> None:
-    """Raise UserError if points are to be mirrored."""
-    if config.flip and not data.is_image:
-        allowed = f"{data.name} is a set of points: leave it off"
-        raise UserError("config.data.flip", True, allowed)
 
 
 def make_extractor(config: ConfigDict, data: Dataset) -> Extractor | None:
@@ -164,7 +127,7 @@ def make_objective(config: ConfigDict, path: GaussianPath) -> Objective:
         if fields.time == "importance":
             coupling = make_coupling(fields)
             return objectives.scoreflow_by_importance(path, fields.predicts, coupling)
-        return make_matching(fields, path, make_time(fields))
+        return make_matching(config, path, make_time(fields))
 
 
 def _without_field(config: ConfigDict, path: GaussianPath) -> Objective:
@@ -185,20 +148,16 @@ def make_coupling(fields: ConfigDict) -> Coupling:
     return resolve("coupling", fields.coupling, COUPLINGS, fields.coupling_options)
 
 
-def make_pairing(config: ConfigDict, levels: int | None, seed: int) -> Pairing | None:
-    """Create the pairing of noise and data on the host; None if a coupling draws the noise."""
-    if config.objective.coupling != MINIBATCH_OT:
-        return None
-    return Pairing(minibatch_ot(config), levels, config.condition.labels, seed)
-
-
 def make_time(fields: ConfigDict) -> Time:
     """Return the distribution of t in training."""
     return resolve("time", fields.time, TIMES, fields.time_options)
 
 
-def make_matching(fields: ConfigDict, path: GaussianPath, time: Time) -> Objective:
+def make_matching(config: ConfigDict, path: GaussianPath, time: Time) -> Objective:
     """Create a regression objective on the path, with t drawn by ``time``."""
+    fields = config.objective
+    if config.source.noise:
+        return stochastic_interpolant(path, config.source.noise, of_the_batch, time)
     make = resolve("name", fields.name, OBJECTIVES, fields.options)
     with blamed("name", fields.name):
         return make(path, fields.predicts, make_coupling(fields), time)

@@ -18,7 +18,7 @@ from flowmatch_jax import paths
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.config.field import Of, select
 from flowmatch_jax.config.fields import FIELDS
-from flowmatch_jax.evaluation.samples import items_of_batch, make_sampler
+from flowmatch_jax.evaluation.samples import items_of_batch, make_sampler, starts
 from flowmatch_jax.evaluation.super_resolution import side_by_side
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.likelihood import log_prob
@@ -65,7 +65,7 @@ def draw_figures(
         draw_paths(experiment, params, folder)
         draw_few_calls(experiment, params, folder)
         draw_over_nfe(experiment, params, workdir, folder)
-    if not experiment.train_data.is_image:
+    if not experiment.train_data.is_image and experiment.source is None:
         draw_density(experiment, params, folder)
     if experiment.conditioning.low_resolution is not None:
         draw_super_resolution(experiment, params, folder)
@@ -128,10 +128,11 @@ def draw_conditional(experiment: Experiment, folder: Path) -> None:
 def draw_paths(experiment: Experiment, params: Params, folder: Path) -> None:
     """Draw Figure 6: trajectories of samples, and their distances to the final sample.
 
+    For points, and where samples start from a dataset, items of the test split are beside them.
     sample_paths.npz has "t" [T] and "x" [T, N, ...], for the report.
     """
-    source = experiment.train_data
-    size = PATH_IMAGES if source.is_image else experiment.config.evaluate.samples
+    data = experiment.test_data
+    size = PATH_IMAGES if data.is_image else experiment.config.evaluate.samples
     t, x = curves.paths_of_samples(experiment, params, size, TIMES)
     _save_arrays(folder / "sample_paths.npz", t=t, x=x)
     distance = np.sqrt(((x - x[-1]) ** 2).reshape(*x.shape[:2], -1).mean(axis=-1))
@@ -142,11 +143,16 @@ def draw_paths(experiment: Experiment, params: Params, folder: Path) -> None:
     ]
     write_csv(folder / "sample_paths.csv", rows)
     path = folder / "sample_paths.png"
-    if source.is_image:
-        plots.save_image_rows(path, {f"{n + 1}": x[:, n] for n in range(size)}, source.levels)
+    target = starts(data, np.arange(size))
+    if data.is_image:
+        rows = {f"{n + 1}": x[:, n] for n in range(size)}
+        if experiment.source is not None:
+            rows["data"] = target
+        plots.save_image_rows(path, rows, data.levels)
         return
     plots.save_trajectories(path, x[:, :PATH_POINTS].swapaxes(0, 1))
     columns = {f"t = {at:.2f}": points for at, points in zip(t[::2], x[::2], strict=True)}
+    columns["data"] = target
     plots.save_point_rows(folder / "marginals.png", {"": columns}, reach(experiment))
 
 
@@ -259,8 +265,12 @@ def draw_losses(rows: curves.Rows, folder: Path) -> None:
 
 
 def reach(experiment: Experiment) -> float:
-    """Return half the side of the square in which points are shown, slightly beyond the data."""
-    return 1.15 * float(np.abs(experiment.test_data.x).max())
+    """Return half the side of the square in which points are shown, slightly beyond the data.
+
+    Where samples start from a dataset, the square holds that too.
+    """
+    shown = [experiment.test_data] + ([experiment.source.test] if experiment.source else [])
+    return 1.15 * max(float(np.abs(split.x).max()) for split in shown)
 
 
 def _conditional_field(

@@ -123,7 +123,7 @@ def save_trajectories(path: Path, trajectories: np.ndarray) -> None:
     axes = figure.subplots()
     for line in trajectories:
         axes.plot(*line.T, lw=0.6, color="0.6", zorder=1)
-    axes.scatter(*trajectories[:, 0].T, s=8, facecolors="none", edgecolors="C0", label="noise")
+    axes.scatter(*trajectories[:, 0].T, s=8, facecolors="none", edgecolors="C0", label="start")
     axes.scatter(*trajectories[:, -1].T, s=8, color="C3", label="samples")
     axes.set_aspect("equal")
     axes.legend(fontsize=8)

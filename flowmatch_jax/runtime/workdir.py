@@ -53,13 +53,17 @@ def check_run(workdir: Path) -> None:
 
 
 def recorded_data(workdir: Path) -> dict[str, Any] | None:
-    """Return the facts of a run's "train" and "test" split; None for runs that lack some."""
+    """Return the facts of a run's "train" and "test" split; None for runs that lack some.
+
+    For a run whose samples start from a dataset, "source" has the facts of its two splits.
+    """
     path = workdir / "data.json"
     if not path.exists():
         return None
     facts = read_record(path, "the run was trained on the data that you give")
-    test, _ = facts.pop("test", None), facts.pop("pairs", None)
-    return None if test is None else {"train": facts, "test": test}
+    others = {name: facts.pop(name) for name in ("test", "pairs", "source") if name in facts}
+    others.pop("pairs", None)
+    return {"train": facts} | others if "test" in others else None
 
 
 @contextmanager
@@ -143,7 +147,12 @@ def add_changes(workdir: Path, step: int, changed: dict[str, tuple[Any, Any]]) -
             file.write(json.dumps(line) + "\n")
 
 
-def check_data(workdir: Path, facts: dict[str, Any], pairs: dict[str, Any] | None = None) -> None:
+def check_data(
+    workdir: Path,
+    facts: dict[str, Any],
+    pairs: dict[str, Any] | None = None,
+    source: dict[str, Any] | None = None,
+) -> None:
     """Raise UserError if the run was trained on other data than these.
 
     The config does not determine the data: a folder of images may have changed or been moved.
@@ -152,6 +161,7 @@ def check_data(workdir: Path, facts: dict[str, Any], pairs: dict[str, Any] | Non
         workdir: folder of the run.
         facts: `Dataset.facts` of the training set.
         pairs: those of the pairs that it is trained on in place of them.
+        source: those of the dataset that samples start from.
     """
     path = workdir / "data.json"
     if has_checkpoint(workdir) and path.exists():
@@ -165,6 +175,9 @@ def check_data(workdir: Path, facts: dict[str, Any], pairs: dict[str, Any] | Non
         if pairs and before.get("pairs", pairs)["sha256"] != pairs["sha256"]:
             allowed = f"the run in {workdir} was trained on other pairs; give another --workdir"
             raise UserError("config.data.pairs", f"{pairs['name']} {pairs['version']}", allowed)
+        if source and before["source"]["train"]["sha256"] != source["sha256"]:
+            allowed = f"the run in {workdir} has another source; give that, or another --workdir"
+            raise UserError("config.source", f"{source['name']} {source['version']}", allowed)
 
 
 def same_data(before: dict[str, Any], facts: dict[str, Any]) -> bool:
@@ -194,11 +207,17 @@ def write_data(
     workdir: Path,
     train: dict[str, Any],
     test: dict[str, Any],
-    pairs: dict[str, Any] | None = None,
+    **others: dict[str, Any],
 ) -> None:
-    """Record the data of the run, the facts of both splits and of its pairs, as data.json."""
-    record = train | {"test": test} | ({} if pairs is None else {"pairs": pairs})
-    write_json(workdir / "data.json", record)
+    """Record the data of the run as data.json.
+
+    Args:
+        workdir: folder of the run.
+        train, test: the facts of both splits.
+        **others: "pairs", the facts of the pairs that it is trained on, and "source", those of both
+            splits of the dataset that samples start from.
+    """
+    write_json(workdir / "data.json", train | {"test": test} | others)
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

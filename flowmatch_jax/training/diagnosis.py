@@ -13,6 +13,9 @@ import numpy as np
 
 from flowmatch_jax.arrays import Array, Batch, Params
 from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.objectives import OBJECTIVES, Objective
+from flowmatch_jax.parts import make_matching
+from flowmatch_jax.runtime.own import is_own
 from flowmatch_jax.runtime.workdir import write_json
 from flowmatch_jax.training.state import TrainState
 from flowmatch_jax.training.step import experiment_gradient
@@ -49,10 +52,10 @@ def diagnose(experiment: Experiment, state: TrainState, batch: Batch) -> dict[st
 
     @jax.jit
     def loss(t: Array, params: Params, batch: Batch, key: Array) -> Array:
-        gradient = experiment_gradient(experiment, experiment.objective_at(t))
+        gradient = experiment_gradient(experiment, _objective_at(experiment, t))
         return gradient(params, batch, key)[1]["loss"]
 
-    has_times = experiment.objective_at(jnp.zeros(())) is not None
+    has_times = _objective_at(experiment, jnp.zeros(())) is not None
     times = np.linspace(0, experiment.path.t_end, TIMES) if has_times else ()
     return {
         "step": int(state.step),
@@ -80,6 +83,14 @@ def write_diagnosis(experiment: Experiment, state: TrainState, batch: Batch, wor
         for layer in found["gradients"][:SHOWN]
     ]
     logger.error("\n".join([*lines, "All layers are in %s."]), workdir / "nonfinite.json")
+
+
+def _objective_at(experiment: Experiment, t: Array) -> Objective | None:
+    """Return the objective with all times equal to t []; None if it has no times."""
+    config = experiment.config
+    if config.objective.name not in OBJECTIVES and not is_own(config.objective.name):
+        return None
+    return make_matching(config, experiment.path, lambda key, n, path: jnp.full(n, t))
 
 
 def _summaries(gradients: Params) -> Any:

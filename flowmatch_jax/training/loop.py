@@ -76,7 +76,9 @@ def train(experiment: Experiment, workdir: Path, draw_samples: DrawSamples, log:
         Checkpoints(workdir, config.keep_last, config.keep_every) as checkpoints,
     ):
         state = checkpoints.restore_newest(run.layout)
-        check_data(workdir, experiment.train_data.facts(), _pairs(experiment))
+        pairs, source = experiment.pairs, experiment.source
+        others = pairs and pairs.train.facts(), source and source.train.facts()
+        check_data(workdir, experiment.train_data.facts(), *others)
         if state is None:
             state = run.init()
         else:
@@ -103,14 +105,20 @@ def _record(experiment: Experiment, workdir: Path, step: int) -> None:
     if jax.process_index() == 0:
         write_config(workdir, record(experiment.config))
         splits = experiment.train_data.facts(), experiment.test_data.facts()
-        write_data(workdir, *splits, _pairs(experiment))
+        write_data(workdir, *splits, **_further_facts(experiment))
         if changed:
             add_changes(workdir, step, changed)
 
 
-def _pairs(experiment: Experiment) -> dict[str, Any] | None:
-    """Return the facts of the pairs that the run is trained on, if it is."""
-    return None if experiment.pairs is None else experiment.pairs.train.facts()
+def _further_facts(experiment: Experiment) -> dict[str, Any]:
+    """Return the facts of the pairs and of the source that the run is trained with, if any."""
+    found = {}
+    if experiment.pairs is not None:
+        found["pairs"] = experiment.pairs.train.facts()
+    if experiment.source is not None:
+        splits = experiment.source._asdict()
+        found["source"] = {name: split.facts() for name, split in splits.items()}
+    return found
 
 
 def _advance(

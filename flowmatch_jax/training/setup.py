@@ -13,7 +13,7 @@ import optax
 from flowmatch_jax.arrays import Batch
 from flowmatch_jax.data.pipeline import train_batches
 from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.parts import make_pairing
+from flowmatch_jax.parts.data import make_pairing
 from flowmatch_jax.runtime.errors import UserError, fraction, section
 from flowmatch_jax.runtime.mesh import check_batch, put_whole, with_shardings
 from flowmatch_jax.runtime.messages import compiling
@@ -112,10 +112,11 @@ class Run:
 
     def batches(self, start: int = 0, rollbacks: int = 0) -> Iterator[Batch]:
         """Iterate over the batches from step ``start`` on, after this many roll-backs."""
-        config, source = self.experiment.config, self.experiment.trained_on.train
+        config, data = self.experiment.config, self.experiment.trained_on.train
+        source = self.experiment.source
         seed = data_seed(config.seed, rollbacks)
         return train_batches(
-            source,
+            data,
             config.train.batch_size,
             seed,
             threads=config.data.threads,
@@ -123,7 +124,7 @@ class Run:
             max_corrupt=config.data.max_corrupt,
             indices_only=self.images is not None,
             start=start,
-            pairing=make_pairing(config, source.levels, seed),
+            pairing=make_pairing(config, data.levels, seed, source and source.train),
         )
 
 

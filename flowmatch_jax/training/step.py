@@ -38,6 +38,7 @@ def make_loss(
     flip: bool = False,
     training_inputs: TrainingInputs | None = None,
     dequantise: Dequantise = pixels.dequantise,
+    source_levels: int | None = None,
 ) -> Loss:
     """Create the loss of an objective over a batch of the stored data.
 
@@ -49,6 +50,8 @@ def make_loss(
         training_inputs: (batch, key) -> conditioning inputs of the network, computed from the
             stored batch after flips; None: no conditioning.
         dequantise: (key, image, levels) -> x_1 in model space.
+        source_levels: grey levels of the images that are the batch's "x0", which are dequantised
+            uniformly; None: "x0" is in model space.
     """
 
     def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
@@ -58,9 +61,13 @@ def make_loss(
             batch = batch | {name: random_flip(flip_key, x) for name, x in stored.items()}
         inputs = {} if training_inputs is None else training_inputs(batch, inputs_key)
         x = batch["x"]
+        if source_levels is not None:
+            noise_key, source_key = jax.random.split(noise_key)
         if levels is not None:
             x = dequantise(noise_key, x, levels)
         others = {name: batch[name] for name in ("x0", "step") if name in batch}
+        if source_levels is not None:
+            others["x0"] = pixels.dequantise(source_key, batch["x0"], source_levels)
         return objective(apply, params, {"x": x, **inputs, **others}, objective_key)
 
     return loss
@@ -74,15 +81,17 @@ def make_gradient(
     microbatches: int = 1,
     training_inputs: TrainingInputs | None = None,
     dequantise: Dequantise = pixels.dequantise,
+    source_levels: int | None = None,
 ) -> Gradient:
     """Create the gradient of the loss that `make_loss` creates.
 
     Args:
-        objective, apply, levels, flip, training_inputs, dequantise: as in `make_loss`.
+        objective, apply, levels, flip, training_inputs, dequantise, source_levels: as in
+            `make_loss`.
         microbatches: number of gradient-accumulation micro-batches, which save memory; gradients
             and metrics are their means.
     """
-    loss = make_loss(objective, apply, levels, flip, training_inputs, dequantise)
+    loss = make_loss(objective, apply, levels, flip, training_inputs, dequantise, source_levels)
     gradient = jax.grad(loss, has_aux=True)
     return gradient if microbatches == 1 else _accumulated(gradient, microbatches)
 
@@ -100,6 +109,7 @@ def experiment_gradient(
         config.train.accumulate,
         experiment.conditioning.training_inputs,
         experiment.dequantisation.training,
+        experiment.source_levels,
     )
 
 

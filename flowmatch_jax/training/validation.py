@@ -11,7 +11,7 @@ import numpy as np
 from flowmatch_jax.arrays import Apply, Array, Batch, Params
 from flowmatch_jax.data.pipeline import items_at
 from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.parts import make_pairing
+from flowmatch_jax.parts.data import make_pairing
 from flowmatch_jax.runtime.errors import section
 from flowmatch_jax.runtime.mesh import put_batches, replicated
 from flowmatch_jax.runtime.messages import compiling
@@ -69,18 +69,19 @@ def held_out_batches(experiment: Experiment) -> Iterator[Batch]:
     The items are those of the test split in a fixed random order, and again from the first if the
     split has fewer.
     """
-    config, source = experiment.config, experiment.trained_on.test
-    order = np.random.RandomState(0).permutation(len(source))
+    config, data, source = experiment.config, experiment.trained_on.test, experiment.source
+    order = np.random.RandomState(0).permutation(len(data))
     size = config.train.batch_size
     part = size // jax.process_count()
-    pairing = make_pairing(config, source.levels, config.evaluate.seed)
+    seed = config.evaluate.seed
+    pairing = make_pairing(config, data.levels, seed, source and source.test)
     for batch in range(config.train.validation_batches):
         start = batch * size + jax.process_index() * part
         with section("config.data"):
             indices = order[np.arange(start, start + part) % len(order)]
-            items = items_at(source, indices, config.data.max_corrupt)
+            items = items_at(data, indices, config.data.max_corrupt)
         if pairing:
-            items["x0"] = pairing.noise(batch, items["x"], items.get("label"))
+            items["x0"] = pairing.draw(batch, items["x"], items.get("label"))
         yield items
 
 
@@ -93,6 +94,7 @@ def _first_batch_loss(experiment: Experiment) -> Callable[[Params, Batch, Array]
         experiment.trained_on.test.levels,
         training_inputs=lambda batch, key: conditioning.inputs(batch),
         dequantise=experiment.dequantisation.training,
+        source_levels=experiment.source_levels,
     )
     return lambda params, batches, key: loss(params, jax.tree.map(lambda x: x[0], batches), key)[0]
 

@@ -157,7 +157,7 @@ class PipelineTest(parameterized.TestCase):
         both = take(pipeline.train_batches(numbers(60), 6, **options), 2)
         x1 = np.concatenate([batch["x"] for batch in both])
         np.testing.assert_array_equal(
-            np.concatenate(noise(both)), pairing(2, None).noise(0, x1, None)
+            np.concatenate(noise(both)), pairing(2, None).draw(0, x1, None)
         )
         plain = labels(take(pipeline.train_batches(numbers(60), 6, seed=0), 2))
         for index in range(2):
@@ -168,7 +168,7 @@ class PipelineTest(parameterized.TestCase):
                 part = take(pipeline.train_batches(numbers(60), 6, **options), 2)
             np.testing.assert_array_equal(labels(part), plain[:, 3 * index : 3 * index + 3])
             x1 = np.concatenate([batch["x"] for batch in part])
-            expected = pairing(2, None).noise(0, x1, None)
+            expected = pairing(2, None).draw(0, x1, None)
             np.testing.assert_array_equal(np.concatenate(noise(part)), expected)
 
     def test_ordered_batches_cover_a_split_once(self):

@@ -52,6 +52,17 @@ class PreparedTest(parameterized.TestCase):
         self.assertEqual((source.version, source.label, source.num_classes), ("old", None, None))
         self.assertNotIn("label", source[0])
 
+    def test_some_classes(self):
+        whole, some = self.open(), self.open(classes=(2, 5))
+        kept = np.isin(whole.label, (2, 5))
+        np.testing.assert_array_equal(some.x, whole.x[kept])
+        np.testing.assert_array_equal(some.label, whole.label[kept])
+        self.assertEqual((some.num_classes, some.shape), (10, whole.shape))
+        self.assertNotEqual(some.content_hash, whole.content_hash)
+        self.assertEqual(some.content_hash, self.open(classes=(5, 2)).content_hash)
+        with self.assertRaisesRegex(UserError, r"classes: got \(2,\); images decoded on access"):
+            Options("cifar10", storage="records", classes=(2,)).validate()
+
     def test_another_size_is_another_set(self):
         small, whole = self.open(size=16), self.open()
         self.assertEqual(small.shape, (16, 16, 3))

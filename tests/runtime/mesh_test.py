@@ -58,7 +58,7 @@ class Training:
         if coupling is of_the_batch:
             pairing = Pairing(MinibatchOT(), levels, by_label=False, seed=0)
             for n, batch in enumerate(self.batches):
-                batch["x0"] = pairing.noise(n, batch["x"], None)
+                batch["x0"] = pairing.draw(n, batch["x"], None)
 
     @classmethod
     def of_images(cls):

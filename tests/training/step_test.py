@@ -197,6 +197,22 @@ class TrainStepTest(absltest.TestCase):
             unflipped = images["x0"][:, 0, 0, 0].mean()
             self.assertGreater(abs(float(metrics["mirrored"]) - unflipped), 1e-3)
 
+    def test_images_that_samples_start_from_are_dequantised(self):
+        """To their own levels, with their own noise, and through flips with their image."""
+
+        def objective(apply, params, batch, key):
+            x0, x1 = batch["x0"], batch["x"]
+            same = (quantise(x0, 17) == quantise(x1, 256)).all()
+            u0, u1 = ((x + 1) * (n / 2) % 1 for x, n in ((x0, 17), (x1, 256)))
+            share = jnp.corrcoef(u0.ravel(), u1.ravel())[0, 1]
+            return 0.0 * params["w"], {"same": same, "share": share}
+
+        x = np.random.RandomState(0).randint(0, 17, (64, 8, 8, 1)).astype(np.uint8)
+        gradient = jax.jit(make_gradient(objective, None, 256, flip=True, source_levels=17))
+        _, metrics = gradient({"w": jnp.zeros(())}, {"x": x, "x0": x}, jax.random.key(0))
+        self.assertEqual(metrics["same"], 1)
+        self.assertLess(abs(metrics["share"]), 5 / 64)  # 4,096 independent pairs
+
     def test_state_given_is_donated(self):
         state = self.init()
         self.one_step(state, self.batch)

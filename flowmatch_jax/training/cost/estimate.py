@@ -50,7 +50,7 @@ def model_flops(experiment: Experiment, batch_size: int | None = None) -> float 
         training_inputs=experiment.conditioning.training_inputs,
     )
     batch = jax.eval_shape(lambda: source.zeros(batch_size or config.train.batch_size))
-    if config.objective.coupling in OF_THE_BATCH:
+    if config.objective.coupling in OF_THE_BATCH or experiment.source is not None:
         batch["x0"] = jax.ShapeDtypeStruct(batch["x"].shape, np.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(experiment.init_params, key)
