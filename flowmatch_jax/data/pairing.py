@@ -33,6 +33,11 @@ class Pairing:
     process: int = field(default_factory=jax.process_index)
     source: Dataset | None = None
 
+    @property
+    def batches(self) -> int:
+        """The number of training batches that are drawn at once."""
+        return 1 if self.transport is None else self.transport.batches
+
     def draw(self, n: int, stored: np.ndarray, label: np.ndarray | None) -> np.ndarray:
         """Draw x_0 of batch number n in the order of its items, [B, ...].
 

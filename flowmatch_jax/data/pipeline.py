@@ -55,7 +55,7 @@ def train_batches(
     Raises:
         UserError: there are more unreadable images than ``max_corrupt``.
     """
-    at_once = pairing.transport.batches if pairing else 1  # batches that are read together
+    at_once = pairing.batches if pairing else 1  # batches that are read together
     first, skipped = divmod(start, at_once)
     order = _order(len(source), batch_size, seed, at_once)[first:]
     read = order.map(_Read(None if indices_only else source.x, source.label, source.x0))

@@ -151,6 +151,15 @@ class PipelineTest(parameterized.TestCase):
         np.testing.assert_array_equal(noise(got), noise(wanted))
         self.assertCountEqual(got[0], ["index", "label", "x0"])
 
+    def test_items_of_a_source_that_are_paired_with_nothing(self):
+        source = Dataset("points", "1", "train", -1.0 - np.arange(9, dtype=np.float32)[:, None])
+        alone = Pairing(None, None, by_label=False, seed=0, source=source)
+        got = take(pipeline.train_batches(numbers(60), 6, seed=0, pairing=alone), 8)
+        wanted = take(pipeline.train_batches(numbers(60), 6, seed=0), 8)
+        for n, (batch, plain) in enumerate(zip(got, wanted, strict=True)):
+            np.testing.assert_array_equal(batch["x"], plain["x"])
+            np.testing.assert_array_equal(batch["x0"], alone.draw(n, batch["x"], None))
+
     def test_batches_that_are_paired_at_once(self):
         """Of two batches in one process, and of the parts that two processes have of them."""
         options = {"seed": 0, "pairing": pairing(2, None)}
