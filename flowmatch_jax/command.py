@@ -30,6 +30,7 @@ from flowmatch_jax.report.report import write_report
 from flowmatch_jax.runtime import errors, messages, processes, stops
 from flowmatch_jax.runtime.errors import RunStopped, UserError, one_of, tell
 from flowmatch_jax.runtime.files import full_disk_stops
+from flowmatch_jax.runtime.mesh import check_jax
 from flowmatch_jax.runtime.workdir import check_run, use_compilation_cache
 from flowmatch_jax.sweep import sweep
 
@@ -167,18 +168,6 @@ def stop(error: Exception) -> NoReturn:
     """Report in one line why the run ends; exit with code 2 for a user error, else 1."""
     tell(error)
     processes.leave(1 if isinstance(error, RunStopped) else 2)
-
-
-def check_jax() -> None:
-    """Raise UserError for settings of JAX with which the program cannot work."""
-    if jax.config.jax_disable_jit:
-        allowed = "training steps and solves are compiled; unset it"
-        raise UserError("JAX_DISABLE_JIT", True, allowed)
-    try:
-        jax.devices()
-    except RuntimeError as error:
-        allowed = f"JAX finds no such devices ({str(error).splitlines()[0]}); unset it, or give cpu"
-        raise UserError("JAX_PLATFORMS", jax.config.jax_platforms, allowed) from error
 
 
 def main(overrides: list[str]) -> None:

@@ -1,3 +1,5 @@
+import contextlib
+import io
 import shlex
 import subprocess
 from pathlib import Path
@@ -7,6 +9,9 @@ import jax
 from absl.testing import absltest, parameterized
 
 from flowmatch_jax import modes
+from flowmatch_jax.metrics.__main__ import main as metrics_command
+from flowmatch_jax.networks.convert.__main__ import main as convert_command
+from flowmatch_jax.networks.export.__main__ import main as export_command
 from tests.end_to_end.runs import DIGITS, ROOT, command, run, run_process
 
 EIGHT_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
@@ -245,6 +250,20 @@ class MistakesTest(parameterized.TestCase):
     def test_devices_that_are_not_there(self):
         said = "JAX_PLATFORMS: got 'nope'"
         self.check((DIGITS,), said, run=run_process, JAX_PLATFORMS="nope")
+
+    @parameterized.parameters(
+        (metrics_command, ("a", "b")),
+        (export_command, ("run", "--to=net.safetensors")),
+        (convert_command, ("net.safetensors", "--to=run")),
+    )
+    def test_other_commands_tell_of_devices_that_are_not_there(self, main, arguments):
+        with (
+            mock.patch.object(jax, "devices", side_effect=RuntimeError("no such\nbackend")),
+            contextlib.redirect_stderr(io.StringIO()) as said,
+        ):
+            self.assertEqual(main(arguments), 2)
+        self.assertStartsWith(said.getvalue(), "error: JAX_PLATFORMS: got ")
+        self.assertIn("no such devices (no such); unset it", said.getvalue())
 
     def test_jax_without_jit(self):
         with jax.disable_jit():

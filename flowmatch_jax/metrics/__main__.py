@@ -27,6 +27,7 @@ from flowmatch_jax.metrics.statistics import Statistics
 from flowmatch_jax.metrics.table import TITLES, score_rows
 from flowmatch_jax.runtime.errors import ArgumentParser, UserError, at_least, exit_code, renamed
 from flowmatch_jax.runtime.files import full_disk_stops, write_atomically
+from flowmatch_jax.runtime.mesh import check_jax
 from flowmatch_jax.runtime.text import aligned
 from flowmatch_jax.runtime.workdir import use_compilation_cache, write_json
 
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _score(given: argparse.Namespace) -> None:
+    check_jax()
     results, notes = score_pairs(given) if given.pairs else score_sets(given)
     print(aligned(score_rows({"": results}, TITLES | COUNTS), right=[1]))
     for note in notes:

@@ -19,6 +19,18 @@ from flowmatch_jax.runtime.errors import UserError
 BATCH_AXES = ("data", "fsdp")
 
 
+def check_jax() -> None:
+    """Raise UserError for settings of JAX with which the program cannot work."""
+    if jax.config.jax_disable_jit:
+        allowed = "training steps and solves are compiled; unset it"
+        raise UserError("JAX_DISABLE_JIT", True, allowed)
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        allowed = f"JAX finds no such devices ({str(error).splitlines()[0]}); unset it, or give cpu"
+        raise UserError("JAX_PLATFORMS", jax.config.jax_platforms, allowed) from error
+
+
 def make_mesh(fsdp: int = 1) -> Mesh:
     """Create a (devices / fsdp) x fsdp mesh of all devices of all processes.
 

@@ -40,6 +40,7 @@ from flowmatch_jax.runtime.errors import (
     one_of,
 )
 from flowmatch_jax.runtime.files import full_disk_stops
+from flowmatch_jax.runtime.mesh import check_jax
 from flowmatch_jax.runtime.messages import is_wanted
 
 Facts = dict[str, dict[str, Any]]
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _convert(given: argparse.Namespace, overrides: list[str]) -> None:
+    check_jax()
     check_new(given.to)
     config, facts, params = _own(given, overrides) or _foreign(given, overrides)
     with full_disk_stops(given.to.parent):

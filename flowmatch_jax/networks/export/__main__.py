@@ -20,6 +20,7 @@ from flowmatch_jax.config.running import WEIGHTS
 from flowmatch_jax.exchange.files import FORMATS, export_run
 from flowmatch_jax.runtime.errors import ArgumentParser, exit_code, one_of
 from flowmatch_jax.runtime.files import full_disk_stops
+from flowmatch_jax.runtime.mesh import check_jax
 from flowmatch_jax.runtime.messages import is_wanted
 
 
@@ -49,6 +50,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _export(given: argparse.Namespace) -> None:
+    check_jax()
     workdir, file = given.workdir.expanduser(), given.to.expanduser()
     with full_disk_stops(file.parent):
         step = export_run(workdir, file, given.form, given.weights, given.step)
