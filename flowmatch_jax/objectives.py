@@ -119,7 +119,10 @@ def matching(
 
 
 def scoreflow_by_importance(
-    path: GaussianPath, predicts: str = "noise", coupling: Coupling = couplings.independent
+    path: GaussianPath,
+    predicts: str = "noise",
+    coupling: Coupling = couplings.independent,
+    stratified: bool = False,
 ) -> Objective:
     """Create ScoreFlow's objective with importance sampling of t by its weight, beta / sigma^2.
 
@@ -129,13 +132,18 @@ def scoreflow_by_importance(
 
         2 (lambda_t_end - lambda_0) / t_end  E ||eps_t(x_t) - x_0||^2.
 
+    Args:
+        path, predicts, coupling: as in `matching`.
+        stratified: spread the lambda_t evenly over the batch, as in `times.between`.
+
     Raises:
         UserError: as in `matching` for scoreflow.
     """
     _check_diffusion(path)
     weight = 2 * (log_snr(path, path.t_end) - log_snr(path, 0.0)) / path.t_end
     target = Target("noise", lambda c: jnp.sqrt(weight), predicts)
-    return path_regression(target, path, predicts, coupling, times.uniform_log_snr)
+    time = partial(times.uniform_log_snr, stratified=stratified)
+    return path_regression(target, path, predicts, coupling, time)
 
 
 def _check_diffusion(path: GaussianPath) -> None:

@@ -176,6 +176,20 @@ class DiffusionTest(parameterized.TestCase):
         if name == "vp":  # on VE the two are the same
             self.assertLess(importance.var(), uniform.var() / 100)
 
+    def test_scoreflow_by_importance_stratified(self):
+        """The log signal-to-noise ratios of a batch are spread evenly over those of the path."""
+        path, seen = PATHS["vp"], []
+
+        def apply(params, t, x, **_):
+            seen.append(t)
+            return x
+
+        objective = objectives.scoreflow_by_importance(path, stratified=True)
+        objective(apply, None, {"x": jnp.ones((8, 3))}, jax.random.key(0))
+        ratios = np.sort(paths.log_snr(path, seen[0]))
+        first, last = (float(paths.log_snr(path, t)) for t in (0.0, path.t_end))
+        np.testing.assert_allclose(np.diff(ratios), (last - first) / 8, rtol=1e-2)
+
     def test_noise_output_makes_score_matching_ddpm_bit_for_bit(self):
         """Up to rounding, that is: sigma (S + x_0 / sigma) with S = -eps / sigma."""
         batch, key = {"x": jnp.ones((50, 3))}, jax.random.key(0)

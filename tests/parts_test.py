@@ -25,6 +25,10 @@ class PartsTest(parameterized.TestCase):
         ({"time": "logit_normal", "time_options": {"std": -1.0}}, "time_options.std: got -1.0"),
         ({"time_options": {"mean": 0.0}}, "time_options: .*distribution uniform takes stratified"),
         ({"time_options": {"stratified": 1.0}}, "time_options.stratified: .*True or False"),
+        (
+            {"time": "importance", "name": "scoreflow", "time_options": {"mean": 0.0}},
+            "time_options: .*importance takes stratified",
+        ),
     )
     def test_times_that_are_refused(self, fields, error):
         config = digits_ot.get_config()

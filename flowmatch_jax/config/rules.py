@@ -25,7 +25,7 @@ from flowmatch_jax.runge_kutta import STOCHASTIC
 from flowmatch_jax.runtime.errors import UserError, section
 from flowmatch_jax.runtime.own import is_own
 from flowmatch_jax.solvers import ADAPTIVE, FLOW_MAP, Solver
-from flowmatch_jax.times import GRIDS, TIMES
+from flowmatch_jax.times import GRIDS, TIMES, uniform_log_snr
 
 # (section, field that may name a user's own part, field of its options)
 OWN = (
@@ -166,7 +166,8 @@ def _time(config: ConfigDict) -> None:
     """Raise UserError unless the distribution of t takes these options."""
     if not config.time_options or is_own(config.time):
         return
-    time, what = TIMES.get(config.time), f"the distribution {config.time}"
+    time = (TIMES | {"importance": uniform_log_snr})[config.time]
+    what = f"the distribution {config.time}"
     _numbers("time_options", what, config.time_options, time, given=3)
     with section("time_options"):
         draw = lambda key: time(key, 2, optimal_transport(), **config.time_options)  # noqa: E731

@@ -126,7 +126,8 @@ def make_objective(config: ConfigDict, path: GaussianPath) -> Objective:
             return MAP_OBJECTIVES[fields.name](path, options, make_coupling(fields), steps)
         if fields.time == "importance":
             coupling = make_coupling(fields)
-            return objectives.scoreflow_by_importance(path, fields.predicts, coupling)
+            options = fields.time_options.to_dict()
+            return objectives.scoreflow_by_importance(path, fields.predicts, coupling, **options)
         return make_matching(config, path, make_time(fields))
 
 
