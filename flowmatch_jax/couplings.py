@@ -14,7 +14,6 @@ from typing import NoReturn
 
 import jax
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from flowmatch_jax.arrays import Array, Batch
 from flowmatch_jax.runtime.errors import at_least, one_of, positive
@@ -128,6 +127,9 @@ def assign(cost: np.ndarray) -> np.ndarray:
     SciPy augments row by row. With noise in the rows this is three to five times as fast as with
     digits, many of which have the same nearest noise.
     """
+    # Imported here: scipy.optimize takes a second to load, and few runs assign anything.
+    from scipy.optimize import linear_sum_assignment
+
     column_of_row = linear_sum_assignment(cost)[1]
     return np.argsort(column_of_row)
 

@@ -107,6 +107,17 @@ class SizesTest(absltest.TestCase):
                     private = [alias.name for alias in node.names if alias.name.startswith("_")]
                     self.assertEmpty(private, str(path))
 
+    def test_modules_that_load_slowly_are_imported_where_they_are_used(self):
+        """Each takes a second or more, which every command would wait for."""
+        slow = {"matplotlib", "scipy.optimize", "sklearn", "tensorflow", "tensorflow_datasets"}
+        for path in package_files():
+            for node in ast.parse(path.read_text()).body:
+                names = [alias.name for alias in getattr(node, "names", [])]
+                if isinstance(node, ast.ImportFrom):
+                    names = [node.module, *(f"{node.module}.{name}" for name in names)]
+                for name in names if isinstance(node, ast.Import | ast.ImportFrom) else ():
+                    self.assertFalse(any(f"{name}.".startswith(f"{m}.") for m in slow), str(path))
+
     def test_private_modules_of_jax_are_touched_in_one_place(self):
         users = [path.name for path in package_files() if "jax._src" in path.read_text()]
         self.assertEqual(users, ["processes.py"])

@@ -12,7 +12,6 @@ from flowmatch_jax.arrays import Array
 from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.networks import Features, Network, is_network, takes
-from flowmatch_jax.networks.from_nnx import FromNNX
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.networks.unet import UNet
 from flowmatch_jax.objectives import WITHOUT_FIELD
@@ -52,6 +51,9 @@ def make_network(config: ConfigDict, data: Dataset, conditioning: Conditioning) 
 
 def _own_network(config: ConfigDict) -> Network:
     """Create a user's own network; with an argument ``rngs``, the function makes an NNX module."""
+    # Imported here: flax.nnx takes a second to load, and only these networks need it.
+    from flowmatch_jax.networks.from_nnx import FromNNX
+
     name = config.name
     make = resolve("name", name, {}, config.options)
     with blamed("name", name):

@@ -7,17 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from flowmatch_jax.evaluation.pictures import image_grid, to_uint8
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 DPI = 110
 
 # {label: (x, y)}, points in the order in which they are connected
 Curves = dict[str, tuple[Sequence[float], Sequence[float]]]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Create an empty figure of this size in inches."""
+    # Imported here: matplotlib takes more than a second to load, and training draws nothing by it.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -30,7 +41,7 @@ def save_curves(
     path: Path, curves: Curves, x_label: str, y_label: str, log_y: bool = False
 ) -> None:
     """Draw one line per label, with gaps where values are not finite."""
-    figure = Figure(figsize=(4.8, 3.4))
+    figure = new_figure(4.8, 3.4)
     axes = figure.subplots()
     for label, (x, y) in curves.items():
         axes.plot(np.asarray(x, float), np.asarray(y, float), marker="o", ms=3, lw=1.2, label=label)
@@ -58,7 +69,7 @@ def save_fields(
         target: target point [2].
     """
     columns = 1 + max(len(row) for row in fields.values())
-    figure = Figure(figsize=(2.3 * columns, 2.4 * len(fields)))
+    figure = new_figure(2.3 * columns, 2.4 * len(fields))
     grid = figure.subplots(len(fields), columns, squeeze=False)
     for axes_row, (label, row) in zip(grid, fields.items(), strict=True):
         for axes, (t, x, v) in zip(axes_row, row, strict=False):
@@ -86,7 +97,7 @@ def save_point_rows(
         bins: bins per side.
     """
     columns = max(len(row) for row in rows.values())
-    figure = Figure(figsize=(2.0 * columns, 2.1 * len(rows)))
+    figure = new_figure(2.0 * columns, 2.1 * len(rows))
     grid = figure.subplots(len(rows), columns, squeeze=False)
     edges = np.linspace(-reach, reach, bins + 1)
     for axes_row, (label, row) in zip(grid, rows.items(), strict=True):
@@ -107,7 +118,7 @@ def save_image_rows(path: Path, rows: dict[str, np.ndarray], levels: int) -> Non
     images = {label: to_uint8(x, levels) for label, x in rows.items()}
     n, height, width, _ = next(iter(images.values())).shape
     across = max(6, n * (width + 1) / DPI)
-    figure = Figure(figsize=(across, max(0.6, across * height / (n * width)) * len(rows)))
+    figure = new_figure(across, max(0.6, across * height / (n * width)) * len(rows))
     for axes, (label, row) in zip(
         figure.subplots(len(rows), 1, squeeze=False)[:, 0], images.items(), strict=True
     ):
@@ -119,7 +130,7 @@ def save_image_rows(path: Path, rows: dict[str, np.ndarray], levels: int) -> Non
 
 def save_trajectories(path: Path, trajectories: np.ndarray) -> None:
     """Draw lines [N, T, 2] in the plane from their start points (hollow) to end points (filled)."""
-    figure = Figure(figsize=(4, 4))
+    figure = new_figure(4, 4)
     axes = figure.subplots()
     for line in trajectories:
         axes.plot(*line.T, lw=0.6, color="0.6", zorder=1)
@@ -135,7 +146,7 @@ def save_density(path: Path, density: np.ndarray, reach: float) -> None:
 
     The colour scale ends at the 99th percentile, so that a few failed solves do not dominate it.
     """
-    figure = Figure(figsize=(4.6, 4))
+    figure = new_figure(4.6, 4)
     axes = figure.subplots()
     brightest = np.nanquantile(density, 0.99)
     image = axes.imshow(density, origin="lower", extent=(-reach, reach) * 2, vmax=brightest)
