@@ -140,10 +140,8 @@ class Model:
         """
         if self.experiment.source is not None:
             test = self.experiment.source.test
-            seeds = jax.random.key_data(key).tolist()
-            return jnp.asarray(
-                starts(test, np.random.default_rng(seeds).integers(len(test), size=n))
-            )
+            numbers = jax.random.randint(jax.random.fold_in(key, 0), (n,), 0, len(test))
+            return jnp.asarray(starts(test, np.asarray(numbers)))
         shape = (self.batch_size, *self.shape)
         keys = [jax.random.fold_in(key, i) for i in range(-(-n // self.batch_size))]
         std = self.experiment.path.source_std

@@ -8,8 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flowmatch_jax.config.datasets import data_options, source_options
 from flowmatch_jax.config.rules import minibatch_ot
+from flowmatch_jax.config.rules.datasets import data_options, source_options
 from flowmatch_jax.couplings import MINIBATCH_OT, PAIRED
 from flowmatch_jax.data import sets
 from flowmatch_jax.data.dataset import Dataset, RecordedDataset, Splits

@@ -1,7 +1,7 @@
 from absl.testing import absltest, parameterized
 
 from configs import digits_3_to_8_ot, digits_ot, two_moons_to_gaussians_ot
-from flowmatch_jax.config.datasets import check_source, data_options, source_options
+from flowmatch_jax.config.rules.datasets import check_source, data_options, source_options
 from flowmatch_jax.runtime.errors import UserError
 
 

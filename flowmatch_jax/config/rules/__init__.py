@@ -12,9 +12,9 @@ import jax
 from ml_collections import ConfigDict
 
 from flowmatch_jax import likelihood
-from flowmatch_jax.config.datasets import check_source, data_options
 from flowmatch_jax.config.field import check, plain
 from flowmatch_jax.config.fields import FIELDS
+from flowmatch_jax.config.rules.datasets import check_source, data_options
 from flowmatch_jax.couplings import MINIBATCH_OT, PAIRED, MinibatchOT
 from flowmatch_jax.data.pairs import PairOptions
 from flowmatch_jax.map_objectives import MAP_OBJECTIVES, MapOptions
