@@ -55,7 +55,7 @@ def write_workdir(
 
     Args:
         config: the config of the run.
-        facts: facts of the "train" and the "test" split.
+        facts: facts of the "train" and the "test" split, and of the "source" if it is a dataset.
         params: the parameters, as arrays of NumPy.
         workdir: folder of the run, which must be new.
 
@@ -71,6 +71,6 @@ def write_workdir(
     open_workdir(workdir)
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(0, init_state(lambda key: params, optimizer, config.seed))
-    write_data(workdir, facts["train"], facts["test"])
+    write_data(workdir, **facts)
     write_config(workdir, record(config))
     return experiment

@@ -175,7 +175,8 @@ def check_data(
         if pairs and before.get("pairs", pairs)["sha256"] != pairs["sha256"]:
             allowed = f"the run in {workdir} was trained on other pairs; give another --workdir"
             raise UserError("config.data.pairs", f"{pairs['name']} {pairs['version']}", allowed)
-        if source and before["source"]["train"]["sha256"] != source["sha256"]:
+        known = before.get("source", {}).get("train", source)
+        if source and known["sha256"] != source["sha256"]:
             allowed = f"the run in {workdir} has another source; give that, or another --workdir"
             raise UserError("config.source", f"{source['name']} {source['version']}", allowed)
 

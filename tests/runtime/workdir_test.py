@@ -54,11 +54,28 @@ class WorkdirTest(parameterized.TestCase):
         splits = [digits(split).facts() for split in ("train", "test")]
         pairs = splits[0] | {"name": "pairs of digits", "version": "a", "sha256": "a"}
         self.start_run()
-        write_data(self.workdir, *splits, pairs)
+        write_data(self.workdir, *splits, pairs=pairs)
         check_data(self.workdir, splits[0], pairs)
         self.assertEqual(recorded_data(self.workdir), {"train": splits[0], "test": splits[1]})
         with self.assertRaisesRegex(UserError, "config.data.pairs: got 'pairs of.*other pairs"):
             check_data(self.workdir, splits[0], pairs | {"sha256": "b"})
+
+    def test_another_source_is_refused(self):
+        splits = [digits(split).facts() for split in ("train", "test")]
+        source = {
+            name: each | {"name": "threes"}
+            for name, each in zip(("train", "test"), splits, strict=True)
+        }
+        self.start_run()
+        write_data(self.workdir, *splits)
+        check_data(self.workdir, splits[0], source=source["train"])  # of a file without its source
+        write_data(self.workdir, *splits, source=source)
+        check_data(self.workdir, splits[0], source=source["train"])
+        self.assertEqual(
+            recorded_data(self.workdir), {"train": splits[0], "test": splits[1], "source": source}
+        )
+        with self.assertRaisesRegex(UserError, "config.source: got 'threes .*another source"):
+            check_data(self.workdir, splits[0], source=source["train"] | {"sha256": "b"})
 
     def test_images_that_are_described_alone(self):
         self.start_run()
