@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,18 +11,44 @@ import jax.numpy as jnp
 
 from flowmatch_jax.arrays import Array
 from flowmatch_jax.networks.attention import attend
-from flowmatch_jax.networks.convolutions import convolve, convolve_doubled, repeat
+from flowmatch_jax.networks.convolutions import Padding, convolve, convolve_doubled, repeat
 
 Dtype = Any
 
 
-def time_embedding(t: Array, dim: int, max_period: float = 10_000.0) -> Array:
+class Conventions(NamedTuple):
+    """Details in which implementations of this U-Net differ.
+
+    Attributes:
+        epsilon: added to the variance of a group norm.
+        halving: padding of the 3 x 3 convolutions with stride 2.
+        reaches_end: the last frequency of the time embedding is 1/max_period, instead of the one
+            that would follow it.
+    """
+
+    epsilon: float
+    halving: Padding
+    reaches_end: bool
+
+
+CONVENTIONS = {
+    "adm": Conventions(1e-5, ((1, 1), (1, 1)), False),
+    # Ho et al.'s code of DDPM, and the models google/ddpm-* of diffusers.
+    "ddpm": Conventions(1e-6, ((0, 1), (0, 1)), True),
+}
+
+
+def time_embedding(
+    t: Array, dim: int, max_period: float = 10_000.0, reaches_end: bool = False
+) -> Array:
     """Embed t [B] in sinusoids of dim/2 frequencies from 1 to 1/max_period: [B, dim], t's dtype.
 
-    Cosines come first, as in ADM; an odd dim is padded with a zero.
+    Cosines come first, as in ADM; an odd dim is padded with a zero. The frequencies are a geometric
+    sequence, of which 1/max_period is a member only if it ``reaches_end``.
     """
     half = dim // 2
-    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=t.dtype) / half)
+    steps = half - 1 if reaches_end else half
+    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=t.dtype) / steps)
     angles = t[:, None] * frequencies
     embedding = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
@@ -65,12 +91,13 @@ class GroupNorm(nn.Module):
 
 
 class Convolution(nn.Module):
-    """A size x size convolution with PyTorch's padding of (size - 1) / 2.
+    """A size x size convolution, by default with PyTorch's padding of (size - 1) / 2.
 
     Attributes:
         features: output channels.
         size: 3 or 1.
         stride: 1 or 2.
+        padding: padding of a 3 x 3 convolution that is not ``doubled``.
         doubled: upsample x to twice its side by repetition before convolving.
         zero: initialise the kernel with zeros.
         dtype: computing dtype; None: the promoted dtype of x and the parameters.
@@ -79,6 +106,7 @@ class Convolution(nn.Module):
     features: int
     size: int
     stride: int = 1
+    padding: Padding = ((1, 1), (1, 1))
     doubled: bool = False
     zero: bool = False
     dtype: Dtype = None
@@ -93,7 +121,7 @@ class Convolution(nn.Module):
             return x @ kernel[0, 0] + bias
         if self.doubled:
             return convolve_doubled(x, kernel) + bias
-        return convolve(x, kernel, self.stride, ((1, 1), (1, 1))) + bias
+        return convolve(x, kernel, self.stride, self.padding) + bias
 
 
 def average_pool(x: Array) -> Array:
@@ -114,6 +142,7 @@ class ResidualBlock(nn.Module):
         resample: "half" (`average_pool`) or "double" (`repeat`) resamples both branches; None: the
             side is unchanged.
         dtype: computing dtype of the convolutions; None: the input's. The embedding keeps its own.
+        epsilon: added to the variance of the group norms.
     """
 
     features: int
@@ -121,10 +150,12 @@ class ResidualBlock(nn.Module):
     scale_shift_norm: bool = True
     resample: str | None = None
     dtype: Dtype = None
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array) -> Array:
-        h = nn.silu(GroupNorm(name="norm_in")(x))
+        norm_out = GroupNorm(epsilon=self.epsilon, name="norm_out")
+        h = nn.silu(GroupNorm(epsilon=self.epsilon, name="norm_in")(x))
         if self.resample == "half":
             h, x = average_pool(h), average_pool(x)
         doubled = self.resample == "double"
@@ -135,9 +166,9 @@ class ResidualBlock(nn.Module):
         embedding = nn.Dense(width, name="embedding")(nn.silu(embedding))
         if self.scale_shift_norm:
             scale, shift = jnp.split(embedding, 2, axis=-1)
-            h = GroupNorm(name="norm_out")(h, scale, shift)
+            h = norm_out(h, scale, shift)
         else:
-            h = GroupNorm(name="norm_out")(h + embedding[:, None, None].astype(h.dtype))
+            h = norm_out(h + embedding[:, None, None].astype(h.dtype))
         h = nn.Dropout(self.dropout, deterministic=self.dropout == 0)(nn.silu(h))
         h = Convolution(self.features, 3, zero=True, dtype=self.dtype, name="conv_out")(h)
 
@@ -153,17 +184,19 @@ class AttentionBlock(nn.Module):
         heads: number of heads.
         head_channels: channels per head; overrides ``heads`` where it is set.
         dtype: computing dtype of the dense layers; None: the input's.
+        epsilon: added to the variance of the group norm.
     """
 
     heads: int = 1
     head_channels: int | None = None
     dtype: Dtype = None
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         b, height, width, channels = x.shape
         heads = self.heads if self.head_channels is None else channels // self.head_channels
-        h = GroupNorm(name="norm")(x).reshape(b, height * width, channels)
+        h = GroupNorm(epsilon=self.epsilon, name="norm")(x).reshape(b, height * width, channels)
         qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
         q, k, v = jnp.split(qkv.reshape(b, height * width, heads, -1), 3, axis=-1)
         h = attend(q, k, v).reshape(b, height, width, channels)
@@ -176,12 +209,14 @@ class Downsample(nn.Module):
 
     with_conv: bool
     dtype: Dtype = None
+    padding: Padding = ((1, 1), (1, 1))
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        if self.with_conv:
-            return Convolution(x.shape[-1], 3, stride=2, dtype=self.dtype, name="conv")(x)
-        return average_pool(x)
+        if not self.with_conv:
+            return average_pool(x)
+        conv = Convolution(x.shape[-1], 3, 2, self.padding, dtype=self.dtype, name="conv")
+        return conv(x)
 
 
 class Upsample(nn.Module):

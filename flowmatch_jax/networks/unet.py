@@ -15,7 +15,9 @@ import jax.numpy as jnp
 
 from flowmatch_jax.arrays import Array
 from flowmatch_jax.networks.layers import (
+    CONVENTIONS,
     AttentionBlock,
+    Conventions,
     Convolution,
     Downsample,
     GroupNorm,
@@ -23,7 +25,7 @@ from flowmatch_jax.networks.layers import (
     Upsample,
     time_embedding,
 )
-from flowmatch_jax.runtime.errors import UserError, at_least, fraction
+from flowmatch_jax.runtime.errors import UserError, at_least, fraction, one_of
 
 # (width, name, resample=None) -> a residual block
 Block = Callable[..., ResidualBlock]
@@ -54,6 +56,7 @@ class UNet(nn.Module):
         two_times: the network takes a second time, ``end``, for flow maps (see `flow_maps`).
         time_scale: factor on t before its sinusoids, whose frequencies are at most 1 (not stated in
             the paper; 1000 in ADM, 1 in torchcfm and facebookresearch/flow_matching).
+        conventions: details that do not change the parameters: "adm", or "ddpm" (see `layers`).
         dtype: computing dtype, e.g. bfloat16; None: x's. Parameters are float32, the output has x's
             dtype. Time and label are embedded in float32 or wider: bfloat16 distinguishes only 15
             times in [0.999, 1].
@@ -75,6 +78,7 @@ class UNet(nn.Module):
     condition_channels: int = 0
     two_times: bool = False
     time_scale: float = 1000.0
+    conventions: str = "adm"
     dtype: Any = None
     remat: bool = False
 
@@ -123,9 +127,13 @@ class UNet(nn.Module):
         h = block(self._widths[-1], "middle_1")(h, embedding)
         h = self._up(h, skips, embedding, block, attention)
 
-        h = nn.silu(GroupNorm(name="norm_out")(h))
+        h = nn.silu(GroupNorm(epsilon=self._details.epsilon, name="norm_out")(h))
         out = Convolution(self.out_channels, 3, zero=True, dtype=self.dtype, name="conv_out")
         return out(h).astype(output_dtype)
+
+    @property
+    def _details(self) -> Conventions:
+        return CONVENTIONS[self.conventions]
 
     @property
     def _widths(self) -> list[int]:
@@ -144,7 +152,13 @@ class UNet(nn.Module):
                 if self.residual_resampling:
                     h = block(width, f"down_{level}_halve", "half")(h, embedding)
                 else:
-                    h = Downsample(self.conv_resampling, self.dtype, name=f"down_{level}_halve")(h)
+                    halve = Downsample(
+                        self.conv_resampling,
+                        self.dtype,
+                        self._details.halving,
+                        name=f"down_{level}_halve",
+                    )
+                    h = halve(h)
                 skips.append(h)
         return skips
 
@@ -166,6 +180,7 @@ class UNet(nn.Module):
 
     def validate(self, sides: tuple[int, int]) -> None:
         """Raise UserError unless the settings are valid for images with these sides."""
+        one_of("conventions", self.conventions, CONVENTIONS)
         at_least("channels", self.channels, 1)
         at_least("depth", self.depth, 1)
         whole = all(isinstance(m, int) and m > 0 for m in self.multipliers)
@@ -208,7 +223,8 @@ class UNet(nn.Module):
 
         def embed(t: Array, name: str) -> Array:
             t = t.astype(jnp.promote_types(t.dtype, jnp.float32))
-            h = time_embedding(self.time_scale * t, self.channels)
+            reaches_end = self._details.reaches_end
+            h = time_embedding(self.time_scale * t, self.channels, reaches_end=reaches_end)
             h = nn.Dense(width, name=f"{name}_0")(h)
             return nn.Dense(width, name=f"{name}_1")(nn.silu(h))
 
@@ -226,7 +242,9 @@ class UNet(nn.Module):
         dropout = self.dropout if train else 0.0
 
         def block(width: int, name: str, resample: str | None = None) -> ResidualBlock:
-            return kind(width, dropout, self.scale_shift_norm, resample, self.dtype, name=name)
+            epsilon = self._details.epsilon
+            options = (dropout, self.scale_shift_norm, resample, self.dtype, epsilon)
+            return kind(width, *options, name=name)
 
         return block
 
@@ -236,7 +254,8 @@ class UNet(nn.Module):
         def attention(h: Array, name: str, always: bool = False) -> Array:
             if not always and h.shape[1] not in self.attention_sides:
                 return h
-            return kind(self.heads, self.head_channels, self.dtype, name=name)(h)
+            options = (self.heads, self.head_channels, self.dtype, self._details.epsilon)
+            return kind(*options, name=name)(h)
 
         return attention
 

@@ -50,6 +50,21 @@ class LayersTest(parameterized.TestCase):
         angles = 0.5 * 100.0 ** (-np.arange(3) / 3)
         np.testing.assert_allclose(embedding[1], [*np.cos(angles), *np.sin(angles), 0], rtol=1e-5)
 
+    def test_time_embedding_that_reaches_the_longest_period(self):
+        embedding = layers.time_embedding(jnp.array([0.5]), 8, max_period=100.0, reaches_end=True)
+        np.testing.assert_allclose(embedding[0, [0, 3]], np.cos([0.5, 0.005]), rtol=1e-6)
+        np.testing.assert_allclose(embedding[0, 5], np.sin(0.5 * 100 ** (-1 / 3)), rtol=1e-6)
+
+    def test_halving_of_each_convention(self):
+        """PyTorch's padding of 1, and TensorFlow's "SAME"."""
+        x = jax.random.normal(jax.random.key(0), (2, 6, 8, 3))
+        for name, padding in (("adm", 1), ("ddpm", "SAME")):
+            flax = nn.Conv(3, (3, 3), strides=2, padding=padding)
+            params = flax.init(jax.random.key(1), x)["params"]
+            ours = layers.Downsample(True, padding=layers.CONVENTIONS[name].halving)
+            halved = ours.apply({"params": {"conv": params}}, x)
+            np.testing.assert_allclose(halved, flax.apply({"params": params}, x), atol=1e-5)
+
     def test_resampling(self):
         x = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
         pooled = layers.average_pool(x)

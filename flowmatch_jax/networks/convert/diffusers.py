@@ -19,15 +19,17 @@ SETTINGS = {
     "attn_norm_num_groups": (None, 32),
     "center_input_sample": (False,),
     "class_embed_type": (None,),
-    "downsample_padding": (1,),
     "downsample_type": ("conv",),
-    "freq_shift": (0,),
     "mid_block_scale_factor": (1,),
     "mid_block_type": ("UNetMidBlock2D",),
-    "norm_eps": (1e-5,),
     "norm_num_groups": (32,),
     "time_embedding_type": ("positional",),
     "upsample_type": ("conv",),
+}
+# Settings that differ between the conventions of `layers.CONVENTIONS`; the first are the defaults.
+CONVENTIONS = {
+    "adm": {"downsample_padding": 1, "freq_shift": 0, "norm_eps": 1e-5},
+    "ddpm": {"downsample_padding": 0, "freq_shift": 1, "norm_eps": 1e-6},
 }
 BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D")
 LAYERS = {
@@ -67,8 +69,23 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             raise Misfit(f"it has a {block}, and the blocks known are {', '.join(BLOCKS)}")
 
 
-def read_structure(shapes: Shapes) -> Structure:
+def conventions_of(settings: Mapping[str, Any]) -> str:
+    """Return the conventions of the settings of config.json; raises Misfit for a mixture."""
+    defaults = CONVENTIONS["adm"]
+    given = {name: settings.get(name, value) for name, value in defaults.items()}
+    for name, values in CONVENTIONS.items():
+        if given == values:
+            return name
+    known = " or ".join(str(values) for values in CONVENTIONS.values())
+    raise Misfit(f"its settings are {given} instead of {known}")
+
+
+def read_structure(shapes: Shapes, settings: Mapping[str, Any]) -> Structure:
     """Read the structure of a network off the names and shapes of its tensors.
+
+    Args:
+        shapes: the shapes by name.
+        settings: config.json, for what they do not tell.
 
     Raises:
         Misfit: a tensor is missing, or the widths are not whole multiples.
@@ -85,6 +102,7 @@ def read_structure(shapes: Shapes) -> Structure:
         "scale_shift_norm": embedding[0] == 2 * widths[0],
         "residual_resampling": False,
         "conv_resampling": True,
+        "conventions": conventions_of(settings),
     }
     return Structure(
         unet=unet,

@@ -105,7 +105,7 @@ def convert(name: str, source: Path, state: Mapping[str, Tensor], told: Told) ->
     try:
         if name == "diffusers":
             diffusers.check_settings(told.settings)
-            structure = diffusers.read_structure(shapes)
+            structure = diffusers.read_structure(shapes, told.settings)
         else:
             structure = adm.read_structure(shapes)
     except Misfit as misfit:

@@ -111,8 +111,11 @@ DIFFUSERS = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
 }
+# As google/ddpm-cifar10-32 and its siblings.
+DDPM = {"downsample_padding": 0, "freq_shift": 1, "norm_eps": 1e-6, "flip_sin_to_cos": False}
 CASES |= {
     "diffusers": Case("diffusers", DIFFUSERS, {"head_channels": 8}),
+    "diffusers_ddpm": Case("diffusers", DIFFUSERS | DDPM, {"head_channels": 8, "settings": DDPM}),
     "diffusers_classes": Case(
         "diffusers",
         DIFFUSERS
