@@ -103,7 +103,7 @@ def make_measure(experiment: Experiment) -> Callable[[Params], dict[str, float]]
     size = experiment.config.evaluate.samples
     straightness = make_straightness(experiment)
     solve = make_sampler(experiment, size, ACCURATE)
-    eulers = {n: make_sampler(experiment, size, Solver("euler", n)) for n in EULER}
+    eulers = {n: make_sampler(experiment, size, Solver("euler", steps=n)) for n in EULER}
 
     def measure(params: Params) -> dict[str, float]:
         accurate = solve(params)
