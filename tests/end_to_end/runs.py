@@ -34,7 +34,7 @@ TINY = (
     "--config.train.sample_every=20",
     "--config.train.checkpoint_every=10",
     "--config.train.keep_every=50",
-    "--config.solver.method=euler",
+    "--config.solver.method=ab2",
     "--config.solver.steps=2",
     "--config.evaluate.samples=4",
     "--config.evaluate.images=11",
@@ -47,7 +47,8 @@ TINY = (
     "--config.figures.sample_nfe=(2,4)",
 )
 # The same without the U-Net, whose programs take most of a run's time.
-SMALL_NET = (*TINY, "--config.network.name=tests.end_to_end.nets:Small")
+SMALL = "tests.end_to_end.nets:Small"
+SMALL_NET = (*TINY, f"--config.network.name={SMALL}")
 # The same in the plane.
 TINY_POINTS = (
     "--config.network.mlp.width=8",
@@ -59,7 +60,7 @@ TINY_POINTS = (
     "--config.train.sample_every=100",
     "--config.train.checkpoint_every=10",
     "--config.train.keep_every=10",
-    "--config.solver.method=euler",
+    "--config.solver.method=ab2",
     "--config.solver.steps=2",
     "--config.evaluate.samples=64",
     "--config.evaluate.images=11",
@@ -69,6 +70,8 @@ TINY_POINTS = (
     "--config.figures.seeds=4",
     "--config.figures.sample_nfe=(2,4)",
 )
+# For runs of which what is trained is tested, and no score.
+UNSCORED = "--config.evaluate.after_training=False"
 
 
 def command(*flags):

@@ -14,8 +14,9 @@ from absl.testing import absltest
 from tests.end_to_end.runs import (
     DIGITS,
     ROOT,
-    TINY,
+    SMALL_NET,
     TINY_POINTS,
+    UNSCORED,
     bits,
     command,
     environment,
@@ -40,7 +41,7 @@ POINTS = (
     *SAME,
     "--config.evaluate.images=24",
 )
-PICTURES = (DIGITS, *TINY, *SAME, "--config.evaluate.images=16")
+PICTURES = (DIGITS, *SMALL_NET, *SAME, "--config.evaluate.images=16")
 
 
 def launched(*flags, processes=2, devices=1):
@@ -118,7 +119,7 @@ class SeveralProcessesTest(absltest.TestCase):
         for name, first, second in (("fewer", split(8), run), ("more", run, split(2))):
             workdir = self.folder / name
             flags = (*POINTS, "--config.optimizer.schedule=constant", f"--workdir={workdir}")
-            first(*flags, "--config.train.steps=10")
+            first(*flags, UNSCORED, "--config.train.steps=10")
             child = second(*flags)
             self.assertIn("at step 10", child.stderr)
         steady = self.folder / "steady"
@@ -128,7 +129,7 @@ class SeveralProcessesTest(absltest.TestCase):
 
     def test_a_signal_stops_all_and_the_run_goes_on(self):
         workdir = self.folder / "stopped"
-        flags = (*POINTS, "--config.train.steps=100000", f"--workdir={workdir}")
+        flags = (*POINTS, UNSCORED, "--config.train.steps=100000", f"--workdir={workdir}")
         with subprocess.Popen(
             launched(*flags),
             cwd=ROOT,

@@ -17,6 +17,7 @@ from absl.testing import absltest, parameterized
 from tests.end_to_end.runs import (
     ROOT,
     TINY_POINTS,
+    UNSCORED,
     bits,
     command,
     environment,
@@ -28,15 +29,17 @@ from tests.end_to_end.runs import (
 )
 
 LIMIT = 300  # seconds after which a run hangs
-STEPS = 600
+STEPS = 200
 # Points, because what a run survives does not depend on its network.
 RUN = (
     "--config=configs/checkerboard_ot.py",
     *TINY_POINTS,
     "--config.train.sample_every=1000000",
-    "--config.train.keep_every=50",
+    "--config.train.keep_every=100",
+    "--config.train.checkpoint_every=20",
     f"--config.train.steps={STEPS}",
 )
+ENDLESS = (*RUN, UNSCORED, "--config.optimizer.schedule=constant", "--config.train.steps=1000000")
 
 
 class SurvivalTest(parameterized.TestCase):
@@ -95,8 +98,8 @@ class SurvivalTest(parameterized.TestCase):
     def test_a_few_kills(self):
         workdir = self.folder / "killed"
         flags = (*RUN, f"--workdir={workdir}")
-        self.check_kills(2, 8, RUN, workdir)
-        for stop_at in (165, 305):  # between checkpoints: steps are lost and done again
+        self.check_kills(1, 8, RUN, workdir)
+        for stop_at in (45, 115):  # between checkpoints: steps are lost and done again
             child = self.start(*flags)
             self.wait_for(child, lambda n=stop_at: any(m["step"] >= n for m in metrics(workdir)))
             self.assertIsNone(child.poll(), "it ended before it could be killed")
@@ -124,8 +127,7 @@ class SurvivalTest(parameterized.TestCase):
     @parameterized.parameters(signal.SIGTERM, signal.SIGINT)
     def test_signal_saves_the_step_it_stops_at(self, number):
         wanted, workdir = (self.folder / f"{name}_{number.name}" for name in ("steady", "stopped"))
-        endless = (*RUN, "--config.optimizer.schedule=constant", "--config.train.steps=1000000")
-        with self.start(*endless, f"--workdir={workdir}") as child:
+        with self.start(*ENDLESS, f"--workdir={workdir}") as child:
             self.wait_for(child, lambda: metrics(workdir))
             child.send_signal(number)
             _, stderr = child.communicate(timeout=LIMIT)
@@ -134,7 +136,7 @@ class SurvivalTest(parameterized.TestCase):
         self.assertIn(f"error: {number.name}: training stopped at step {step}", stderr)
         self.assertNotIn("Traceback", stderr)
         # To the same bits as a run that never stopped.
-        some_more = (*endless, f"--config.train.steps={step + 7}")
+        some_more = (*ENDLESS, f"--config.train.steps={step + 7}")
         for folder in (workdir, wanted):
             child = run(*some_more, f"--workdir={folder}")
             self.assertEqual(child.returncode, 0, child.stderr)
@@ -146,10 +148,10 @@ class SurvivalTest(parameterized.TestCase):
         shutil.copytree(self.whole, workdir)
         for path in (workdir / "checkpoints" / f"{STEPS}").rglob("d/*"):
             os.truncate(path, 10)
-        child = run(*RUN, f"--workdir={workdir}")
+        child = run(*RUN, UNSCORED, f"--workdir={workdir}")
         self.assertEqual(child.returncode, 0, child.stderr)
         self.assertIn(f"Checkpoint {STEPS} cannot be used, and is kept as", child.stderr)
-        self.assertIn(f"at step {STEPS - 10}", child.stderr)
+        self.assertIn(f"at step {STEPS - 20}", child.stderr)
         self.check_same_end(workdir, self.whole)
         self.assertTrue((workdir / "damaged" / f"{STEPS}").is_dir())
 
@@ -165,8 +167,8 @@ class SurvivalTest(parameterized.TestCase):
             self.skipTest(f"a small disk cannot be mounted here: {mounted.stderr.decode()}")
         self.addCleanup(subprocess.run, ["umount", str(disk)], check=True)
         workdir = disk / "run"
-        endless = (*RUN, "--config.optimizer.schedule=constant", "--config.train.steps=1000000")
-        child = run_process(*endless, f"--workdir={workdir}")  # keeps every 50th step
+        keeping_all = "--config.train.keep_every=20"
+        child = run_process(*ENDLESS, keeping_all, f"--workdir={workdir}")
         self.assertEqual(child.returncode, 1, child.stderr)
         self.assertIn(f"error: the disk of {workdir} is full", child.stderr)
         self.assertNotIn("Traceback", child.stderr)
@@ -174,7 +176,7 @@ class SurvivalTest(parameterized.TestCase):
         for step in kept[:-1]:
             shutil.rmtree(workdir / "checkpoints" / str(step))
         some_more = f"--config.train.steps={kept[-1] + 5}"
-        child = run(*endless, some_more, f"--workdir={workdir}")
+        child = run(*ENDLESS, keeping_all, some_more, f"--workdir={workdir}")
         self.assertEqual(child.returncode, 0, child.stderr)
         self.assertIn(f"at step {kept[-1]}", child.stderr)
 
