@@ -217,6 +217,7 @@ def samples_at(
         size: number of samples.
         calls: numbers of calls of the field; the NFE count the network, as in `over_nfe`.
     """
-    solvers = [Solver("midpoint", steps=steps_for("midpoint", n)) for n in calls]
-    solutions = [make_sampler(experiment, size, solver)(params) for solver in solvers]
+    grids = [np.linspace(0, experiment.path.t_end, steps_for("midpoint", n) + 1) for n in calls]
+    draw = make_sampler(experiment, size)
+    solutions = [draw(params, coefficients=of_method("midpoint", grid)) for grid in grids]
     return [int(s.nfe) for s in solutions], np.asarray([s.x for s in solutions])
