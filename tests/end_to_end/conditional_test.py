@@ -26,7 +26,7 @@ class ConditionalTest(absltest.TestCase):
         guided = ("--config.guidance.scale=3", "--config.evaluate.classes=(8,1)")
         child = run(*flags, "--mode=sample", *guided)
         self.assertEqual(child.returncode, 0, child.stderr)
-        kept = np.load(workdir / "samples" / "20_ema_guidance3_nfe4.npz")  # two Euler steps
+        kept = np.load(workdir / "samples" / "20_ema_guidance3_nfe4.npz")  # two steps
         np.testing.assert_array_equal(kept["label"], [8, 8, 1, 1])
 
         child = run(*flags, "--mode=evaluate", "--config.guidance.scale=3")

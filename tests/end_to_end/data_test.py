@@ -18,7 +18,16 @@ from flowmatch_jax.tracking.log import RunLog
 from flowmatch_jax.training.loop import train
 from flowmatch_jax.training.step import experiment_gradient
 from tests.data.prepare import archive_cases
-from tests.end_to_end.runs import SMALL_NET, bits, metrics, run, run_process, saved_state
+from tests.end_to_end.runs import (
+    SMALL,
+    SMALL_NET,
+    UNSCORED,
+    bits,
+    metrics,
+    run,
+    run_process,
+    saved_state,
+)
 
 SETS = {
     "fashion_mnist": "fashion_mnist_ot",
@@ -45,7 +54,7 @@ TINY_UNET = {
 
 
 class ArchivesTest(parameterized.TestCase):
-    def prepared(self, name, config_name):
+    def prepared(self, name, config_name, network="unet"):
         """The experiment on a small version of the set, prepared from its archives."""
         archives = Path(self.create_tempdir("archives").full_path)
         data_dir = Path(self.create_tempdir("data").full_path)
@@ -53,6 +62,7 @@ class ArchivesTest(parameterized.TestCase):
         shutil.rmtree(archives)
         config = experiment_config(f"configs/{config_name}.py")
         config.update_from_flattened_dict(TINY_UNET)
+        config.network.name = network
         config.data.data_dir = str(data_dir)
         config.data.name = name.partition("/")[0]
         config.data.version = name.partition("/")[2] or None
@@ -74,7 +84,7 @@ class ArchivesTest(parameterized.TestCase):
     @parameterized.parameters("fashion_mnist", "imagenet32/old")
     def test_from_the_archives_to_trained_steps(self, name):
         workdir = Path(self.create_tempdir("run").full_path)
-        experiment = self.prepared(name, SETS[name])
+        experiment = self.prepared(name, SETS[name], SMALL)
         open_workdir(workdir)
         with RunLog(workdir, experiment.config) as log:
             train(experiment, workdir, lambda params, step: None, log)
@@ -113,11 +123,10 @@ class FolderTest(absltest.TestCase):
     def test_the_way_images_are_kept_does_not_change_the_training(self):
         """Mapped, read by two processes and stopped half-way, or on the device: the same bits."""
         _, wanted = self.run_to(12, "memory")
-        workers = ("--config.data.storage=records", "--config.data.workers=2")
-        self.run_to(6, "records", *workers, run=run_process)
-        one = (*workers[:1], "--config.data.workers=1")
-        _, resumed = self.run_to(12, "records", *one, run=run_process)
-        _, device = self.run_to(12, "device", "--config.data.storage=device")
+        mapped = (UNSCORED, "--config.data.storage=records")
+        self.run_to(6, "records", *mapped, "--config.data.workers=2", run=run_process)
+        _, resumed = self.run_to(12, "records", *mapped)  # by threads of its own
+        _, device = self.run_to(12, "device", UNSCORED, "--config.data.storage=device")
         for other in (resumed, device):
             jax.tree.map(np.testing.assert_array_equal, bits(other), bits(wanted))
         (record,) = json.loads((self.folder / "memory/evaluation/12.json").read_text())[
