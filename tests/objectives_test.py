@@ -246,10 +246,7 @@ class RegressionTest(absltest.TestCase):
 class MaximumLikelihoodTest(Float64TestCase):
     """The flow is solved in each step: its gradient against finite differences, both adjoints."""
 
-    @parameterized.product(
-        adjoint=("checkpointed", "backsolve"),
-        divergence=("exact", "hutchinson"),
-    )
+    @parameterized.parameters(("checkpointed", "exact"), ("backsolve", "hutchinson"))
     def test_gradient(self, adjoint, divergence):
         solver = Solver(rtol=1e-8, atol=1e-8, adjoint=adjoint, max_steps=128)
         objective = objectives.maximum_likelihood(PATHS["ot"], solver=solver, divergence=divergence)
@@ -282,7 +279,7 @@ class MaximumLikelihoodTest(Float64TestCase):
     def test_training_finds_the_data_s_spread(self):
         """The scaling that fits data N(0, s^2) is a = log s."""
         objective = objectives.maximum_likelihood(
-            PATHS["ot"], solver=Solver("rk4", steps=4), divergence="exact"
+            PATHS["ot"], solver=Solver("ab3", steps=30), divergence="exact"
         )
         apply = lambda a, t, x, **_: a * x  # noqa: E731
         x = 0.5 * jax.random.normal(jax.random.key(0), (2000, 1))
