@@ -45,16 +45,16 @@ flags.FLAGS.mark_as_parsed()
 TESTS = Path(__file__).parent
 # The longest files, which begin first so that no worker is left with one of them at the end.
 LONGEST = (
-    "end_to_end/survival_test.py",
     "end_to_end/run_test.py",
     "end_to_end/scale_test.py",
-    "end_to_end/data_test.py",
-    "end_to_end/conditional_test.py",
-    "solvers_test.py",
-    "runtime/mesh_test.py",
+    "notebooks_test.py",
     "likelihood_test.py",
-    "networks/unet_test.py",
+    "solvers_test.py",
+    "end_to_end/survival_test.py",
+    "end_to_end/data_test.py",
     "objectives_test.py",
+    "runtime/mesh_test.py",
+    "networks/unet_test.py",
 )
 # What the mathematics is held against, without a process, a training or a large program: -m fast.
 FAST = (

@@ -68,7 +68,8 @@ class DocsTest(parameterized.TestCase):
     @parameterized.parameters(*PAGES)
     def test_examples_run(self, page):
         for block in re.findall(r"^```python\n(.*?)^```$", read(page), re.MULTILINE | re.DOTALL):
-            exec(compile(block, page, "exec"), {"__name__": page})
+            short = re.sub(r"\b2000\)", "20)", block)  # steps of a training
+            exec(compile(short, page, "exec"), {"__name__": page})
 
     def test_the_readme_is_short(self):
         self.assertLessEqual(len(read("README.md").splitlines()), 150)

@@ -105,6 +105,7 @@ def schedule(config):
     )
 
 
+@functools.cache
 def count_parameters(name):
     params = jax.eval_shape(build(load(name)).init_params, jax.random.key(0))
     return sum(p.size for p in jax.tree.leaves(params))
