@@ -15,7 +15,7 @@ from flowmatch_jax.runtime.stops import StopNotice
 from tests.evaluation import experiments
 
 VE_STD = variance_exploding().source_std
-EULER = {"solver__method": "euler", "solver__steps": 1}
+EULER = {"solver__method": "ab2", "solver__steps": 1}  # whose first step is Euler's
 PAIRS = {"pairs__count": 24, "pairs__batch_size": 8} | EULER
 
 

@@ -208,7 +208,7 @@ class OwnPartsTest(OwnPartsTestCase):
         self.train("resumed", 2, *flags)
         self.same(self.train("resumed", 4, *flags), whole)
 
-        solver = Solver("euler", steps=2)
+        solver = Solver("ab2", steps=2)
         x = flowmatch_jax.load(whole).sample(jax.random.key(0), 3, solver=solver)
         self.assertEqual(x.shape, (3, 2))
         moved = Path(shutil.move(whole, self.folder / "moved"))

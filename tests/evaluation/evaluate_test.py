@@ -73,7 +73,11 @@ class ConditionTest(absltest.TestCase):
     def test_record_of_super_resolution(self):
         """A flow that leaves noise as it is; the rows without a model beside it."""
         experiment = images(
-            condition__low_resolution=4, evaluate__generated=20, evaluate__batch_size=99
+            condition__low_resolution=4,
+            evaluate__generated=20,
+            evaluate__batch_size=99,
+            solver__method="ab2",
+            solver__steps=2,
         )
         workdir = Path(self.create_tempdir().full_path)
         sampler = make_sampler(experiment, 8)

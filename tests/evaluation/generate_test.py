@@ -17,7 +17,7 @@ from tests.evaluation import experiments
 
 ONE = jnp.ones(())
 NAMES = ("zero", "one", "T-shirt/top", *(f"class {i}" for i in range(3, 10)))
-EULER = {"solver__method": "euler", "solver__steps": 1}
+EULER = {"solver__method": "ab2", "solver__steps": 1}  # whose first step is Euler's
 
 
 def by_label(params, t, x, label=None, **_):

@@ -11,7 +11,7 @@ from flowmatch_jax.runtime.errors import RunStopped, UserError
 from tests.evaluation.experiments import images, regression
 
 ONE = jnp.ones(())
-EULER = {"solver__method": "euler", "solver__steps": 1, "condition__low_resolution": 4}
+EULER = {"solver__method": "ab2", "solver__steps": 1, "condition__low_resolution": 4}
 
 
 def to_the_condition(params, t, x, condition=None, **_):

@@ -26,13 +26,13 @@ class LevelOctavesTest(parameterized.TestCase):
     @parameterized.parameters(("digits_ot", 1 + 4), ("digits_sr4_8", 1 + 2 + 4))
     def test_they_are_inputs_of_the_network_beside_the_condition(self, name, channels):
         experiment = self.experiment(name, **{"network.level_octaves": 2})
-        params = experiment.init_params(jax.random.key(0))
+        params = jax.jit(experiment.init_params)(jax.random.key(0))
         self.assertEqual(params["conv_in"]["kernel"].shape[2], channels)
         # The network is 0 before training: its last layer becomes the identity of some channel.
         params["conv_out"]["kernel"] = params["conv_out"]["kernel"].at[1, 1, 0].set(1.0)
         batch = jax.tree.map(jnp.asarray, experiment.test_data.zeros(2))
         inputs = experiment.conditioning.inputs(batch)
-        v = experiment.field(params, **inputs)
+        v = jax.jit(experiment.field(params, **inputs))
         x = jnp.full((2, 8, 8, 1), 0.3)
         moved = x.at[..., 0].add(1 / 17)  # by half of the distance of two levels
         changes = [float(jnp.abs(v(t, moved) - v(t, x)).max()) for t in (0.5, 0.99)]

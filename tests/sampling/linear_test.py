@@ -31,6 +31,7 @@ class OfMethodTest(Float64TestCase):
     def test_derivatives_by_the_times(self, name):
         """By central differences."""
 
+        @jax.jit
         def end(grid):
             return linear.solve(field, jnp.ones((1, 1)), linear.of_method(name, grid)).x[0, 0]
 

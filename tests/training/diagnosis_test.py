@@ -63,7 +63,9 @@ class DiagnosisTest(absltest.TestCase):
         self.assertIn(f"gradient of {found['gradients'][0]['layer']}", "\n".join(logs.output))
 
     def test_maximum_likelihood_has_no_times(self):
-        experiment = small(experiment_config("configs/checkerboard_cnf.py"))
+        config = experiment_config("configs/checkerboard_cnf.py")
+        config.maximum_likelihood.update(method="ab2", steps=2)
+        experiment = small(config)
         found = diagnose(experiment, after_one_step(experiment), self.batch)
         self.assertEqual(found["loss_by_t"], [])
         self.assertIsInstance(found["loss"], float)
