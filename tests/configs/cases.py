@@ -9,9 +9,10 @@ import numpy as np
 from absl.testing import parameterized
 
 import configs
-from flowmatch_jax import experiment, parts
+from flowmatch_jax import experiment
 from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.data.dataset import Dataset
+from flowmatch_jax.parts import data
 from flowmatch_jax.training.optimizer import learning_rate_schedule
 
 FOLDER = Path(configs.__file__).parent
@@ -52,6 +53,8 @@ SUPER_RESOLUTION = {
     "emoji_sr64_256": ("folder", 64, 256),
     "imagenet_sr64_256": ("imagenet256", 64, 256),
 }
+# Flows from one dataset to another -> where their samples end.
+BETWEEN = {"two_moons_to_gaussians": "eight_gaussians", "digits_3_to_8": "digits"}
 # Every experiment that the documentation names: files, and the methods derived from them.
 NAMES = sorted(
     FILES
@@ -64,7 +67,7 @@ NAMES = sorted(
     | {f"{data}_cnf" for data in ("checkerboard", "digits")}
     | {f"{data}_{method}" for data in ("checkerboard", "digits") for method in FLOW_MAPS}
     | {"digits_likelihood", "fashion_mnist16_likelihood", "cifar10_likelihood"}
-    | {f"{data}_minibatch_ot" for data in ("checkerboard", "digits")}
+    | {f"{data}_minibatch_ot" for data in ("checkerboard", "digits", *BETWEEN)}
     | {"fashion_mnist16_mean_flow", "imagenet64_mean_flow"}
 )
 
@@ -78,7 +81,8 @@ def empty(config, split):
     if config.name == "folder":
         shape, levels = (config.size, config.size, config.folder.channels), 256
     else:
-        shape, levels = ITEMS[config.arrays.train or config.name]
+        of_name = ITEMS | {"eight_gaussians": ((2,), None)}
+        shape, levels = of_name[config.arrays.train or config.name]
         if config.size is not None:
             shape = (config.size, config.size, shape[-1])
     dtype = np.float32 if levels is None else np.uint8
@@ -94,7 +98,7 @@ def build(config):
         config.data.folder.path = "pictures"
     if config.data.name == "arrays":
         config.data.arrays.train = "points" if config.network.name == "mlp" else "arrays"
-    with mock.patch.object(parts, "open_dataset", empty):
+    with mock.patch.object(data, "open_dataset", empty):
         return experiment.build(config)
 
 

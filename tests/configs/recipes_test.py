@@ -4,6 +4,7 @@ from absl.testing import absltest, parameterized
 from flowmatch_jax.report.runs import method_name
 from flowmatch_jax.training.optimizer import adam
 from tests.configs.cases import (
+    BETWEEN,
     CLASSES,
     FLOW_MAPS,
     ITEMS,
@@ -86,8 +87,9 @@ class EveryConfigTest(ConfigTestCase):
         of_sr = [data for sr, (data, *_) in SUPER_RESOLUTION.items() if name.startswith(sr)]
         resized = [data for other, (data, _) in RESIZED.items() if name.startswith(other)]
         named = [data for data in (*ITEMS, "folder") if name.startswith(data)]
+        between = [data for other, data in BETWEEN.items() if name.startswith(other)]
         of_files = ["arrays"] if name.startswith("points") else []
-        self.assertIn(config.data.name, of_sr or resized or of_files or named)
+        self.assertIn(config.data.name, of_sr or resized or between or of_files or named)
         build(config)
         schedule(config)
         fields = config.optimizer
