@@ -258,6 +258,8 @@ class BuildTest(parameterized.TestCase):
             "network.mlp",
             "data.folder",
             "data.arrays",
+            "source.folder",
+            "source.arrays",
             "optimizer",
         )
         told = 0

@@ -15,7 +15,12 @@ from flowmatch_jax.pixels import centres
 from flowmatch_jax.runtime.errors import UserError
 from tests.end_to_end.runs import SMALL_NET, evaluations, metrics, run
 
-FLAGS = ("--config=configs/digits_3_to_8_minibatch_ot.py", *SMALL_NET)
+FLAGS = (
+    "--config=configs/digits_3_to_8_minibatch_ot.py",
+    *SMALL_NET,
+    "--config.train.steps=20",
+    "--config.train.keep_every=20",
+)
 
 
 class SourceTest(absltest.TestCase):
@@ -29,14 +34,14 @@ class SourceTest(absltest.TestCase):
         first, *_, last = metrics(folder / "run")
         self.assertLess(last["loss"], first["loss"])
         self.assertIn("validation_loss_ema", first)
-        (record,) = evaluations(folder / "run", 60)
+        (record,) = evaluations(folder / "run", 20)
         self.assertNotIn("bits_per_dim_k1", record["results"]["ema"])
         self.assertEqual(record["source"]["classes"], [3])
         facts = json.loads((folder / "run" / "data.json").read_text())
         self.assertEqual(
             facts["source"]["test"]["label_counts"][3], facts["source"]["test"]["items"]
         )
-        with Image.open(folder / "run" / "samples" / "60_ema.png") as picture:
+        with Image.open(folder / "run" / "samples" / "20_ema.png") as picture:
             self.assertEqual(picture.size, (2 * 34 - 2, 4 * 34 - 2))  # start and sample, four times
 
         self.check_model(folder / "run")
