@@ -57,6 +57,8 @@ def weights(old: int, new: int, filter: str) -> np.ndarray:
     return matrix / matrix.sum(axis=1, keepdims=True)
 
 
+# Compiled, because evaluation also calls it on its own; inlined where it is part of a program.
+@functools.partial(jax.jit, static_argnames=("sides", "filter", "levels"), inline=True)
 def resize(
     image: Array, sides: tuple[int, int], filter: str = "bicubic", levels: int | None = None
 ) -> Array:
@@ -72,6 +74,9 @@ def resize(
 
     Returns:
         [..., H', W', C]: int32 with levels, else float32.
+
+    Raises:
+        UserError: the filter is unknown.
     """
     across = weights(image.shape[-2], sides[1], filter)
     down = weights(image.shape[-3], sides[0], filter)
