@@ -26,8 +26,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         "JAX_COMPILATION_CACHE_DIR": SESSION,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        # Programs are lowered faster if their operations do not name the lines they come from.
-        "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",
         "XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), *QUICKLY_COMPILED]).strip(),
     }
 elif "NPROC" not in os.environ:
