@@ -125,7 +125,7 @@ class MistakesTest(parameterized.TestCase):
             "no_such_section",
             (DIGITS, "--config.trian.steps=5"),
             "--config.trian.steps",
-            "solver, sr3, train",
+            "solver, source, sr3, train",
         ),
         (
             "wrong_type",

@@ -23,6 +23,7 @@ UNET = (
     "residual_resampling",
     "conv_resampling",
     "time_scale",
+    "conventions",
 )
 
 

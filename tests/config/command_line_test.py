@@ -66,7 +66,7 @@ class CommandLineTest(parameterized.TestCase):
         (
             DIGITS,
             ["--config.trian.steps=5"],
-            "--config.trian.steps: .* there are: .*solver, sr3, train",
+            "--config.trian.steps: .* there are: .*solver, source, sr3, train",
         ),
         (DIGITS, ["--config.seed.x=5"], "--config.seed.x: .* there are: none"),
         (DIGITS, ["--config.train.steps=many"], "--config.train.steps: got 'many'; .* int"),
