@@ -131,7 +131,7 @@ def source_batch(source: Dataset, size: int, batch: int = 0) -> np.ndarray:
 
 def starts(source: Dataset, numbers: np.ndarray) -> np.ndarray:
     """Return the items of a source with these numbers, cyclically, as `source_batch` does."""
-    x = np.asarray(source.x[numbers % len(source)])
+    x = items_at(source, numbers % len(source))["x"]
     return x if source.levels is None else centres(x, source.levels).astype(np.float32)
 
 

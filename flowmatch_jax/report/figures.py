@@ -18,12 +18,13 @@ from flowmatch_jax import paths
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.config.field import Of, select
 from flowmatch_jax.config.fields import FIELDS
-from flowmatch_jax.evaluation.samples import items_of_batch, make_sampler, starts
+from flowmatch_jax.evaluation.samples import items_of_batch, make_sampler
 from flowmatch_jax.evaluation.super_resolution import side_by_side
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.likelihood import log_prob
 from flowmatch_jax.metrics.features.extractors import score_name
 from flowmatch_jax.paths import PATHS, GaussianPath
+from flowmatch_jax.pixels import centres
 from flowmatch_jax.report import curves, plots
 from flowmatch_jax.report.runs import method_name
 from flowmatch_jax.runtime.files import Unreadable, read_json
@@ -143,16 +144,15 @@ def draw_paths(experiment: Experiment, params: Params, folder: Path) -> None:
     ]
     write_csv(folder / "sample_paths.csv", rows)
     path = folder / "sample_paths.png"
-    target = starts(data, np.arange(size))
     if data.is_image:
         rows = {f"{n + 1}": x[:, n] for n in range(size)}
         if experiment.source is not None:
-            rows["data"] = target
+            rows["data"] = np.asarray(centres(items_of_batch(experiment, size)["x"], data.levels))
         plots.save_image_rows(path, rows, data.levels)
         return
     plots.save_trajectories(path, x[:, :PATH_POINTS].swapaxes(0, 1))
     columns = {f"t = {at:.2f}": points for at, points in zip(t[::2], x[::2], strict=True)}
-    columns["data"] = target
+    columns["data"] = items_of_batch(experiment, size)["x"]
     plots.save_point_rows(folder / "marginals.png", {"": columns}, reach(experiment))
 
 

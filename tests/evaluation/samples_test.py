@@ -1,4 +1,5 @@
 import dataclasses
+import operator
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -14,6 +15,29 @@ from tests.evaluation.experiments import images
 ONE = jnp.ones(())
 CLASSES = {"condition__labels": True}
 BOTH = {"condition__labels": True, "condition__low_resolution": 4}
+
+
+class OneByOne:
+    """Images that are read one at a time, as datasets that decode on access do."""
+
+    def __init__(self, x):
+        self.x, self.shape = x, x.shape
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.x[operator.index(i)]
+
+
+class SourceTest(absltest.TestCase):
+    def test_batches_begin_at_the_items_of_the_source(self):
+        """In order and cyclically, at the centres of their bins, however they are kept."""
+        whole = images().test_data
+        for source in (whole, dataclasses.replace(whole, x=OneByOne(whole.x))):
+            x0 = samples.source_batch(source, 8, 37)
+            wanted = whole.x[[296, *range(7)]].astype(np.float32)
+            np.testing.assert_allclose(x0, (2 * wanted + 1) / 17 - 1, rtol=1e-6)
 
 
 class GivenTest(absltest.TestCase):
