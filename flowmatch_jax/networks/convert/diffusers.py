@@ -11,6 +11,7 @@ from typing import Any
 
 from flowmatch_jax.networks.convert.layout import LEAVES
 from flowmatch_jax.networks.convert.structure import Misfit, Shapes, Structure
+from flowmatch_jax.networks.layers import CONVENTIONS
 
 # Settings with other effects than ADM's, and the values at which they have none.
 SETTINGS = {
@@ -26,10 +27,14 @@ SETTINGS = {
     "time_embedding_type": ("positional",),
     "upsample_type": ("conv",),
 }
-# Settings that differ between the conventions of `layers.CONVENTIONS`; the first are the defaults.
-CONVENTIONS = {
-    "adm": {"downsample_padding": 1, "freq_shift": 0, "norm_eps": 1e-5},
-    "ddpm": {"downsample_padding": 0, "freq_shift": 1, "norm_eps": 1e-6},
+# The settings that differ between conventions, in the words of config.json; "adm" has the defaults.
+OF_CONVENTIONS = {
+    name: {
+        "downsample_padding": details.halving[0][0],
+        "freq_shift": int(details.reaches_end),
+        "norm_eps": details.epsilon,
+    }
+    for name, details in CONVENTIONS.items()
 }
 BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D")
 LAYERS = {
@@ -71,12 +76,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 def conventions_of(settings: Mapping[str, Any]) -> str:
     """Return the conventions of the settings of config.json; raises Misfit for a mixture."""
-    defaults = CONVENTIONS["adm"]
+    defaults = OF_CONVENTIONS["adm"]
     given = {name: settings.get(name, value) for name, value in defaults.items()}
-    for name, values in CONVENTIONS.items():
+    for name, values in OF_CONVENTIONS.items():
         if given == values:
             return name
-    known = " or ".join(str(values) for values in CONVENTIONS.values())
+    known = " or ".join(str(values) for values in OF_CONVENTIONS.values())
     raise Misfit(f"its settings are {given} instead of {known}")
 
 
