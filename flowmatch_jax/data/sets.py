@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flowmatch_jax.data.arrays import ArrayOptions, open_arrays
-from flowmatch_jax.data.dataset import Dataset
+from flowmatch_jax.data.dataset import Dataset, Items
 from flowmatch_jax.data.digits import digits
 from flowmatch_jax.data.images import decode as images
 from flowmatch_jax.data.images.encoded import CorruptImage, Pictures, decoded
@@ -135,6 +135,9 @@ def _of_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
     """Keep the items of these classes, in order; labels keep their numbers."""
     if dataset.label is None:
         raise UserError("classes", classes, f"{dataset.name} has none: leave it empty")
+    if not isinstance(dataset.x, np.ndarray | Items):
+        allowed = f"items of {dataset.name} are read one by one, and all used: leave it empty"
+        raise UserError("classes", classes, allowed)
     for label in classes:
         if label not in dataset.label:
             allowed = f"no item of the {dataset.split} split of {dataset.name} has it"

@@ -6,13 +6,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from flowmatch_jax.config.rules import minibatch_ot
 from flowmatch_jax.config.rules.datasets import data_options, source_options
 from flowmatch_jax.couplings import MINIBATCH_OT, PAIRED
 from flowmatch_jax.data import sets
-from flowmatch_jax.data.dataset import Dataset, RecordedDataset, Splits
+from flowmatch_jax.data.dataset import Dataset, Items, RecordedDataset, Splits
 from flowmatch_jax.data.pairing import Pairing
 from flowmatch_jax.data.pairs import PairOptions, open_pairs
 from flowmatch_jax.runtime.errors import UserError, section
@@ -60,7 +61,8 @@ def make_source(config: ConfigDict, data: Splits, recorded: dict[str, Any] | Non
         recorded: as in `make_data`; the facts of the source are in "source".
 
     Raises:
-        UserError: the items have another shape, or are of another number although they are paired.
+        UserError: the items have another shape, are of another number although they are paired, or
+            are no array.
     """
     if config.source.name is None:
         return None
@@ -80,6 +82,9 @@ def make_source(config: ConfigDict, data: Splits, recorded: dict[str, Any] | Non
     source = Splits(*map(open_split, Splits._fields))
     for start, end in zip(source, data, strict=True):
         got = f"{start.name}, {start.split} split: {len(start)} items of shape {start.shape}"
+        if not isinstance(start.x, np.ndarray | Items):
+            allowed = "they are read one by one, and x_0 of a batch at once: give an array"
+            raise UserError("config.source.name", got, allowed)
         if start.shape != end.shape:
             raise UserError("config.source.name", got, f"those of {end.name} have {end.shape}")
         if config.source.paired and len(start) != len(end):
