@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from flowmatch_jax.config.checks import among, among_or_own, least, options_of
 from flowmatch_jax.config.field import TRAINED, Field, Of, Section, owned
-from flowmatch_jax.networks.layers import CONVENTIONS
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.networks.unet import UNet
 from flowmatch_jax.predictions import STEP_INPUTS
@@ -71,7 +70,6 @@ NETWORK: Section = {
             "conventions",
             "Details that do not change the parameters (epsilon of group norms, padding where the "
             "side halves, frequencies of the time embedding): adm | ddpm.",
-            among(CONVENTIONS),
             omit_unset=True,
         ),
         "remat": owned(UNet, "remat", "Recompute activations in the backward pass.", of=Of.NOTHING),
