@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import gc
 import os
 import shutil
 import tempfile
@@ -26,6 +27,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         "JAX_COMPILATION_CACHE_DIR": SESSION,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        # A twentieth of the time goes into the line numbers of compiled operations.
+        "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",
         "XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), *QUICKLY_COMPILED]).strip(),
     }
 elif "NPROC" not in os.environ:
@@ -38,6 +41,11 @@ import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
 import flowmatch_jax  # noqa: E402, F401 (before a test imports diffrax: see its EQX_ON_ERROR)
+
+# Tracing makes many objects and few cycles: a tenth of the time went into looking for garbage among
+# all that is imported. Each file ends with a collection.
+gc.freeze()
+gc.set_threshold(100_000, 50, 100)
 
 # pytest does not parse absl's flags; temporary folders of absltest need them parsed.
 flags.FLAGS.mark_as_parsed()
@@ -119,6 +127,7 @@ def _programs_of_one_file():
     """Compiled programs of a file are of no use to the next, and fill memory."""
     yield
     jax.clear_caches()
+    gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # glibc keeps what is freed: 1.7 GB after likelihood_test.py
         libc.malloc_trim(0)

@@ -46,6 +46,15 @@ class DocsTest(parameterized.TestCase):
                 self.assertIn(anchor, anchors(target.read_text()), f"{page}: {link}")
 
     @parameterized.parameters(*PAGES)
+    def test_tables_are_whole(self, page):
+        """Each has a rule under its head and rows of as many cells: no blank line splits one."""
+        for table in re.findall(r"(?:^\|.*\n?)+", FENCED.sub("", read(page)), re.MULTILINE):
+            head, *rows = table.splitlines()
+            self.assertRegex(rows[0] if rows else "", r"^\|[\s:|-]+$", f"{page}: {head}")
+            cells = {re.sub(r"\\\||`[^`]*`", "", row).count("|") for row in (head, *rows)}
+            self.assertLen(cells, 1, f"{page}: {head}")
+
+    @parameterized.parameters(*PAGES)
     def test_configs_of_commands_load(self, page):
         for words in commands(read(page)):
             overrides, others = split_overrides(words)
