@@ -44,7 +44,6 @@ import flowmatch_jax  # noqa: E402, F401 (before a test imports diffrax: see its
 
 # Tracing makes many objects and few cycles: a tenth of the time went into looking for garbage among
 # all that is imported. Each file ends with a collection.
-gc.freeze()
 gc.set_threshold(100_000, 50, 100)
 
 # pytest does not parse absl's flags; temporary folders of absltest need them parsed.
@@ -109,6 +108,10 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.fast)
     rank = {TESTS / name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+def pytest_collection_finish():
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
