@@ -157,7 +157,7 @@ def _draw(
     """Return x_0, x_1 and the labels of a chunk, and the NFE; RunStopped if they are not finite."""
     config, label, inputs = experiment.config.pairs, None, {}
     if experiment.conditioning.labels:
-        counts = np.asarray(experiment.train_data.facts()["label_counts"])
+        counts = np.asarray(experiment.train_data.label_counts)
         label = draw_labels(counts, config.seed, chunk, config.batch_size)
         inputs = {"label": jnp.asarray(label)}
     key = jax.random.fold_in(jax.random.key(config.seed), chunk)

@@ -25,6 +25,7 @@ from flowmatch_jax.autoguidance import with_weak_model
 from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.config.running import WEIGHTS
 from flowmatch_jax.couplings import draw_source
+from flowmatch_jax.data.dataset import check_label
 from flowmatch_jax.evaluation.samples import starts
 from flowmatch_jax.evaluation.upsample import check_super_resolution, make_upsampler
 from flowmatch_jax.experiment import Experiment, build
@@ -244,9 +245,9 @@ class Model:
             raise UserError("label", label, f"this model {allowed}")
         if label is None:
             return None
-        labels, classes = np.asarray(label), self.experiment.train_data.num_classes
-        if ((labels < 0) | (labels >= classes)).any():
-            raise UserError("label", label, f"the classes are 0 to {classes - 1}")
+        labels = np.asarray(label)
+        for one in np.unique(labels).tolist():
+            check_label("label", one, self.experiment.train_data)
         return jnp.broadcast_to(jnp.asarray(labels, jnp.int32), (n,))
 
     def _jitted(self, key: Any, function: Callable[..., Array]) -> Callable[..., Array]:

@@ -161,6 +161,11 @@ class BuildTest(parameterized.TestCase):
     @parameterized.parameters(
         ({"guidance.scale": 2.0, "condition.label_dropout": 0.0}, "guidance.scale", "no field"),
         ({"evaluate.classes": (3, 10)}, "evaluate.classes", "got 10; the labels of digits are 0"),
+        (
+            {"evaluate.classes": (5,), "data.classes": (3, 8)},
+            "evaluate.classes",
+            "got 5; the model was trained on no digits of this class",
+        ),
         ({"evaluate.classes": (-1,)}, "evaluate.classes", "got -1; the labels of digits are 0"),
         (
             {"evaluate.classes": (1, 2), "evaluate.samples": 1},

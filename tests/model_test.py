@@ -112,7 +112,7 @@ class ModelTest(parameterized.TestCase):
         x0 = jnp.full((3, 8, 8, 1), -0.99)
         x = model.sample(jax.random.key(0), 3, label=[3, 1, 3], x0=x0)
         self.assertEqual(x[:, 0, 0, 0].tolist(), [8, 0, 8])
-        for label, message in ((None, "needs a class"), (10, "classes are 0 to 9")):
+        for label, message in ((None, "needs a class"), (10, "labels of digits are 0 to 9")):
             with self.assertRaisesRegex(UserError, f"label: got {label}; .*{message}"):
                 model.sample(jax.random.key(0), 3, label=label)
         with self.assertRaisesRegex(UserError, "label: got 3; this model has no classes"):

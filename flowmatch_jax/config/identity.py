@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flowmatch_jax.config.field import Of, at, flat, select
+from flowmatch_jax.config.field import Of, at, flat, plain, select
 from flowmatch_jax.config.fields import FIELDS, default_config
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.workdir import has_checkpoint, read_record
@@ -21,9 +21,8 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     All others (steps, optimiser, solver, evaluation) may change between starts. The batch size
     may not, because the position in the data is counted in batches.
     """
-    chosen = dict(flat(select(FIELDS, config, Of.RUN)))
-    options = {name for name, field in flat(FIELDS) if field.default == {} and Of.RUN in field.of}
-    return chosen | {name: {} for name in sorted(options - set(chosen))}
+    unset = {name: plain(field.default) for name, field in flat(FIELDS) if Of.RUN in field.of}
+    return unset | dict(flat(select(FIELDS, config, Of.RUN)))
 
 
 def fitted_to(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,7 +38,7 @@ def check_identity(workdir: Path, config: ConfigDict) -> None:
         return
     was = identity(read_record(path, "the run is by the config that you give"))
     now = identity(config)
-    differing = [name for name in now if was.get(name, now[name]) != now[name]]
+    differing = [name for name in now if was[name] != now[name]]
     if differing:
         first, *others = differing
         more = "".join(f", config.{name} = {was[name]!r}" for name in others)

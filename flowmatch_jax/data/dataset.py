@@ -140,10 +140,14 @@ class Dataset:
             "levels": self.levels,
             "num_classes": self.num_classes,
             "classes": None if self.classes is None else list(self.classes),
-            "label_counts": None if self.label is None else self._label_counts(),
+            "label_counts": self.label_counts,
         }
 
-    def _label_counts(self) -> list[int]:
+    @cached_property
+    def label_counts(self) -> list[int] | None:
+        """The number of items of each class; None without labels."""
+        if self.label is None:
+            return None
         return np.bincount(self.label, minlength=self.num_classes).tolist()
 
     def zeros(self, n: int) -> dict[str, np.ndarray]:
@@ -174,6 +178,15 @@ def zeros(
     """Return a batch of n zero items with this shape: bytes for images, float32 for points."""
     x = np.zeros((n, *shape), np.uint8 if is_image else np.float32)
     return {"x": x, "label": np.zeros(n, np.int32)} if has_labels else {"x": x}
+
+
+def check_label(field: str, label: int, data: Dataset | RecordedDataset) -> None:
+    """Raise UserError unless the data have items of this class."""
+    if label not in range(data.num_classes):
+        raise UserError(field, label, f"the labels of {data.name} are 0 to {data.num_classes - 1}")
+    if not data.label_counts[label]:
+        allowed = f"the model was trained on no {data.name} of this class (config.data.classes)"
+        raise UserError(field, label, allowed)
 
 
 def described(
@@ -214,7 +227,9 @@ class RecordedDataset:
         self._facts, self._open, self._field = facts, open_dataset, field
         self.name, self.version, self.split = facts["name"], facts["version"], facts["split"]
         self.shape, self.levels = tuple(facts["shape"]), facts["levels"]
-        self.num_classes = facts["num_classes"]
+        n = self.num_classes = facts["num_classes"]
+        # A record without counts is older: as if the classes were equally frequent.
+        self.label_counts = facts.get("label_counts") or (n and [1] * n)
         self.classes, self.x0 = facts["classes"] and tuple(facts["classes"]), None
 
     @property

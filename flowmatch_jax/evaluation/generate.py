@@ -16,7 +16,7 @@ from flowmatch_jax.arrays import Array, Inputs, Params, filled
 from flowmatch_jax.config.field import Of, select
 from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.couplings import draw_source
-from flowmatch_jax.data.dataset import Dataset
+from flowmatch_jax.data.dataset import Dataset, check_label
 from flowmatch_jax.data.sample_files import Archive, Item, Output, Pictures
 from flowmatch_jax.evaluation.samples import starts
 from flowmatch_jax.experiment import Experiment
@@ -88,7 +88,7 @@ def list_items(experiment: Experiment, seeds: Sequence[int], classes: Sequence[s
     if classes:
         labels = [class_number(data, name) for name in classes]
         return [Item(seed, label) for label in labels for seed in seeds]
-    counts = np.asarray(data.facts()["label_counts"])
+    counts = np.asarray(data.label_counts)
     labels = (
         np.random.RandomState(seed).choice(len(counts), p=counts / counts.sum()) for seed in seeds
     )
@@ -98,10 +98,10 @@ def list_items(experiment: Experiment, seeds: Sequence[int], classes: Sequence[s
 def class_number(data: Dataset, name: str) -> int:
     """Return the number of a class that is given by its name or its number."""
     names = data.classes or ()
-    if name in names:
-        return names.index(name)
-    if name.isdigit() and int(name) < data.num_classes:
-        return int(name)
+    if name in names or name.isdigit():
+        label = names.index(name) if name in names else int(name)
+        check_label("--classes", label, data)
+        return label
     named = f", or by name: {', '.join(names)}" if names else ""
     raise UserError("--classes", name, f"the classes are 0 to {data.num_classes - 1}{named}")
 

@@ -218,13 +218,15 @@ def picture_file(workdir: Path, step: int, weights: str) -> Path:
 def class_rows(experiment: Experiment) -> np.ndarray | None:
     """Return the labels [rows, columns] of a grid with a row per class, or None for other models.
 
-    The grid has at most config.evaluate.samples samples. If there are more classes than that, it is
-    square and shows the first classes.
+    The classes are config.evaluate.classes, or all that have training images. The grid has at most
+    config.evaluate.samples samples. If there are more classes than that, it is square and shows the
+    first ones.
     """
     config, conditioning = experiment.config.evaluate, experiment.conditioning
     if not conditioning.labels or conditioning.low_resolution is not None:
         return None
-    classes = config.classes or range(experiment.train_data.num_classes)
+    counts = experiment.train_data.label_counts
+    classes = config.classes or np.flatnonzero(counts)
     columns = config.samples // len(classes) or math.isqrt(config.samples)
     shown = np.asarray(classes, np.int32)[: config.samples // columns]
     return np.repeat(shown[:, None], columns, axis=1)

@@ -8,7 +8,7 @@ from flowmatch_jax import objectives, predictions
 from flowmatch_jax.config.rules import map_options, solver_of
 from flowmatch_jax.couplings import COUPLINGS, Coupling, of_the_batch
 from flowmatch_jax.data.conditioning import Conditioning
-from flowmatch_jax.data.dataset import Dataset
+from flowmatch_jax.data.dataset import Dataset, check_label
 from flowmatch_jax.dequantisation import DEQUANTISATIONS, Dequantisation
 from flowmatch_jax.interpolants import stochastic_interpolant
 from flowmatch_jax.map_objectives import MAP_OBJECTIVES
@@ -70,9 +70,7 @@ def check_classes(config: ConfigDict, conditioning: Conditioning, data: Dataset)
             allowed = f"the grid has samples = {config.samples} images: give as many at most"
             raise UserError("classes", config.classes, allowed)
         for label in config.classes:
-            if label not in range(data.num_classes):
-                allowed = f"the labels of {data.name} are 0 to {data.num_classes - 1}"
-                raise UserError("classes", label, allowed)
+            check_label("classes", label, data)
 
 
 def make_path(config: ConfigDict) -> GaussianPath:

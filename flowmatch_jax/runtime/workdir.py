@@ -175,10 +175,11 @@ def check_data(
         if pairs and before.get("pairs", pairs)["sha256"] != pairs["sha256"]:
             allowed = f"the run in {workdir} was trained on other pairs; give another --workdir"
             raise UserError("config.data.pairs", f"{pairs['name']} {pairs['version']}", allowed)
-        known = before.get("source", {}).get("train", source)
-        if source and known["sha256"] != source["sha256"]:
+        known = before.get("source", {}).get("train")
+        if (known and known["sha256"]) != (source and source["sha256"]):
+            got = f"{source['name']} {source['version']}" if source else "noise"
             allowed = f"the run in {workdir} has another source; give that, or another --workdir"
-            raise UserError("config.source", f"{source['name']} {source['version']}", allowed)
+            raise UserError("config.source", got, allowed)
 
 
 def same_data(before: dict[str, Any], facts: dict[str, Any]) -> bool:

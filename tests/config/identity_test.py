@@ -1,9 +1,11 @@
 import json
+import shutil
 from pathlib import Path
 
 from absl.testing import absltest, parameterized
 
 from configs import digits_ot
+from flowmatch_jax.config.field import copied
 from flowmatch_jax.config.identity import check_identity, from_record, record
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.workdir import write_config
@@ -41,8 +43,26 @@ class IdentityTest(parameterized.TestCase):
         ("train.batch_size", 64),
         ("condition.labels", True),
         ("condition.low_resolution", 4),
+        ("condition.enlarging", "box"),
+        ("data.classes", (3, 8)),
+        ("minibatch_ot.method", "sinkhorn"),
+        ("minibatch_ot.batches", 8),
+        ("network.unet.conventions", "ddpm"),
+        ("source.name", "digits"),
+        ("source.paired", True),
+        ("source.noise", 0.5),
     )
     def test_another_experiment_is_refused(self, field, value):
+        """And so is the way back, also where a field is recorded only if it is set."""
+        other = copied(self.config)
+        other.update_from_flattened_dict({field: value})
+        write_config(self.workdir, record(other))
+        (self.workdir / "checkpoints" / "10").mkdir(parents=True)
+        with self.assertRaisesRegex(UserError, "give another --workdir") as caught:
+            check_identity(self.workdir, self.config)
+        self.assertEqual(caught.exception.field, f"config.{field}")
+        shutil.rmtree(self.workdir)
+
         self.start_run()
         before = {path: path.read_bytes() for path in self.workdir.rglob("*.*")}
         self.config.update_from_flattened_dict({field: value})

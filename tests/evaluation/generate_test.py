@@ -99,6 +99,16 @@ class GenerateTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, "classes.*'ten'.*0 to 9.*T-shirt/top"):
             self.generate(experiment, [5], ["ten"])
 
+    def test_classes_that_were_left_out_of_training(self):
+        experiment = labelled()
+        data = dataclasses.replace(experiment.train_data, label=np.resize([3, 8], 1500))
+        experiment = dataclasses.replace(experiment, train_data=data)
+        self.assertEqual(generate.list_items(experiment, [0], ["8"])[0].label, 8)
+        with self.assertRaisesRegex(UserError, "classes: got 5; .*no digits of this class"):
+            generate.list_items(experiment, [0], ["5"])
+        drawn = {item.label for item in generate.list_items(experiment, range(20), ())}
+        self.assertEqual(drawn, {3, 8})
+
     def test_frequencies_of_drawn_classes(self):
         """Each count is within five standard errors of the training set's frequency."""
         experiment, n = labelled(), 4000

@@ -100,6 +100,7 @@ class ClassesTest(parameterized.TestCase):
         ({"evaluate__samples": 35}, [[c] * 3 for c in range(10)]),
         ({"evaluate__samples": 9}, [[c] * 3 for c in range(3)]),  # more classes than samples
         ({"evaluate__classes": (7, 2), "evaluate__samples": 8}, [[7] * 4, [2] * 4]),
+        ({"data__classes": (8, 3), "evaluate__samples": 8}, [[3] * 4, [8] * 4]),
     )
     def test_rows(self, fields, expected):
         rows = samples.class_rows(images(**CLASSES, **fields))

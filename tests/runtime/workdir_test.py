@@ -68,8 +68,11 @@ class WorkdirTest(parameterized.TestCase):
         }
         self.start_run()
         write_data(self.workdir, *splits)
-        check_data(self.workdir, splits[0], source=source["train"])  # of a file without its source
+        with self.assertRaisesRegex(UserError, "config.source: got 'threes .*another source"):
+            check_data(self.workdir, splits[0], source=source["train"])
         write_data(self.workdir, *splits, source=source)
+        with self.assertRaisesRegex(UserError, "config.source: got 'noise'.*another source"):
+            check_data(self.workdir, splits[0])
         check_data(self.workdir, splits[0], source=source["train"])
         self.assertEqual(
             recorded_data(self.workdir), {"train": splits[0], "test": splits[1], "source": source}

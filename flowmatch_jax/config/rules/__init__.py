@@ -74,7 +74,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def _options(prefix: str, config: ConfigDict, field: str, options: str) -> None:
-    if config[options] and not is_own(config[field]):
+    if config[options] and not is_own(config[field] or ""):
         allowed = f"only a part of your own takes any, and {prefix}.{field} is {config[field]!r}"
         raise UserError(f"{prefix}.{options}", config[options].to_dict(), allowed)
 

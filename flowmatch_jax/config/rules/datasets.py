@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from flowmatch_jax.config.field import flat, plain
+from flowmatch_jax.config.fields import default_config
 from flowmatch_jax.couplings import MINIBATCH_OT
 from flowmatch_jax.data import sets
 from flowmatch_jax.map_objectives import MAP_OBJECTIVES
@@ -42,10 +44,11 @@ def check_source(config: ConfigDict) -> None:
     """Raise UserError unless samples start from noise, or the run can start them from data."""
     source, objective = config.source, config.objective
     if source.name is None:
-        for field in ("paired", "noise"):
-            if source[field]:
+        unset = dict(flat(plain(default_config().source)))
+        for field, value in flat(plain(source)):
+            if value != unset[field]:
                 allowed = "samples start from noise: name a dataset in config.source.name"
-                raise UserError(f"config.source.{field}", source[field], allowed)
+                raise UserError(f"config.source.{field}", value, allowed)
         return
     with section("config.source"):
         source_options(config).validate()

@@ -1,6 +1,7 @@
 from absl.testing import absltest, parameterized
 
 from configs import digits_3_to_8_ot, digits_ot, two_moons_to_gaussians_ot
+from flowmatch_jax.config import rules
 from flowmatch_jax.config.rules.datasets import check_source, data_options, source_options
 from flowmatch_jax.runtime.errors import UserError
 
@@ -44,12 +45,26 @@ class SourceTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, f"^config.{error}"):
             check_source(config)
 
-    @parameterized.parameters(({"paired": True}, "paired"), ({"noise": 0.5}, "noise"))
-    def test_only_with_a_source(self, fields, name):
+    @parameterized.parameters(
+        ("paired", True),
+        ("noise", 0.5),
+        ("classes", (3,)),
+        ("size", 8),
+        ("version", "old"),
+        ("folder.path", "pictures"),
+        ("arrays.train", "images.npy"),
+    )
+    def test_only_with_a_source(self, name, value):
         config = digits_ot.get_config()
-        config.source.update(fields)
+        config.source.update_from_flattened_dict({name: value})
         with self.assertRaisesRegex(UserError, f"config.source.{name}: .*config.source.name"):
             check_source(config)
+
+    def test_options_only_with_a_source_of_one_s_own(self):
+        config = digits_ot.get_config()
+        config.source.options.side = 8
+        with self.assertRaisesRegex(UserError, "config.source.options: .*a part of your own"):
+            rules.validate(config)
 
     def test_allowed(self):
         config = two_moons_to_gaussians_ot.get_config()
