@@ -1,7 +1,7 @@
 """Super-resolution of ImageNet from 64 x 64 to 256 x 256 by flow matching with the OT path.
 
 The paper follows SR3's evaluation and does not state network, training or conditioning. Here the
-network is ADM's upsampler without classes (312M parameters), and the rest follows SR3: a million
+network is ADM's upsampler without classes (311.0M parameters), and the rest follows SR3: a million
 steps of 256 images, Adam with learning rate 1e-4 after a warm-up of 10,000 steps, and the condition
 concatenated to x_t.
 """

@@ -153,7 +153,7 @@ def parse_flags(argv: list[str]) -> list[str]:
                 )
         if overrides and _MODE.value == "report":
             raise UserError("argument", overrides[0], "a report takes runs as they were made")
-        needs_config = _MODE.value == "train" or _WORKDIR.value is None
+        needs_config = _WORKDIR.value is None or _SWEEP.present
         if "config" in taken and _CONFIG.value is None and needs_config:
             raise UserError("--config", None, "give a file, such as configs/digits_ot.py")
         for name in ("input", "output"):

@@ -48,7 +48,10 @@ def open_workdir(workdir: Path) -> None:
 def check_run(workdir: Path) -> None:
     """Raise UserError unless the workdir belongs to a run; nothing is created."""
     if not (workdir / "config.json").exists():
-        allowed = "there is no run (no config.json); give the workdir of a run, or train one first"
+        allowed = (
+            "there is no run (no config.json); give the workdir of a run, or train one first, by "
+            "--config=configs/<name>.py"
+        )
         raise UserError("--workdir", str(workdir), allowed)
 
 

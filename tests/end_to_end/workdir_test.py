@@ -50,7 +50,7 @@ class WorkdirTest(absltest.TestCase):
                 ("--mode=sample", "--config.seed=5", "--config.network.mlp.width=9"),
                 "has 0, config.network.mlp.width = 8; go on with that",
             ),
-            (("--mode=train",), "--config: got None; give a file"),
+            (("--sweep=config.seed=1,2",), "--config: got None; give a file"),
             (("--mode=generate", "--n=3"), "--output: got None"),
             (("--mode=generate", "--output=x.npz"), "--n: got None; give either --n or --seeds"),
             (("--mode=generate", "--output=x.npz", "--seeds=3-1"), "--seeds: got '3-1'; it takes"),
@@ -69,6 +69,9 @@ class WorkdirTest(absltest.TestCase):
                 child = run(f"--workdir={typo}", f"--mode={mode}", *config)
                 self.assertEqual(child.returncode, 2, child.stderr)
                 self.assertIn("there is no run (no config.json)", child.stderr)
+        child = run(f"--workdir={typo}")
+        self.assertEqual(child.returncode, 2, child.stderr)
+        self.assertIn("there is no run (no config.json)", child.stderr)
         self.assertFalse(typo.exists())
 
     def test_the_config_is_that_of_the_training(self):
@@ -79,7 +82,7 @@ class WorkdirTest(absltest.TestCase):
         self.assertEqual(child.returncode, 0, child.stderr)
         self.assertEqual(self.config(), before)
         steps = ("--config.train.steps=4", "--config.optimizer.learning_rate=0.5", *TINY)
-        child = self.run_in(config, *steps)
+        child = self.run_in(*steps)  # without a config: that of the run
         self.assertEqual(child.returncode, 0, child.stderr)
         self.assertIn("config.train.steps 3 -> 4 from step 3.", child.stderr)
         self.assertEqual(self.config()["optimizer"]["learning_rate"], 0.5)

@@ -81,7 +81,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--head_channels", type=int, help="channels per attention head")
     add(
         "--attention_order",
-        help=f"order of q, k, v: {' | '.join(ORDERS)}; default: new of flow_matching, else legacy",
+        help=f"order of q, k, v: {' | '.join(ORDERS)}; default: new of flow_matching and "
+        "diffusers, else legacy",
     )
     add("--weights", help="state dict to take, of a file with several; default: the averaged one")
     add("--schedule", default="linear", help="noise levels of a diffusion: linear | cosine")
