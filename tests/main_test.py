@@ -33,7 +33,7 @@ class MistakesTest(parameterized.TestCase):
         self.assertEmpty([path for path in workdir.rglob("*") if path.is_file()])
 
     @parameterized.named_parameters(
-        ("no_config", (), "--config", "configs/digits_ot.py"),
+        ("no_config", (), "there is no run", "--config=configs/"),
         ("no_such_config", ("--config=configs/nope.py",), "configs/nope.py", "no such file"),
         ("no_such_config_after_a_space", ("--config", "configs/nope.py"), "no such file"),
         ("not_a_config", ("--config=README.md",), "--config", "not a config file"),
