@@ -52,6 +52,7 @@ def _open(workdir: Path) -> Experiment:
         config = experiment_config(str(workdir / "config.json"))
         config.guidance.update(scale=1.0, weak_step=None, weak_workdir=None)
         config.evaluate.extractor = None
+        config.mesh.fsdp = 1  # that of the guided model counts, and this need not fit the devices
         return build(FrozenConfigDict(config), recorded_data(workdir))
     except UserError as error:
         raise UserError("config.guidance.weak_workdir", str(workdir), str(error)) from error

@@ -59,6 +59,7 @@ def load(
     use_compilation_cache()
     logging.getLogger("absl").addFilter(is_wanted)  # Orbax's, of the folder that is only read
     config = experiment_config(str(workdir / "config.json"))
+    config.mesh.fsdp = 1  # the number of devices here may be another than in training
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
     experiment = with_weak_model(build(FrozenConfigDict(config), recorded_data(workdir)))
     ((step, kinds),) = load_weights(experiment, workdir, (weights,), step=step).items()

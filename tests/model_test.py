@@ -21,6 +21,7 @@ from flowmatch_jax.runtime.workdir import write_data
 from flowmatch_jax.sampling.guidance import GuidedParams
 from flowmatch_jax.solvers import Solver
 from tests.evaluation.experiments import images, points
+from tests.runtime.records import on_more_devices
 
 RUNS = Path(__file__).parent / "end_to_end" / "old_runs"
 FOUR_CALLS, EULER = Solver("ab2", steps=4), Solver("ab2", steps=1)  # its first step is Euler's
@@ -148,6 +149,17 @@ class LoadTest(parameterized.TestCase):
             np.testing.assert_array_equal(model.log_prob(x), before.log_prob(x))
             with self.assertRaisesRegex(UserError, "the dataset is gone"):
                 _ = model.experiment.test_data.x
+
+    def test_a_model_and_a_weaker_one_that_had_more_devices(self):
+        weak = unpack("digits", self.create_tempdir().full_path)
+        on_more_devices(self.workdir)
+        on_more_devices(weak)
+        fields = {"scale": 2.0, "weak_step": 3, "weak_workdir": str(weak)}
+        fields = {f"guidance__{name}": value for name, value in fields.items()}
+        model = flowmatch_jax.load(self.workdir, **fields)
+        jax.tree.map(np.testing.assert_array_equal, model.params.params, model.params.weak)
+        with self.assertRaisesRegex(UserError, "config.mesh.fsdp: got 1000; it must divide"):
+            flowmatch_jax.load(self.workdir, mesh__fsdp=1000)
 
     def test_fields_weights_and_steps(self):
         raw = flowmatch_jax.load(self.workdir, weights="raw", step=3, solver__rtol=0.1)

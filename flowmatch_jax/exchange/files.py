@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.config.identity import from_record, record
-from flowmatch_jax.exchange.workdirs import unscored
+from flowmatch_jax.exchange.workdirs import for_weights
 from flowmatch_jax.experiment import Experiment, build
 from flowmatch_jax.networks.convert.adm import torch_arguments, torch_tensors
 from flowmatch_jax.networks.convert.own import FORMAT, named, read_own
@@ -62,7 +62,7 @@ def export_run(workdir: Path, file: Path, form: str, weights: str, step: int | N
     check_run(workdir)
     config = experiment_config(str(workdir / "config.json"))
     facts = recorded_data(workdir)
-    experiment = build(unscored(config), facts)
+    experiment = build(for_weights(config), facts)
     if form == "torchcfm":
         _check_torchcfm(experiment)
     ((step, kinds),) = load_weights(experiment, workdir, (weights,), step=step).items()
@@ -117,7 +117,7 @@ def read_exported(source: Path) -> tuple[ConfigDict, dict[str, dict[str, Any]] |
         allowed = f"it must be a file of python -m flowmatch_jax.networks.export ({error!r})"
         raise UserError("SOURCE", str(source), allowed) from error
     config = from_record(config)
-    experiment = build(unscored(config), facts)
+    experiment = build(for_weights(config), facts)
     layout = jax.eval_shape(experiment.init_params, jax.random.key(0))
     with opened_weights(source) as state:
         return config, facts, read_own(source, state, layout)

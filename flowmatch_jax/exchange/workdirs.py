@@ -39,10 +39,14 @@ def check_new(workdir: Path) -> None:
         raise UserError("--to", str(workdir), "it exists; give another folder or remove it")
 
 
-def unscored(config: ConfigDict) -> FrozenConfigDict:
-    """Return a config without scores of samples, whose extractor need not be loaded."""
+def for_weights(config: ConfigDict) -> FrozenConfigDict:
+    """Return a config that is built for its weights alone, on any number of devices.
+
+    It has no scores of samples, whose extractor would be loaded, and its weights are not sharded.
+    """
     config = copied(config)
     config.evaluate.extractor, config.evaluate.scores = None, ()
+    config.mesh.fsdp = 1
     return FrozenConfigDict(config)
 
 
@@ -66,7 +70,7 @@ def write_workdir(
         UserError: a field of the config is invalid, or the folder exists or cannot be written.
     """
     check_new(workdir)
-    experiment = build(unscored(config), facts)
+    experiment = build(for_weights(config), facts)
     _, optimizer = check_training(experiment)
     open_workdir(workdir)
     with Checkpoints(workdir) as checkpoints:

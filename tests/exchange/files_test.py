@@ -9,11 +9,13 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file, save_file
 
 import flowmatch_jax
+from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.exchange.workdirs import facts_of_data, write_workdir
 from flowmatch_jax.networks.convert.adm import torch_tensors
 from flowmatch_jax.networks.convert.own import named
 from flowmatch_jax.networks.convert.sources import metadata_of
 from tests.exchange.cases import DIGITS, random_params, run, torchcfm_file
+from tests.runtime.records import on_more_devices
 
 
 class FilesTest(parameterized.TestCase):
@@ -43,6 +45,13 @@ class FilesTest(parameterized.TestCase):
             held = [json.loads((w / record).read_text()) for w in (self.workdir, self.again)]
             self.assertEqual(*held)
 
+    def test_of_a_run_on_more_devices(self):
+        self.convert()
+        fsdp = on_more_devices(self.workdir)
+        self.assertEqual(run("export", self.workdir, f"--to={self.file}"), (0, []))
+        self.assertEqual(run("convert", self.file, f"--to={self.again}"), (0, []))
+        self.assertEqual(experiment_config(f"{self.again}/config.json").mesh.fsdp, fsdp)
+
     def test_torchcfm(self):
         params = self.convert()
         exported = run("export", self.workdir, f"--to={self.file}", "--as=torchcfm")
@@ -60,7 +69,7 @@ class FilesTest(parameterized.TestCase):
             ({"channels": 48}, "norms have 32 groups, and a level has 48 channels"),
         ):
             workdir = self.folder / str(len(message))
-            config = flowmatch_jax.config.experiments.experiment_config("configs/digits_ot.py")
+            config = experiment_config("configs/digits_ot.py")
             network = DIGITS.clone(**fields)
             for name in ("channels", "multipliers", "scale_shift_norm", "heads", "time_scale"):
                 config.network.unet[name] = getattr(network, name)
