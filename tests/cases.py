@@ -47,6 +47,19 @@ def gaussian_velocity(path, mean, std):
     return field
 
 
+def coupled_velocity(path, slope, std):
+    """Marginal velocity of x_1 = slope x_0 + std z with x_0 and z ~ N(0, I)."""
+
+    def field(t, x):
+        c = paths.coefficients(path, jnp.asarray(t, x.dtype), x)
+        with_x0 = c.alpha * slope + c.sigma  # the covariance of x_0 and x_t
+        with_x1 = c.alpha * (slope**2 + std**2) + c.sigma * slope
+        variance = c.alpha * with_x1 + c.sigma * with_x0
+        return (c.alpha_dot * with_x1 + c.sigma_dot * with_x0) / variance * x
+
+    return field
+
+
 def optimal_prediction(path, mean, std, kind):
     """What a perfect network predicts for data N(mean, std^2 I): a posterior expectation."""
 

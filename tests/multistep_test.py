@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from flowmatch_jax import marginals, multistep, paths, times
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.solvers import Solver, integrate
-from tests.cases import EACH_PATH, PATHS, Float64TestCase, coefficients, gaussian_velocity
+from tests.cases import (
+    EACH_PATH,
+    PATHS,
+    Float64TestCase,
+    coefficients,
+    coupled_velocity,
+    gaussian_velocity,
+)
 
 METHODS = sorted(multistep.MULTISTEP)
 ORDERS = {"ab2": 2, "ab3": 3, "abm2": 2, "dpmpp2m": 2}
@@ -179,6 +186,13 @@ class EndsTest(parameterized.TestCase):
         x = integrate(gaussian_velocity(path, 0.7, 0.4), x, 0.0, path.t_end, solver).x
         np.testing.assert_allclose(x.mean(axis=0), 0.7, atol=4 * 0.4 / np.sqrt(n) + 0.01)
         np.testing.assert_allclose(x.std(axis=0), 0.4, atol=4 * 0.4 / np.sqrt(2 * n) + 0.01)
+
+    def test_noise_that_is_coupled_to_the_data(self):
+        """The predicted data are those of the coupling: the flow takes x_0 to a multiple of it."""
+        path = PATHS["ot_sigma_min_0"]
+        solver = Solver("dpmpp2m", steps=200, path=path)
+        x = integrate(coupled_velocity(path, 0.8, 0.3), jnp.asarray(NOISE), solver=solver).x
+        np.testing.assert_allclose(x, np.hypot(0.8, 0.3) * NOISE, atol=1e-3)
 
 
 class SaveTest(Float64TestCase):

@@ -6,7 +6,8 @@ For any noise level g_t >= 0, the SDE
 
 has the marginals p_t of the flow dx/dt = v(t, x), where S is the score of p_t (Song et al. 2021;
 Ma et al. 2024 for this direction of time). The score adds no call of the network: it follows from
-the velocity, as S = -x_0 / sigma_t with the noise x_0 that the velocity predicts.
+the velocity, as S = -x_0 / sigma_t with the noise x_0 that the velocity predicts. This takes noise
+that is Gaussian given the data: with another coupling, E[x_0 | x_t] does not determine the score.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from flowmatch_jax import marginals
 from flowmatch_jax.paths import log_snr, time_at_log_snr
 from flowmatch_jax.sampling.schedule import along
 from flowmatch_jax.solvers import Solver, integrate
-from tests.cases import PATHS, Float64TestCase, gaussian_velocity
+from tests.cases import PATHS, Float64TestCase, coupled_velocity, gaussian_velocity
 
 NAMES = ("ot", "vp", "ve", "cosine")
 PAIRS = list(itertools.permutations(NAMES, 2))
@@ -37,6 +37,14 @@ class AlongTest(Float64TestCase):
                 np.testing.assert_allclose(
                     along(field, path, other)(t, x), exact(t, x), rtol=1e-5, atol=1e-5
                 )
+
+    def test_noise_that_is_coupled_to_the_data(self):
+        path, other = PATHS["ot"], PATHS["cosine"]
+        field, exact = (coupled_velocity(of, 0.8, 0.3) for of in (path, other))
+        for t in (0.2, 0.5, 0.9):
+            np.testing.assert_allclose(
+                along(field, path, other)(t, NOISE), exact(t, NOISE), rtol=1e-6
+            )
 
     def test_a_time_for_each_sample(self):
         path, other, t = PATHS["ot"], PATHS["vp"], jnp.linspace(0, PATHS["vp"].t_end, 6)

@@ -12,7 +12,13 @@ from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.sampling import stochastic
 from flowmatch_jax.sampling.stochastic import NOISE_LEVELS, call_times, solve
 from flowmatch_jax.solvers import Solver, integrate
-from tests.cases import PATHS, Float64TestCase, gaussian_velocity, optimal_prediction
+from tests.cases import (
+    PATHS,
+    Float64TestCase,
+    coupled_velocity,
+    gaussian_velocity,
+    optimal_prediction,
+)
 
 POINTS, WEIGHTS, STD = jnp.array([[-1.0], [0.5]]), jnp.array([0.3, 0.7]), 0.2  # a mixture
 
@@ -51,6 +57,17 @@ class MarginalsTest(parameterized.TestCase):
             result = stats.kstest(np.asarray(x)[:, 0], at)
             self.assertGreater(result.pvalue, 1e-3, f"t = {t}")
         np.testing.assert_allclose(solution.trajectory[-1], solution.x, atol=1e-5)
+
+    def test_noise_that_is_the_data_is_left_to_the_flow(self):
+        """x_1 = x_0 ~ N(0, 1) stays where it is, but its noise is no score: x ends at 1 - 1/e."""
+        path, n = PATHS["ot_sigma_min_0"], 8_000
+        still, solver = (
+            coupled_velocity(path, slope=1.0, std=0.0),
+            Solver("euler_maruyama", steps=100),
+        )
+        draw = jax.jit(lambda x0: solve(still, x0, keys(n), path, solver).x)
+        variance, expected = jnp.var(draw(source(path, n))), 1 - np.exp(-1)
+        self.assertAlmostEqual(float(variance), expected, delta=4 * expected * np.sqrt(2 / n))
 
 
 class SolveTest(Float64TestCase):

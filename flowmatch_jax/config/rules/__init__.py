@@ -15,6 +15,7 @@ from flowmatch_jax import likelihood
 from flowmatch_jax.config.field import check, plain
 from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.config.rules.datasets import check_source, data_options
+from flowmatch_jax.config.rules.stochastic import check_score
 from flowmatch_jax.couplings import MINIBATCH_OT, PAIRED, MinibatchOT
 from flowmatch_jax.data.pairs import PairOptions
 from flowmatch_jax.map_objectives import MAP_OBJECTIVES, MapOptions
@@ -59,6 +60,7 @@ def validate(config: ConfigDict) -> None:
         if config.solver.path is not None and config.objective.name in WITHOUT_FIELD:
             allowed = f"{config.objective.name} has no vector field to follow: leave it unset"
             raise UserError("path", config.solver.path, allowed)
+    check_score(config)
     check_source(config)
     _pairs(config)
     _flow_map(config)
