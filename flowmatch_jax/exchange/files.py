@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.config.identity import from_record, record
-from flowmatch_jax.exchange.workdirs import for_weights
+from flowmatch_jax.exchange.workdirs import facts_of, for_weights
 from flowmatch_jax.experiment import Experiment, build
 from flowmatch_jax.networks.convert.adm import torch_arguments, torch_tensors
 from flowmatch_jax.networks.convert.own import FORMAT, named, read_own
@@ -61,8 +61,7 @@ def export_run(workdir: Path, file: Path, form: str, weights: str, step: int | N
     check_file(file)
     check_run(workdir)
     config = experiment_config(str(workdir / "config.json"))
-    facts = recorded_data(workdir)
-    experiment = build(for_weights(config), facts)
+    experiment = build(for_weights(config), recorded_data(workdir))
     if form == "torchcfm":
         _check_torchcfm(experiment)
     ((step, kinds),) = load_weights(experiment, workdir, (weights,), step=step).items()
@@ -73,7 +72,7 @@ def export_run(workdir: Path, file: Path, form: str, weights: str, step: int | N
         metadata["arguments"] = json.dumps(torch_arguments(experiment.network, shape[0]))
         tensors = torch_tensors(experiment.network, shape[0], params)
     else:
-        metadata |= {"config": json.dumps(record(config)), "data": json.dumps(facts)}
+        metadata |= {"config": json.dumps(record(config)), "data": json.dumps(facts_of(experiment))}
         tensors = named(params)
     contiguous = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
     write_atomically(file, save(contiguous, metadata))
@@ -104,8 +103,10 @@ def is_exported(source: Path) -> bool:
     return source.suffix == SUFFIX and metadata_of(source).get("format") == FORMAT
 
 
-def read_exported(source: Path) -> tuple[ConfigDict, dict[str, dict[str, Any]] | None, Params]:
+def read_exported(source: Path) -> tuple[ConfigDict, dict[str, dict[str, Any]], Params]:
     """Read a file of `export_run`: the config, the facts of the data, and the parameters.
+
+    The data are opened if the file has no facts of them.
 
     Raises:
         UserError: the file is damaged, or not one with our names.
@@ -120,4 +121,4 @@ def read_exported(source: Path) -> tuple[ConfigDict, dict[str, dict[str, Any]] |
     experiment = build(for_weights(config), facts)
     layout = jax.eval_shape(experiment.init_params, jax.random.key(0))
     with opened_weights(source) as state:
-        return config, facts, read_own(source, state, layout)
+        return config, facts_of(experiment), read_own(source, state, layout)

@@ -52,6 +52,20 @@ class FilesTest(parameterized.TestCase):
         self.assertEqual(run("convert", self.file, f"--to={self.again}"), (0, []))
         self.assertEqual(experiment_config(f"{self.again}/config.json").mesh.fsdp, fsdp)
 
+    def test_data_that_the_run_or_the_file_does_not_record(self):
+        """They are opened."""
+        self.convert()
+        recorded = self.workdir / "data.json"
+        facts = json.loads(recorded.read_text())
+        recorded.unlink()
+        self.assertEqual(run("export", self.workdir, f"--to={self.file}"), (0, []))
+        metadata = metadata_of(self.file)
+        held = json.loads(metadata["data"])
+        self.assertEqual(held["train"] | {"test": held["test"]}, facts)
+        save_file(load_file(self.file), self.file, metadata | {"data": "null"})
+        self.assertEqual(run("convert", self.file, f"--to={self.again}"), (0, []))
+        self.assertEqual(json.loads((self.again / "data.json").read_text()), facts)
+
     def test_torchcfm(self):
         params = self.convert()
         exported = run("export", self.workdir, f"--to={self.file}", "--as=torchcfm")
