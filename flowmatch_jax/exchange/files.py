@@ -89,6 +89,14 @@ def _check_torchcfm(experiment: Experiment) -> None:
         got = f"{experiment.config.objective.predicts} at {fields.time_input}"
         allowed = "torchcfm's networks predict the velocity at t: leave out --as"
         raise UserError("config.objective.predicts", got, allowed)
+    if experiment.path.source_std != 1:
+        allowed = "on this path the network is given x scaled, and torchcfm's x itself"
+        raise UserError(
+            "config.path.name", experiment.config.path.name, f"{allowed}: leave out --as"
+        )
+    if network.conventions != "adm":
+        allowed = "torchcfm's U-Net has other paddings, frequencies and norms: leave out --as"
+        raise UserError("config.network.unet.conventions", network.conventions, allowed)
     if network.time_scale != 1:
         allowed = "torchcfm's U-Net takes t as it is: only a network with 1 is one"
         raise UserError("config.network.unet.time_scale", network.time_scale, allowed)

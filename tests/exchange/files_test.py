@@ -10,12 +10,11 @@ from safetensors.numpy import load_file, save_file
 
 import flowmatch_jax
 from flowmatch_jax.config.experiments import experiment_config
-from flowmatch_jax.exchange.workdirs import facts_of_data, write_workdir
 from flowmatch_jax.networks.convert.adm import torch_tensors
 from flowmatch_jax.networks.convert.own import named
 from flowmatch_jax.networks.convert.sources import metadata_of
-from tests.exchange.cases import DIGITS, random_params, run, torchcfm_file
-from tests.runtime.records import on_more_devices
+from tests.exchange.cases import DIGITS, run, torchcfm_file
+from tests.runtime.records import change_config, on_more_devices
 
 
 class FilesTest(parameterized.TestCase):
@@ -78,17 +77,20 @@ class FilesTest(parameterized.TestCase):
         self.assertEqual(arguments["attention_resolutions"], [2])
 
     def test_torchcfm_has_no_such_network(self):
+        self.convert()
+        config = self.workdir / "config.json"
+        recorded = config.read_text()
         for fields, message in (
-            ({"time_scale": 1000.0}, "config.network.unet.time_scale: got 1000.0"),
-            ({"channels": 48}, "norms have 32 groups, and a level has 48 channels"),
+            ({"network.unet.time_scale": 1000.0}, "config.network.unet.time_scale: got 1000.0"),
+            ({"network.unet.channels": 48}, "norms have 32 groups, and a level has 48 channels"),
+            ({"network.unet.conventions": "ddpm"}, "config.network.unet.conventions: got 'ddpm'"),
+            ({"path.name": "ve"}, "config.path.name: got 've'; on this path"),
+            ({"objective.predicts": "data"}, "config.objective.predicts: got 'data at t'"),
+            ({"condition.low_resolution": 4}, "config.network: got 'unet'; torchcfm has U-Nets"),
         ):
-            workdir = self.folder / str(len(message))
-            config = experiment_config("configs/digits_ot.py")
-            network = DIGITS.clone(**fields)
-            for name in ("channels", "multipliers", "scale_shift_norm", "heads", "time_scale"):
-                config.network.unet[name] = getattr(network, name)
-            write_workdir(config, facts_of_data(config), random_params(network), workdir)
-            code, errors = run("export", workdir, f"--to={self.file}", "--as=torchcfm")
+            config.write_text(recorded)
+            change_config(self.workdir, fields)
+            code, errors = run("export", self.workdir, f"--to={self.file}", "--as=torchcfm")
             self.assertEqual((code, len(errors)), (2, 1))
             self.assertIn(message, errors[0])
 
