@@ -19,18 +19,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from flowmatch_jax.arrays import Array, AverageVelocity, Field, FlowMap, expand_time
+from flowmatch_jax.arrays import Array, AverageVelocity, FlowMap, expand_time
 from flowmatch_jax.solvers import Solution, Times, counted
 
 
 def from_average_velocity(u: AverageVelocity) -> FlowMap:
     """Create the flow map X(t, s, x) = x + (s - t) u(t, s, x)."""
     return lambda t, s, x: x + expand_time(jnp.asarray(s, x.dtype) - t, x) * u(t, s, x)
-
-
-def field_of(u: AverageVelocity) -> Field:
-    """Create the vector field v(t, x) = u(t, t, x)."""
-    return lambda t, x: u(t, t, x)
 
 
 def along_flow(u: AverageVelocity, v: Array, t: Array, s: Array, x: Array) -> tuple[Array, Array]:

@@ -121,7 +121,7 @@ def ordered_batches(
 
 def read_items(source: Dataset, indices: np.ndarray, count: CorruptCount) -> Batch:
     """Read the items with these indices; unreadable images are left out and counted."""
-    if isinstance(source.x, np.ndarray):
+    if isinstance(source.x, np.ndarray | Items):
         return _with_labels({"x": source.x[indices]}, source.label, indices)
     images = [_read_or_error(source.x, i) for i in indices]
     count.add({i.name: i.reason for i in images if isinstance(i, CorruptImage)})

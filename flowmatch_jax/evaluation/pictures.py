@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from flowmatch_jax.pixels import quantise
+from flowmatch_jax.pixels import as_bytes, quantise
 
 
 def to_uint8(x: np.ndarray, levels: int) -> np.ndarray:
     """Quantise images in model space [-1, 1] to the data's levels, scaled to uint8 0 .. 255."""
-    return np.round(np.asarray(quantise(x, levels)) * (255 / (levels - 1))).astype(np.uint8)
+    return np.asarray(as_bytes(quantise(x, levels), levels))
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, gap: int = 1) -> np.ndarray:

@@ -14,9 +14,10 @@ from flowmatch_jax.arrays import Array, Params
 from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.data.images.decode import decode, encode, square
 from flowmatch_jax.data.images.folder import list_pictures
+from flowmatch_jax.evaluation.pictures import to_uint8
 from flowmatch_jax.evaluation.samples import sample_key
 from flowmatch_jax.experiment import Experiment
-from flowmatch_jax.pixels import as_bytes, from_bytes, quantise
+from flowmatch_jax.pixels import from_bytes
 from flowmatch_jax.runtime.errors import RunStopped, UserError
 from flowmatch_jax.runtime.files import write_atomically
 from flowmatch_jax.runtime.mesh import gather, split_if_even, to_host
@@ -137,7 +138,7 @@ def make_upsampler(experiment: Experiment) -> Upsampler:
         if not solution.converged:
             logger.warning("The solver gave up: the field is not finite")
         x = to_host(solution.x)[0, : factor * height, : factor * width]
-        return np.asarray(as_bytes(quantise(x, levels), levels))
+        return to_uint8(x, levels)
 
     return upsample
 

@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 
 from flowmatch_jax.couplings import MinibatchOT
 from flowmatch_jax.data import pipeline
-from flowmatch_jax.data.dataset import Dataset
+from flowmatch_jax.data.dataset import Dataset, Items
 from flowmatch_jax.data.images.encoded import Pictures
 from flowmatch_jax.data.pairing import Pairing
 from flowmatch_jax.runtime.errors import UserError
@@ -187,6 +187,23 @@ class PipelineTest(parameterized.TestCase):
         np.testing.assert_array_equal(np.concatenate([b["label"] for b in batches]), range(25))
         some = pipeline.ordered_batches(numbers(25), 10, 12)
         self.assertEqual([len(batch["x"]) for batch in some], [10, 2])
+
+    def test_items_of_a_file_are_read_at_once(self):
+        file, reads = numbers(60).x, []
+
+        class File:
+            shape = file.shape
+
+            def __getitem__(self, indices):
+                reads.append(indices)
+                return file[indices]
+
+        source = Dataset("items", "1", "train", Items(File(), np.arange(0, 50, 2)))
+        x = np.concatenate([batch["x"] for batch in pipeline.ordered_batches(source, 10)])
+        np.testing.assert_array_equal(x[:, 0], range(0, 50, 2))
+        self.assertLen(reads, 3)
+        pipeline.items_at(source, np.array([24, 0, 3]))
+        self.assertLen(reads, 4)
 
     def test_ordered_batches_leave_unreadable_images_out(self):
         source = pictures(25, broken=(3, 24))
