@@ -54,7 +54,7 @@ class Guidance:
 
     Attributes:
         scale: guidance scale; 1 is the model's field, with one network call; 0 is the weaker field.
-        interval: interval of t in which guidance is applied, within [0, 1].
+        interval: interval of t in which guidance is applied, within [0, 1]; a time 1 is included.
         by_weak_model: autoguidance; otherwise classifier-free guidance.
     """
 
@@ -70,6 +70,12 @@ class Guidance:
         """Part of file names: "_guidance2", "_autoguidance2", or "" without guidance."""
         kind = "autoguidance" if self.by_weak_model else "guidance"
         return f"_{kind}{self.scale:g}" if self else ""
+
+    def applies(self, times: Array) -> Array:
+        """Test at which times guidance applies: begin <= t < end, or t <= 1 if the end is 1."""
+        begin, end = self.interval
+        # The last call of Heun's and of the classical method is at t = 1, within the last step.
+        return (begin <= times) & ((times < end) | (end == 1))
 
     def validate(self, labels: bool, label_dropout: float) -> None:
         """Raise UserError unless a model trained with these settings supports this guidance.
@@ -139,6 +145,9 @@ def stretches(fields: Fields, inputs: Inputs, guidance: Guidance) -> list[Stretc
 def whole_field(fields: Fields, inputs: Inputs, guidance: Guidance) -> Field:
     """Create the guided field as one function of all times, for solvers that take one field.
 
+    Guidance applies by the time of the call, and not, as in `piecewise.follow`, by the start of the
+    step.
+
     Args:
         fields, inputs: as in `guided`.
         guidance: guidance settings.
@@ -146,14 +155,12 @@ def whole_field(fields: Fields, inputs: Inputs, guidance: Guidance) -> Field:
     if not guidance:
         return fields.of(**inputs)
     outside, inside, _ = (part.field for part in stretches(fields, inputs, guidance))
-    begin, end = guidance.interval
-    return lambda t, x: jax.lax.cond((begin <= t) & (t < end), inside, outside, t, x)
+    return lambda t, x: jax.lax.cond(guidance.applies(t), inside, outside, t, x)
 
 
 def network_calls(times: Array, guidance: Guidance) -> Array:
     """Count the network calls of `whole_field` at these times."""
-    begin, end = guidance.interval
-    twice = (begin <= times) & (times < end) & (guidance.scale not in (0, 1))
+    twice = guidance.applies(times) & (guidance.scale not in (0, 1))
     return (1 + twice).sum().astype(jnp.int32)
 
 

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -7,8 +8,9 @@ from hypothesis import strategies as st
 from flowmatch_jax import solvers
 from flowmatch_jax.marginals import velocity
 from flowmatch_jax.paths import optimal_transport
+from flowmatch_jax.runge_kutta import FIXED
 from flowmatch_jax.runtime.errors import UserError
-from flowmatch_jax.sampling import guidance, piecewise
+from flowmatch_jax.sampling import flows, guidance, linear, piecewise
 from flowmatch_jax.sampling.guidance import Fields, Guidance
 from flowmatch_jax.solvers import Solver
 from tests.cases import Float64TestCase
@@ -155,6 +157,37 @@ class StretchesTest(Float64TestCase):
         for interval in ((0.0, 1.0), (0.1, 0.6)):
             guided = self.follow(1.0, interval, solver)
             np.testing.assert_allclose(guided.x, plain.x, rtol=1e-9)
+
+
+class WholeFieldTest(Float64TestCase):
+    @parameterized.product(method=list(FIXED), scale=(0.0, 2.0))
+    def test_up_to_the_end_it_is_the_field_of_the_stretches(self, method, scale):
+        """Also in the last call of a step that ends at t = 1, in result and calls."""
+        path, guided = optimal_transport(0.0), Guidance(scale, (0.0, 1.0))
+        grid = np.linspace(0, 1, 4)
+        found = [
+            flows.sample(
+                Fields(field_given),
+                jnp.asarray(X),
+                jax.random.key(0),
+                {"label": jnp.asarray(LABEL)},
+                path,
+                solver,
+                guided,
+            )
+            for solver in (Solver(method, grid=grid), linear.of_method(method, grid))
+        ]
+        np.testing.assert_allclose(found[1].x, found[0].x, rtol=1e-9)
+        self.assertEqual(found[1].nfe, found[0].nfe)
+        self.assertEqual(found[1].nfe, (2 if scale else 1) * 3 * linear.calls_per_step(method))
+
+    def test_borders(self):
+        for interval, applies in (
+            ((0.25, 0.5), [False, True, False, False]),
+            ((0.25, 1.0), [False, True, True, True]),
+        ):
+            got = Guidance(2.0, interval).applies(jnp.array([0.2, 0.25, 0.5, 1.0]))
+            self.assertEqual(got.tolist(), applies)
 
 
 class MistakesTest(parameterized.TestCase):
