@@ -73,6 +73,8 @@ def validate(config: ConfigDict) -> None:
         _likelihoods(config.evaluate)
         if config.evaluate.extractor is not None:
             _scores(config.evaluate)
+    with section("config.fit_solver"):
+        _fit_solver(config.fit_solver)
 
 
 def _options(prefix: str, config: ConfigDict, field: str, options: str) -> None:
@@ -283,3 +285,11 @@ def _scores(config: ConfigDict) -> None:
             raise UserError("generated", config.generated, allowed)
     if config.reference is not None and not Path(config.reference).expanduser().is_file():
         raise UserError("reference", config.reference, "there is no such file")
+
+
+def _fit_solver(config: ConfigDict) -> None:
+    """Raise UserError unless noises are left to fit a solver to."""
+    others = config.held_out + config.held_out // 2
+    if config.noises <= others:
+        allowed = f"held_out = {config.held_out} and half as many are no part of the fit: give more"
+        raise UserError("noises", config.noises, f"{allowed} than {others}")
