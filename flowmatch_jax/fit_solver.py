@@ -89,7 +89,8 @@ def fit_solver(
     mean_error = fit.make_mean_error(wanted)
     error = partial(mean_error, params, pairs=chosen_by)
     name, known, least = _best_known(experiment, error, [grid_of] if grid_of else METHODS)
-    state = _run(wanted, params, least, mean_error, path, facts)
+    settings = json.dumps(facts | {"fit_solver": options.to_dict(), "least": least})
+    state = _run(wanted, params, least, mean_error, _state_file(path), settings)
     best = wanted.coefficients(state.best) if state.least < least else known
     before, after = (mean_error(params, c, held_out) for c in (known, best))
     if after > before:
@@ -197,24 +198,10 @@ def _parts(pairs: fit.Pairs, held_out: int) -> list[fit.Pairs]:
 
 
 def _run(
-    wanted: fit.Fit,
-    params: Params,
-    least: float,
-    mean_error: Any,
-    path: Path,
-    facts: dict[str, Any],
+    wanted: fit.Fit, params: Params, least: float, mean_error: Any, file: Path, settings: str
 ) -> fit.State:
     """Take the steps of the fit, from the saved state if there is one, saving each check."""
-    file, state = _state_file(path), wanted.init(least)
-    settings = json.dumps(
-        facts | {"method": wanted.method, "grid": wanted.times_only, "least": least}
-    )
-    if file.exists():
-        known, held = serialization.msgpack_restore(file.read_bytes()), None
-        if known["settings"] == settings:
-            held = serialization.from_state_dict(state, known["state"])
-            logger.info("The fit goes on at step %d.", held.step)
-        state = held or state
+    state = _read_state(file, settings, wanted.init(least))
     total, begun = wanted.steps, int(state.step)
     with progress_bar(total=total, initial=begun, desc="fit") as bar, StopNotice() as notice:
         for reached in fit.run(wanted, params, state, mean_error):
@@ -226,6 +213,22 @@ def _run(
                 write_atomically(file, serialization.msgpack_serialize(saved))
             if notice.reached(int(state.step)):
                 raise RunStopped(f"{notice.signal}: stopped; the same command goes on")
+    return state
+
+
+def _read_state(file: Path, settings: str, new: fit.State) -> fit.State:
+    """Return the state in the file, or the new one if there is none of these settings."""
+    if not file.exists():
+        return new
+    try:
+        known = serialization.msgpack_restore(file.read_bytes())
+        if known["settings"] != settings:
+            return new
+        state = serialization.from_state_dict(new, known["state"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("%s cannot be read, and the fit starts over: %s", file, error)
+        return new
+    logger.info("The fit goes on at step %d.", state.step)
     return state
 
 

@@ -7,11 +7,11 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from flowmatch_jax import fit_solver
 from flowmatch_jax.runtime.errors import RunStopped, UserError
-from flowmatch_jax.sampling import fitted
+from flowmatch_jax.sampling import fit, fitted
 from flowmatch_jax.sampling.guidance import Guidance
 from flowmatch_jax.sampling.linear import METHODS, of_method
 from flowmatch_jax.solvers import Solver
@@ -140,6 +140,54 @@ class FitSolverTest(absltest.TestCase):
         self.assertEqual(
             fit_solver.solver_file(Path("run"), 6, Guidance(2.5)).name, "6_calls_guidance2.5.json"
         )
+
+
+class StoppedFitTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.workdir = Path(self.create_tempdir().full_path)
+        self.file = self.workdir / "solvers" / "4_calls.partial"
+        self.file.parent.mkdir()
+        pairs = fit.Pairs(np.zeros((400, 2)), np.zeros((400, 2)), {})
+        known = ("euler, uniform", of_method("euler", np.linspace(0, 1, 5)), 0.5)
+        for module, name, result in (
+            (fit_solver, "accurate_pairs", pairs),
+            (fit, "best_known", known),
+            (fit_solver.StopNotice, "reached", True),
+        ):
+            self.enter_context(mock.patch.object(module, name, return_value=result))
+        self.enter_context(mock.patch.object(fit, "run", self.run_of_25_steps))
+
+    def run_of_25_steps(self, wanted, params, state, mean_error):
+        self.begun = int(state.step)
+        yield state._replace(step=state.step + 25)
+
+    def stop(self, **fields):
+        """Begin a fit that is stopped after 25 steps; returns the step that it begins at."""
+        with self.assertRaisesRegex(RunStopped, "the same command goes on"):
+            fit_solver.fit_solver(model(**fields), ONE, self.workdir, {"step": 7})
+        return self.begun
+
+    def test_goes_on_from_the_same_options_alone(self):
+        self.assertEqual([self.stop(), self.stop()], [0, 25])
+        for field, value in (
+            ("steps", 300),
+            ("batch_size", 20),
+            ("learning_rate", 1e-3),
+            ("noises", 300),
+            ("held_out", 200),
+        ):
+            self.assertEqual(self.stop(**{f"fit_solver__{field}": value}), 0, field)
+        self.assertEqual(self.stop(), 0)
+
+    @parameterized.parameters(slice(100), slice(0), slice(5, None))
+    def test_starts_over_if_its_state_is_damaged(self, left):
+        self.stop()
+        self.file.write_bytes(self.file.read_bytes()[left])
+        with self.assertLogs("flowmatch_jax", "WARNING") as logs:
+            self.assertEqual(self.stop(), 0)
+        self.assertIn("4_calls.partial cannot be read, and the fit starts over", logs.output[0])
+        self.assertEqual(self.stop(), 25)
 
 
 class WholeFieldTest(absltest.TestCase):
