@@ -92,11 +92,14 @@ class StopNotice:
         at steps that all processes compute alike, they exchange the signals they received.
 
         Args:
-            step: number of the step; increasing, and the same in all processes.
+            step: number of the step, the same in all processes. It increases, unless the run goes
+                back to an earlier step.
 
         Raises:
             RunStopped: a process did not reach this step.
         """
+        if self._last is not None and step <= self._last[0]:  # the run went back
+            self._last, self._due = None, step
         if step < self._due:
             return False
         signals = self._look(step) if jax.distributed.is_initialized() else self._own()

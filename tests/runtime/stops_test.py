@@ -1,7 +1,9 @@
 import signal
 import threading
 import time
+from unittest import mock
 
+import jax
 from absl.testing import absltest, parameterized
 
 from flowmatch_jax.runtime import stops
@@ -95,6 +97,24 @@ class StopNoticeTest(parameterized.TestCase):
 
 
 class TogetherTest(absltest.TestCase):
+    def test_signals_after_the_run_went_back(self):
+        """The next check was due at a step that it has not reached again."""
+
+        def far_ahead(name, text):
+            return [f"500 {text.split(' ')[1]}"]
+
+        with (
+            mock.patch.object(jax.distributed, "is_initialized", return_value=True),
+            mock.patch.object(stops, "gather", side_effect=far_ahead) as gather,
+            stops.StopNotice() as notice,
+        ):
+            self.assertFalse(notice.reached(1000))
+            self.assertFalse(notice.reached(10))
+            self.assertFalse(notice.reached(11))
+            self.assertEqual(gather.call_count, 2)
+            signal.raise_signal(signal.SIGTERM)
+            self.assertTrue(notice.reached(510))
+
     def test_signals_stop_all_at_the_same_step(self):
         ends = run_two("""
         stops.POLL_INTERVAL = 0.1
