@@ -18,9 +18,15 @@ from flowmatch_jax.evaluation.tally import Tally
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.metrics.features.extractors import features_of, score_name
 from flowmatch_jax.metrics.frechet import Moments
-from flowmatch_jax.metrics.scores import FeatureSet, compute_scores, few_images, need_features
+from flowmatch_jax.metrics.scores import (
+    SCORES,
+    FeatureSet,
+    compute_scores,
+    few_images,
+    need_features,
+)
 from flowmatch_jax.pixels import quantise
-from flowmatch_jax.runtime.errors import RunStopped
+from flowmatch_jax.runtime.errors import RunStopped, UserError
 from flowmatch_jax.runtime.mesh import to_host
 from flowmatch_jax.runtime.progress import progress_bar
 from flowmatch_jax.runtime.stops import StopNotice
@@ -42,8 +48,8 @@ def judge_samples(
 ) -> dict[str, Any]:
     """Draw ``count`` samples, quantise them, and score them against the reference.
 
-    A super-resolution model draws at most one sample per test image and is also scored against the
-    originals. Samples that are not finite are left out and counted.
+    They are at most `number_judged`. A super-resolution model is also scored against the originals.
+    Samples that are not finite are left out and counted.
 
     Args:
         sampler: result of `make_sampler`; samples beyond ``count`` in its last batch are dropped.
@@ -78,10 +84,22 @@ def judge_samples(
 
 
 def number_judged(experiment: Experiment, count: int) -> int:
-    """Return the number of samples to score: ``count``, or fewer for super-resolution."""
-    if experiment.conditioning.low_resolution is None:
-        return count
-    return min(count, len(experiment.test_data))
+    """Return the number of samples to score: ``count``, or fewer if there are not so many starts.
+
+    Super-resolution has one sample per test image, and a source one per item of its test split.
+
+    Raises:
+        UserError: a score of config.evaluate.scores takes more.
+    """
+    if experiment.conditioning.low_resolution is not None:
+        count = min(count, len(experiment.test_data))
+    if experiment.source is not None:
+        count = min(count, len(experiment.source.test))
+    for name in experiment.config.evaluate.scores:
+        if count < SCORES[name].least:
+            allowed = f"{name} takes {SCORES[name].least} samples or more, and there are {count}"
+            raise UserError("config.evaluate.scores", name, allowed)
+    return count
 
 
 def _draw(

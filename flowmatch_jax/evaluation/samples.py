@@ -38,14 +38,14 @@ def number_generated(experiment: Experiment) -> int:
     """Return the number of samples that are scored, config.evaluate.generated.
 
     If it is unset, they are as many as the training images, but at most 50,000, the number of the
-    literature, and at least what each of the scores needs. Samples that start from a dataset are at
-    most as many as the items of its test split.
+    literature, and at least what each of the scores needs. Samples that start from a dataset are as
+    many as the items of its test split, or fewer if that is given.
     """
     given = experiment.config.evaluate.generated
+    if experiment.source is not None:
+        return min(given or MOST_GENERATED, len(experiment.source.test))
     least = max(score.least for score in SCORES.values())
-    if experiment.source is None:
-        return given or min(MOST_GENERATED, max(least, len(experiment.train_data)))
-    return max(least, min(given or MOST_GENERATED, len(experiment.source.test)))
+    return given or min(MOST_GENERATED, max(least, len(experiment.train_data)))
 
 
 def make_sampler(

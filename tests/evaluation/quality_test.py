@@ -1,5 +1,7 @@
+import dataclasses
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from flowmatch_jax.metrics.features.extractors import pixels
 from flowmatch_jax.metrics.frechet import Moments, frechet_distance
 from flowmatch_jax.metrics.scores import FeatureSet
 from flowmatch_jax.pixels import quantise
-from flowmatch_jax.runtime.errors import RunStopped
+from flowmatch_jax.runtime.errors import RunStopped, UserError
 from tests.evaluation.cases import source_key
 from tests.evaluation.experiments import images
 
@@ -23,6 +25,26 @@ ONE = jnp.ones(())
 
 def reference(features):
     return FeatureSet(Moments.empty(features.shape[1]).add(features), features)
+
+
+class NumberTest(absltest.TestCase):
+    def test_at_most_the_items_that_samples_start_from(self):
+        experiment, source = images(), SimpleNamespace(test=range(7))
+        of_source = dataclasses.replace(experiment, source=source)
+        of_condition = images(condition__low_resolution=4)
+        self.assertEqual(quality.number_judged(experiment, 5000), 5000)
+        self.assertEqual(quality.number_judged(of_source, 5000), 7)
+        self.assertEqual(quality.number_judged(of_source, 5), 5)
+        items = len(of_condition.test_data)
+        self.assertEqual(quality.number_judged(of_condition, 5000), items)
+
+    def test_too_few_for_a_score(self):
+        experiment = images(evaluate__scores=("precision_recall",))
+        self.assertEqual(quality.number_judged(experiment, 4), 4)
+        source = SimpleNamespace(test=range(3))
+        said = "config.evaluate.scores: got 'precision_recall'; .* 4 samples .* there are 3"
+        with self.assertRaisesRegex(UserError, said):
+            quality.number_judged(dataclasses.replace(experiment, source=source), 5000)
 
 
 class QualityTest(absltest.TestCase):

@@ -1,6 +1,7 @@
 import dataclasses
 import operator
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -141,6 +142,14 @@ class NumberTest(parameterized.TestCase):
     def test_as_many_as_training_images(self, items, expected):
         experiment = images(evaluate__generated=None)
         experiment = dataclasses.replace(experiment, train_data=range(items))
+        self.assertEqual(samples.number_generated(experiment), expected)
+
+    @parameterized.parameters(
+        (None, 3, 3), (4, 300, 4), (400, 300, 300), (None, 300, 300), (None, 60_000, 50_000)
+    )
+    def test_at_most_the_items_of_a_source(self, given, items, expected):
+        source = SimpleNamespace(test=range(items))
+        experiment = dataclasses.replace(images(evaluate__generated=given), source=source)
         self.assertEqual(samples.number_generated(experiment), expected)
 
     def test_as_given(self):
