@@ -13,9 +13,9 @@ import numpy as np
 
 from configs import digits_ot, imagenet64_ot
 from flowmatch_jax.arrays import Apply, Params
-from flowmatch_jax.experiment import COMPUTING_DTYPES
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.unet import UNet
+from flowmatch_jax.parts.network import COMPUTING_DTYPES
 
 STD = 0.02  # standard deviation of noise on the parameters, so that zero layers are not special
 

@@ -22,11 +22,11 @@ from configs import cifar10_ot, imagenet64_ot, imagenet128_ot
 from flowmatch_jax import objectives, paths
 from flowmatch_jax.arrays import Apply, Params
 from flowmatch_jax.config.rules import map_options
-from flowmatch_jax.experiment import COMPUTING_DTYPES
 from flowmatch_jax.map_objectives import MAP_OBJECTIVES
 from flowmatch_jax.networks import pure_apply
 from flowmatch_jax.networks.unet import UNet
 from flowmatch_jax.objectives import Objective
+from flowmatch_jax.parts.network import COMPUTING_DTYPES
 from flowmatch_jax.runtime.mesh import BATCH_AXES, with_shardings
 from flowmatch_jax.training.cost.estimate import (
     bytes_a_device,

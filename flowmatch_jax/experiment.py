@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,8 +27,8 @@ from flowmatch_jax.metrics.features.extractor import Extractor
 from flowmatch_jax.objectives import Objective
 from flowmatch_jax.parts import own
 from flowmatch_jax.parts.data import make_data, make_pairs, make_source, with_starts
-from flowmatch_jax.parts.network import make_clock, make_features, make_network
-from flowmatch_jax.parts.solver import make_solver
+from flowmatch_jax.parts.network import in_training, make_clock, make_features, make_network
+from flowmatch_jax.parts.solver import make_fitted, make_solver
 from flowmatch_jax.paths import PATHS, GaussianPath
 from flowmatch_jax.predictions import vector_field
 from flowmatch_jax.runtime.errors import section
@@ -38,8 +39,6 @@ from flowmatch_jax.sampling.guidance import Fields, Guidance, GuidedParams, whol
 from flowmatch_jax.sampling.linear import Coefficients
 from flowmatch_jax.sampling.schedule import along
 from flowmatch_jax.solvers import FLOW_MAP, Solution, Solver, counted
-
-COMPUTING_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,7 @@ class Experiment:
             are then `GuidedParams`.
         pairs: the pairs of noise and samples that it is trained on in place of the data.
         source: the dataset that samples start from; None: noise.
+        fitted: the fitted solver of samples, if the config asks for one and a run is given.
     """
 
     config: ConfigDict
@@ -83,6 +83,7 @@ class Experiment:
     weak: Experiment | None = None
     pairs: Splits | None = None
     source: Splits | None = None
+    fitted: Coefficients | None = None
 
     @property
     def trained_on(self) -> Splits:
@@ -200,7 +201,7 @@ class Experiment:
         Args:
             path: the path; None: the one of training, as for likelihoods.
         """
-        return make_solver(self.config, path or self.path)
+        return self.fitted or make_solver(self.config, path or self.path)
 
     def init_params(self, key: Array) -> Params:
         """Initialise parameters, float32."""
@@ -214,7 +215,9 @@ class Experiment:
         return networks.init_params(self.network, key, t, x, **inputs)
 
 
-def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experiment:
+def build(
+    config: ConfigDict, recorded: dict[str, Any] | None = None, workdir: Path | None = None
+) -> Experiment:
     """Check the whole config and build the experiment.
 
     Args:
@@ -222,6 +225,7 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
         recorded: the facts of the "train" and the "test" split, as `Dataset.facts` returns them,
             and those of the "source". They are opened when their items are needed, pairs never;
             without them, all are now.
+        workdir: folder of the run, to draw samples by its fitted solver if the config asks for it.
 
     Raises:
         UserError: a field has an invalid value; the error has its full path.
@@ -236,10 +240,8 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
     conditioning = parts.make_conditioning(config.condition, train_data)
     parts.check_classes(config.evaluate, conditioning, train_data)
     network = make_network(config.network, train_data, conditioning)
-    with section("config.network"):
-        training = networks.computing_in(network, COMPUTING_DTYPES[config.network.dtype])
-    clock = make_clock(config, path)
-    features = make_features(config, path, train_data)
+    training = in_training(config.network, network)
+    clock, features = make_clock(config, path), make_features(config, path, train_data)
     experiment = Experiment(
         config=config,
         train_data=train_data,
@@ -257,6 +259,7 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
         features=features,
         pairs=None if recorded else make_pairs(config, train_data),
         source=make_source(config, data, recorded),
+        fitted=None if workdir is None else make_fitted(config, workdir),
     )
     if experiment.is_flow and config.solver.method != "fitted":
         experiment.solver(experiment.sampling_path)  # raises the errors of its grid and noise
@@ -267,7 +270,7 @@ def build(config: ConfigDict, recorded: dict[str, Any] | None = None) -> Experim
 def _check_own_parts(experiment: Experiment) -> None:
     """Call the user's own parts once; raises UserError if one does not return what it should."""
     config = experiment.config
-    fields, solver = config.objective, config.solver
+    fields = config.objective
     stored = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct((config.train.batch_size, *a.shape[1:]), a.dtype),
         experiment.train_data.zeros(1),
@@ -290,11 +293,3 @@ def _check_own_parts(experiment: Experiment) -> None:
             params = jax.eval_shape(experiment.init_params, jax.random.key(0))
             batch = {"x": x, **inputs} | ({"x0": x} if fields.coupling in OF_THE_BATCH else {})
             own.check_objective("name", fields.name, experiment.objective, apply, params, batch)
-    if is_own(solver.grid):
-        grid = experiment.solver().grid
-        with section("config.solver"):
-            own.check_grid("grid", solver.grid, grid, solver.steps, experiment.path)
-    if solver.noise is not None and is_own(solver.noise):
-        path = experiment.sampling_path
-        with section("config.solver"):
-            own.check_noise("noise", solver.noise, experiment.solver(path).noise, path)

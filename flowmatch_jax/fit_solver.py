@@ -14,10 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 from flax import serialization
-from ml_collections import ConfigDict, FrozenConfigDict
 
 from flowmatch_jax.arrays import Array, Params
-from flowmatch_jax.config.field import copied
 from flowmatch_jax.config.identity import fitted_to
 from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.evaluation.samples import sample_inputs, source_batch
@@ -29,7 +27,6 @@ from flowmatch_jax.runtime.progress import progress_bar
 from flowmatch_jax.runtime.stops import StopNotice
 from flowmatch_jax.sampling import fit
 from flowmatch_jax.sampling.fitted import solver_file, write
-from flowmatch_jax.sampling.guidance import Guidance
 from flowmatch_jax.sampling.linear import METHODS, Coefficients, calls_per_step
 from flowmatch_jax.solvers import Solver
 from flowmatch_jax.times import GRIDS
@@ -38,18 +35,6 @@ logger = logging.getLogger(__name__)
 
 FIT_FIELDS = ("steps", "batch_size", "learning_rate", "times_only")
 ACCURATE = Solver("dopri5", rtol=1e-6, atol=1e-6)
-
-
-def with_solver_file(config: ConfigDict, workdir: Path) -> FrozenConfigDict:
-    """Return the config with the run's fitted solver, if it asks for one and names no file."""
-    if config.solver.method != "fitted" or config.solver.file is not None:
-        return FrozenConfigDict(config)
-    config = copied(config)
-    given = config.guidance
-    guidance = Guidance(given.scale, by_weak_model=given.weak_step is not None)
-    file = solver_file(workdir, config.solver.steps, guidance)
-    config.solver.file = str(file)
-    return FrozenConfigDict(config)
 
 
 def fit_solver(

@@ -33,7 +33,7 @@ from flowmatch_jax.pixels import quantise
 from flowmatch_jax.runtime.errors import UserError, at_least, one_of
 from flowmatch_jax.runtime.messages import is_wanted
 from flowmatch_jax.runtime.workdir import check_run, recorded_data, use_compilation_cache
-from flowmatch_jax.solvers import Solver
+from flowmatch_jax.solvers import NO_DENSITIES, Solver
 from flowmatch_jax.training.weights import load_weights
 
 
@@ -61,7 +61,7 @@ def load(
     config = experiment_config(str(workdir / "config.json"))
     config.mesh.fsdp = 1  # the number of devices here may be another than in training
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
-    experiment = with_weak_model(build(FrozenConfigDict(config), recorded_data(workdir)))
+    experiment = with_weak_model(build(FrozenConfigDict(config), recorded_data(workdir), workdir))
     ((step, kinds),) = load_weights(experiment, workdir, (weights,), step=step).items()
     return Model(experiment, kinds[weights], step)
 
@@ -156,10 +156,16 @@ class Model:
         return x if self.levels is None else quantise(x, self.levels).astype(jnp.uint8)
 
     def _check_density(self) -> None:
-        source = self.experiment.source
+        if self.experiment.has_likelihoods:
+            return
+        source, config = self.experiment.source, self.config
         if source is not None:
             allowed = "the density of the data that samples start from is not known"
             raise UserError("log_prob", f"samples from {source.train.name}", allowed)
+        if not self.experiment.is_flow:
+            name = config.objective.name
+            raise UserError("config.objective.name", name, "the model has no density")
+        raise UserError("config.solver.method", config.solver.method, NO_DENSITIES)
 
     def log_prob(
         self, x: Array, key: Array | None = None, label: int | Array | None = None, probes: int = 1
@@ -174,7 +180,8 @@ class Model:
             probes: number of Hutchinson probes.
 
         Raises:
-            UserError: samples start from a dataset, whose density is not known; or as in `sample`.
+            UserError: the model has no density, or one that is not known because samples start
+                from a dataset; the config's solver is for samples alone; or as in `sample`.
         """
         self._check_density()
 
@@ -209,6 +216,9 @@ class Model:
             key: key of dequantisation noise and Hutchinson probes; None: key 0.
             label: as in `sample`.
             dequantisations: K.
+
+        Raises:
+            UserError: the model generates points, or `log_prob` raises it.
         """
         self._check_density()
         if self.levels is None:

@@ -19,7 +19,7 @@ from flowmatch_jax.evaluation.generate import generate_samples
 from flowmatch_jax.evaluation.samples import Sampler, draw, make_sampler, picture_file
 from flowmatch_jax.evaluation.upsample import upsample_pictures
 from flowmatch_jax.experiment import Experiment, build
-from flowmatch_jax.fit_solver import fit_solver, with_solver_file
+from flowmatch_jax.fit_solver import fit_solver
 from flowmatch_jax.generate_pairs import generate_pairs
 from flowmatch_jax.report.figures import are_drawn, draw_figures
 from flowmatch_jax.report.report import write_report
@@ -39,7 +39,9 @@ METHODS = ("ot", "vp", "ddpm", "score", "scoreflow")
 SUPER_RESOLUTION_METHODS = ("regression", "sr3", "ot")
 
 
-def open_run(config: FrozenConfigDict, workdir: Path, trains: bool = True) -> Experiment:
+def open_run(
+    config: FrozenConfigDict, workdir: Path, trains: bool = True, samples: bool = True
+) -> Experiment:
     """Build the experiment of a workdir, the same one in all processes.
 
     Args:
@@ -47,6 +49,8 @@ def open_run(config: FrozenConfigDict, workdir: Path, trains: bool = True) -> Ex
         workdir: folder of the run, which is created for training only.
         trains: whether the run will be trained. If not, its datasets are opened when their items
             are needed.
+        samples: whether samples are drawn by the config's solver. If not, and it is a fitted one,
+            its file need not exist.
     """
     processes.same_everywhere("--workdir", str(workdir))
     processes.same_everywhere("--config", config.to_json())
@@ -54,8 +58,8 @@ def open_run(config: FrozenConfigDict, workdir: Path, trains: bool = True) -> Ex
     if not trains:
         check_run(workdir)
         recorded = recorded_data(workdir)
-        return with_weak_model(build(with_solver_file(config, workdir), recorded))
-    experiment = build(config)
+        return with_weak_model(build(config, recorded, workdir if samples else None))
+    experiment = build(config, workdir=workdir)
     check_training(experiment)
     open_workdir(workdir)
     return experiment
@@ -121,7 +125,7 @@ def evaluate_run(
 
 def fit_run_solver(config: FrozenConfigDict, workdir: Path, step: int | None = None) -> None:
     """Fit a solver to a run, with the first kind in config.evaluate.weights."""
-    experiment = open_run(config, workdir, trains=False)
+    experiment = open_run(config, workdir, trains=False, samples=False)
     kind = config.evaluate.weights[0]
     ((step, weights),) = load_weights(experiment, workdir, (kind,), step=step).items()
     fit_solver(experiment, weights[kind], workdir, {"step": step, "weights": kind})
@@ -230,7 +234,7 @@ def check(workdir: Path, config: FrozenConfigDict) -> Experiment:
         allowed = "the report needs the evaluations: leave it True"
         raise UserError("config.evaluate.after_training", False, allowed)
     check_identity(workdir, config)
-    experiment = build(config)
+    experiment = build(config, workdir=workdir)
     check_training(experiment)
     return experiment
 

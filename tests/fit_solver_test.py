@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from flowmatch_jax import fit_solver
+from flowmatch_jax.parts.solver import make_fitted
 from flowmatch_jax.runtime.errors import RunStopped, UserError
 from flowmatch_jax.sampling import fit, fitted
 from flowmatch_jax.sampling.guidance import Guidance
@@ -39,7 +41,9 @@ def model(**fields):
 
 def using(file, **fields):
     """The experiment as it samples by a fitted solver."""
-    return model(solver__method="fitted", solver__steps=4, solver__file=str(file), **fields)
+    fields = {"solver__method": "fitted", "solver__steps": 4, "solver__file": file} | fields
+    experiment = model(**fields)
+    return dataclasses.replace(experiment, fitted=make_fitted(experiment.config, Path("run")))
 
 
 class FitSolverTest(absltest.TestCase):
@@ -64,7 +68,7 @@ class FitSolverTest(absltest.TestCase):
         x0 = jax.random.normal(jax.random.key(9), (200, 2))
         draw = lambda e, solver=None: e.generate(ONE, x0, jax.random.key(0), {}, solver)  # noqa: E731
         accurate = draw(model(), fit_solver.ACCURATE)
-        got, plain = draw(using(self.file)), draw(model(), Solver("midpoint", steps=2))
+        got, plain = draw(using(str(self.file))), draw(model(), Solver("midpoint", steps=2))
         self.assertEqual((got.nfe, plain.nfe), (4, 4))
         errors = [np.mean((solution.x - accurate.x) ** 2) for solution in (got, plain)]
         self.assertLess(errors[0], 0.3 * errors[1])
@@ -97,13 +101,11 @@ class FitSolverTest(absltest.TestCase):
             ({"seed": 5}, "fitted to another run"),
             ({"guidance__interval": (0.2, 1.0)}, "fitted to another guidance"),
             ({"solver__steps": 5}, "config.solver.steps: got 5; the solver in .* has 4 calls"),
-            ({"solver__file": None}, "config.solver.file: got None; .*--mode=fit_solver"),
             ({"solver__file": "/nowhere"}, "config.solver.file: .*cannot be read"),
+            ({"solver__file": None}, "got 'run/solvers/4_calls.json'; .*--mode=fit_solver"),
         ):
-            solver = {"solver__method": "fitted", "solver__steps": 4}
-            solver |= {"solver__file": str(self.file)}
             with self.assertRaisesRegex(UserError, said):
-                model(**solver | fields).solver()
+                using(str(self.file), **fields)
         with self.assertRaisesRegex(UserError, "config.solver.steps: got None"):
             model(solver__method="fitted")
 
@@ -133,10 +135,9 @@ class FitSolverTest(absltest.TestCase):
 
     def test_the_run_s_solver_is_found(self):
         config = model(solver__method="fitted", solver__steps=4).config
-        found = fit_solver.with_solver_file(config, Path("run"))
-        self.assertEqual(found.solver.file, "run/solvers/4_calls.json")
-        named = fit_solver.with_solver_file(using("mine.json").config, Path("run"))
-        self.assertEqual(named.solver.file, "mine.json")
+        found, named = make_fitted(config, self.workdir), using(str(self.file)).solver()
+        np.testing.assert_array_equal(found.b, named.b)
+        self.assertIsNone(make_fitted(model().config, self.workdir))
         self.assertEqual(
             fit_solver.solver_file(Path("run"), 6, Guidance(2.5)).name, "6_calls_guidance2.5.json"
         )

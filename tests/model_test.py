@@ -20,7 +20,7 @@ from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.workdir import write_data
 from flowmatch_jax.sampling.guidance import GuidedParams
 from flowmatch_jax.solvers import Solver
-from tests.evaluation.experiments import images, points
+from tests.evaluation.experiments import images, points, regression
 from tests.runtime.records import on_more_devices
 
 RUNS = Path(__file__).parent / "end_to_end" / "old_runs"
@@ -118,6 +118,20 @@ class ModelTest(parameterized.TestCase):
                 model.sample(jax.random.key(0), 3, label=label)
         with self.assertRaisesRegex(UserError, "label: got 3; this model has no classes"):
             self.model.sample(jax.random.key(0), 3, label=3)
+
+    def test_models_without_a_density(self):
+        """That of a regression or of SR3 would be of no flow."""
+        fitted = {"solver__method": "fitted", "solver__steps": 4}
+        for experiment, said in (
+            (points(0.5, **fitted), "config.solver.method: got 'fitted'; it solves for samples"),
+            (points(0.5, solver__method="dpmpp2m", solver__steps=4), "method: got 'dpmpp2m'"),
+            (regression(), "config.objective.name: got 'regression'; the model has no density"),
+        ):
+            model = Model(experiment, jnp.ones(()), step=0)
+            with self.assertRaisesRegex(UserError, said):
+                model.log_prob(jnp.zeros((2, *model.shape)))
+            with self.assertRaisesRegex(UserError, said):
+                model.bits_per_dim(np.zeros((2, *model.shape), np.uint8))
 
     def test_what_it_refuses(self):
         with self.assertRaisesRegex(UserError, "n: got 0"):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from flowmatch_jax import predictions
 from flowmatch_jax.arrays import Array
 from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.dataset import Dataset
-from flowmatch_jax.networks import Features, Network, is_network, takes
+from flowmatch_jax.networks import Features, Network, computing_in, is_network, takes
 from flowmatch_jax.networks.mlp import MLP
 from flowmatch_jax.networks.unet import UNet
 from flowmatch_jax.objectives import WITHOUT_FIELD
@@ -19,6 +20,8 @@ from flowmatch_jax.paths import GaussianPath, log_snr
 from flowmatch_jax.runtime.errors import UserError, section
 from flowmatch_jax.runtime.own import blamed, is_own, resolve
 from flowmatch_jax.sampling import ancestral
+
+COMPUTING_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
 
 def make_network(config: ConfigDict, data: Dataset, conditioning: Conditioning) -> Network:
@@ -47,6 +50,12 @@ def make_network(config: ConfigDict, data: Dataset, conditioning: Conditioning) 
             )
             network.validate(data.shape[:2])
             return network
+
+
+def in_training(config: ConfigDict, network: Network) -> Network:
+    """Return the network with computations in the dtype of training."""
+    with section("config.network"):
+        return computing_in(network, COMPUTING_DTYPES[config.dtype])
 
 
 def _own_network(config: ConfigDict) -> Network:

@@ -11,21 +11,25 @@ from ml_collections import ConfigDict
 
 from flowmatch_jax.config.identity import fitted_to
 from flowmatch_jax.config.rules import solver_of
+from flowmatch_jax.objectives import WITHOUT_FIELD
+from flowmatch_jax.parts import own
 from flowmatch_jax.paths import GaussianPath, starts_without_data
 from flowmatch_jax.runge_kutta import STOCHASTIC
 from flowmatch_jax.runtime.errors import UserError, section
-from flowmatch_jax.runtime.own import blamed, resolve
+from flowmatch_jax.runtime.own import blamed, is_own, resolve
 from flowmatch_jax.sampling import fitted
+from flowmatch_jax.sampling.guidance import Guidance
 from flowmatch_jax.sampling.linear import Coefficients
 from flowmatch_jax.sampling.stochastic import NOISE_LEVELS, NoiseLevel
 from flowmatch_jax.solvers import Solver
 from flowmatch_jax.times import GRIDS
 
 
-def make_solver(config: ConfigDict, path: GaussianPath) -> Solver | Coefficients:
-    """Create the solver on a path, with its time grid from 0 to the path's end."""
-    if config.solver.method == "fitted":
-        return make_fitted(config)
+def make_solver(config: ConfigDict, path: GaussianPath) -> Solver:
+    """Create the solver on a path, with its time grid from 0 to the path's end.
+
+    A fitted solver is read by `make_fitted` instead.
+    """
     solver = replace(solver_of(config.solver), path=path)
     if solver.steps is None:
         return solver
@@ -38,7 +42,10 @@ def make_grid(config: ConfigDict, steps: int, path: GaussianPath) -> np.ndarray:
     with section("config.solver"):
         grid = resolve("grid", config.grid, GRIDS, config.grid_options)
         with blamed("grid", config.grid), jax.ensure_compile_time_eval():  # also inside jit
-            return np.asarray(grid(steps, path), np.float64)
+            times = np.asarray(grid(steps, path), np.float64)
+        if is_own(config.grid):
+            own.check_grid("grid", config.grid, times, steps, path)
+        return times
 
 
 def make_noise(config: ConfigDict, path: GaussianPath) -> NoiseLevel | None:
@@ -51,16 +58,28 @@ def make_noise(config: ConfigDict, path: GaussianPath) -> NoiseLevel | None:
         raise UserError("config.solver.noise", name, allowed)
     with section("config.solver"):
         level = resolve("noise", name, NOISE_LEVELS)
+        if is_own(name):
+            own.check_noise("noise", name, level, path)
     return lambda path, t: scale * level(path, t)
 
 
-def make_fitted(config: ConfigDict) -> Coefficients:
-    """Read the fitted solver of config.solver.file; raises UserError if it is another model's."""
+def make_fitted(config: ConfigDict, workdir: Path) -> Coefficients | None:
+    """Read the fitted solver that the config asks for; None if it asks for another method.
+
+    Args:
+        config: the configuration.
+        workdir: folder of the run, whose solver it is unless config.solver.file names a file.
+
+    Raises:
+        UserError: there is none, or it was fitted to another model.
+    """
+    if config.solver.method != "fitted" or config.objective.name in WITHOUT_FIELD:
+        return None
+    given, calls = config.guidance, config.solver.steps
+    guidance = Guidance(given.scale, by_weak_model=given.weak_step is not None)
+    file = config.solver.file or fitted.solver_file(workdir, calls, guidance)
     with section("config.solver"):
-        if config.solver.file is None:
-            allowed = "give the file of a fitted solver, which --mode=fit_solver writes"
-            raise UserError("file", None, allowed)
-        return read_fitted(config, Path(config.solver.file).expanduser(), config.solver.steps)
+        return read_fitted(config, Path(file).expanduser(), calls)
 
 
 def read_fitted(config: ConfigDict, file: Path, calls: int) -> Coefficients:

@@ -4,9 +4,16 @@ import json
 import tarfile
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl.testing import absltest
 
+import flowmatch_jax
+from flowmatch_jax.config.experiments import experiment_config
+from flowmatch_jax.config.identity import fitted_to
+from flowmatch_jax.sampling import fitted
+from flowmatch_jax.sampling.linear import of_method
+from flowmatch_jax.solvers import Solver
 from tests.end_to_end.runs import run
 
 ARCHIVE = Path(__file__).parent / "old_runs" / "checkerboard.tar.xz"
@@ -41,6 +48,31 @@ class WorkdirTest(absltest.TestCase):
         with np.load(output) as archive:
             self.assertEqual(archive["points"].shape, (5, 2))
             self.assertEqual(archive["seed"].tolist(), [5, 6, 7, 8, 2])
+
+    def test_a_fitted_solver_of_the_run(self):
+        """It draws the samples of training and of scripts, and its path is recorded nowhere."""
+        fields = ("--config.solver.method=fitted", "--config.solver.steps=2")
+        fresh = self.workdir / "fresh"
+        child = run(f"--workdir={fresh}", "--config=configs/checkerboard_ot.py", *fields)
+        self.assertEqual(child.returncode, 2)
+        self.assertIn("fresh/solvers/2_calls.json'; it cannot be read", child.stderr)
+        self.assertFalse(fresh.exists())
+
+        was = experiment_config(str(self.workdir / "config.json"))
+        euler = of_method("euler", np.linspace(0, 1, 3))
+        fitted.write(self.workdir / "solvers" / "2_calls.json", euler, fitted_to(was))
+        counts = ("steps=5", "sample_every=1", "checkpoint_every=1", "log_every=1")
+        steps = [f"--config.train.{count}" for count in counts]
+        config = f"--config={self.workdir / 'config.json'}"
+        child = self.run_in(config, *fields, *steps, "--config.evaluate.after_training=False")
+        self.assertEqual(child.returncode, 0, child.stderr)
+        self.assertTrue((self.workdir / "samples" / "4_ema.png").exists())
+        self.assertIsNone(self.config()["solver"]["file"])
+        model = flowmatch_jax.load(self.workdir)
+        x0 = model.noise(jax.random.key(0), 3)
+        x = model.sample(jax.random.key(0), 3, x0=x0)
+        two = model.sample(jax.random.key(0), 3, x0=x0, solver=Solver("euler", steps=2))
+        np.testing.assert_allclose(x, two, atol=1e-5)
 
     def test_mistakes(self):
         for flags, said in (
