@@ -1,4 +1,4 @@
-"""PNG files of samples: grids of images, heat maps of points in the plane."""
+"""PNG files of samples: grids of images, heat maps of points."""
 
 from __future__ import annotations
 
@@ -43,17 +43,32 @@ def save_images(path: Path, x: np.ndarray, levels: int, columns: int | None = No
     Image.fromarray(grid[:, :, 0] if grid.shape[-1] == 1 else grid).save(path)
 
 
-def save_points(path: Path, x: np.ndarray, bins: int = 100) -> None:
-    """Write points [N, 2] as a PNG heat map of a square that holds 99% of each coordinate.
+def count_points(x: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Count points [N, D] in the cells of a square, [rows, columns], rows from low to high y.
 
-    Points that are not finite are ignored.
+    Of more than two coordinates, the first two count. A single one gives equal rows.
+
+    Args:
+        x: the points.
+        edges: the edges of the cells, along both sides of the square.
     """
-    x = x[np.isfinite(x).all(axis=1)]
+    if x.shape[1] == 1:
+        counts, _ = np.histogram(x, bins=edges)
+        return np.tile(counts, (len(counts), 1))
+    return np.histogram2d(x[:, 1], x[:, 0], bins=(edges, edges))[0]
+
+
+def save_points(path: Path, x: np.ndarray, bins: int = 100) -> None:
+    """Write points [N, D] as a PNG heat map of a square that holds 99% of each coordinate.
+
+    It shows the coordinates that `count_points` counts. Points that are not finite are ignored.
+    """
+    x = x[np.isfinite(x).all(axis=1), :2]
     if len(x) == 0:
-        x = np.zeros((1, 2))
+        x = np.zeros((1, x.shape[1]))
     reach = 1.1 * np.quantile(np.abs(x), 0.99) + 1e-6
     edges = np.linspace(-reach, reach, bins + 1)
-    counts, _, _ = np.histogram2d(-x[:, 1], x[:, 0], bins=(edges, edges))
+    counts = count_points(x, edges)[::-1]
     brightness = counts / max(np.quantile(counts[counts > 0], 0.99), 1)
     pixels = (255 * np.clip(1 - brightness, 0, 1)).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -66,7 +66,7 @@ def draw_figures(
         draw_paths(experiment, params, folder)
         draw_few_calls(experiment, params, folder)
         draw_over_nfe(experiment, params, workdir, folder)
-    if not experiment.train_data.is_image and experiment.source is None:
+    if experiment.train_data.shape == (2,) and experiment.source is None:
         draw_density(experiment, params, folder)
     if experiment.conditioning.low_resolution is not None:
         draw_super_resolution(experiment, params, folder)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flowmatch_jax.evaluation.pictures import image_grid, to_uint8
+from flowmatch_jax.evaluation.pictures import count_points, image_grid, to_uint8
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,11 +88,11 @@ def save_fields(
 def save_point_rows(
     path: Path, rows: dict[str, dict[str, np.ndarray]], reach: float, bins: int = 120
 ) -> None:
-    """Draw heat maps of points in the square [-reach, reach]^2.
+    """Draw heat maps of points in the square [-reach, reach]^2, as `count_points` counts them.
 
     Args:
         path: path of the PNG.
-        rows: row label -> {column label: points [N, 2]}.
+        rows: row label -> {column label: points [N, D]}.
         reach: half the side of the square.
         bins: bins per side.
     """
@@ -104,7 +104,7 @@ def save_point_rows(
         for axes in axes_row[len(row) :]:
             axes.axis("off")
         for axes, (title, x) in zip(axes_row, row.items(), strict=False):
-            counts, _, _ = np.histogram2d(x[:, 1], x[:, 0], bins=(edges, edges))
+            counts = count_points(x, edges)
             brightest = max(np.quantile(counts, 0.99), 1)
             axes.imshow(counts, origin="lower", extent=(-reach, reach) * 2, vmax=brightest)
             axes.set_title(title, fontsize=8)
@@ -129,14 +129,21 @@ def save_image_rows(path: Path, rows: dict[str, np.ndarray], levels: int) -> Non
 
 
 def save_trajectories(path: Path, trajectories: np.ndarray) -> None:
-    """Draw lines [N, T, 2] in the plane from their start points (hollow) to end points (filled)."""
+    """Draw lines [N, T, D] from their start points (hollow) to end points (filled).
+
+    Of more than two coordinates, the first two are drawn, and a single one over the T states.
+    """
+    lines = trajectories[..., :2]
+    if lines.shape[-1] == 1:
+        states = np.broadcast_to(np.arange(lines.shape[1])[:, None], lines.shape)
+        lines = np.concatenate([states, lines], axis=-1)
     figure = new_figure(4, 4)
     axes = figure.subplots()
-    for line in trajectories:
+    for line in lines:
         axes.plot(*line.T, lw=0.6, color="0.6", zorder=1)
-    axes.scatter(*trajectories[:, 0].T, s=8, facecolors="none", edgecolors="C0", label="start")
-    axes.scatter(*trajectories[:, -1].T, s=8, color="C3", label="samples")
-    axes.set_aspect("equal")
+    axes.scatter(*lines[:, 0].T, s=8, facecolors="none", edgecolors="C0", label="start")
+    axes.scatter(*lines[:, -1].T, s=8, color="C3", label="samples")
+    axes.set_aspect("equal" if trajectories.shape[-1] > 1 else "auto")
     axes.legend(fontsize=8)
     save_figure(figure, path)
 

@@ -160,12 +160,12 @@ def _advance(
             skipped = meter.skipped(all_steps=due or last or stop)
             if skipped >= config.max_skipped:
                 raise NotFinite(state, batch)
-            if step % config.sample_every == 0 and not last:  # the last step is evaluated
-                with meter.paused():
-                    draw_samples(state.ema, step)
             # A state whose updates are not finite may never recover: it is not saved.
             if last or stop or (due and not skipped):
                 checkpoints.save(step, state)
+            if step % config.sample_every == 0 and not last:  # the last step is evaluated
+                with meter.paused():
+                    draw_samples(state.ema, step)
             checkpoints.check()
             if stop:
                 checkpoints.finish()

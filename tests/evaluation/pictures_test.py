@@ -35,6 +35,20 @@ class PicturesTest(absltest.TestCase):
         points = np.asarray(Image.open(folder / "points.png"))
         self.assertLess(points[150:250, 150:250].mean(), points[:50, :50].mean())  # dark: dense
 
+    def test_points_of_other_dimensions(self):
+        """A single coordinate is shown as bands; a third one is not shown."""
+        path = Path(self.create_tempdir().full_path) / "points.png"
+        x = np.random.RandomState(0).randn(2000, 3)
+        shown = []
+        for d in (1, 2, 3):
+            pictures.save_points(path, x[:, :d])
+            shown.append(np.asarray(Image.open(path)))
+        line, plane, space = shown
+        self.assertEqual(np.ptp(line, axis=0).max(), 0)
+        self.assertLess(line[0, 150:250].mean(), line[0, :50].mean() - 100)
+        np.testing.assert_array_equal(space, plane)
+        pictures.save_points(path, np.full((3, 1), np.nan))
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -1,15 +1,19 @@
 import csv
+import dataclasses
 from pathlib import Path
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 from PIL import Image
 
+from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.report import figures
 from tests.evaluation.experiments import images, points, regression
 
 ONE = jnp.ones(())
+CURVES = ("draw_conditional", "draw_over_nfe", "draw_over_training")
 
 
 class FiguresTest(absltest.TestCase):
@@ -64,6 +68,19 @@ class FiguresTest(absltest.TestCase):
         self.assertTrue(all(float(row["rms_to_end"]) == 0 for row in at_end))
         self.assertEqual(np.load(self.folder / "sample_paths.npz")["x"].shape, (9, 8, 2))
         self.assertEqual(np.load(self.folder / "samples_nfe.npz")["x"].shape, (4, 8, 2))
+
+    def test_points_that_are_not_in_the_plane(self):
+        for d in (1, 3):
+            x = np.random.RandomState(0).randn(20, d).astype(np.float32)
+            data = Dataset("points", "1", "test", x)
+            experiment = dataclasses.replace(points(), train_data=data, test_data=data)
+            draw = mock.patch.multiple(figures, **dict.fromkeys(CURVES, mock.DEFAULT))
+            with draw, mock.patch.object(figures, "draw_density") as density:
+                figures.draw_figures(experiment, ONE, 1, [], self.folder)
+            density.assert_not_called()
+            folder = self.folder / "figures"
+            self.assertEqual(np.load(folder / "sample_paths.npz")["x"].shape, (9, 8, d))
+            self.assertTrue((folder / "marginals.png").exists())
 
     def test_images_on_their_way(self):
         figures.draw_paths(images(), ONE, self.folder)
