@@ -61,3 +61,39 @@ def sum_dims(x: Array) -> Array:
 def filled(x: Array | np.ndarray, size: int) -> np.ndarray:
     """Pad a short batch to this size with its first item, so that all batches have one shape."""
     return np.concatenate([x, np.repeat(x[:1], size - len(x), axis=0)])
+
+
+def in_batches(
+    function: Callable[[np.ndarray, Array, Inputs], tuple[Array, Array]],
+    x: Array,
+    labels: Array | None,
+    key: Array,
+    size: int,
+) -> tuple[np.ndarray, bool]:
+    """Apply a function to batches of equal size; fewer items are filled up to a power of two.
+
+    Args:
+        function: (x [B, ...], key, inputs) -> (a result for each x, whether its solve converged).
+        x: the items, [N, ...].
+        labels: the "label" of each among the inputs, [N]; None: without inputs.
+        key: key, which the number of a batch is folded into.
+        size: largest size of a batch.
+
+    Returns:
+        The results [N, ...], and whether all solves converged.
+
+    Raises:
+        UserError: there are no items.
+    """
+    if len(x) == 0:
+        raise UserError("x", f"an array of shape {x.shape}", "give one item or more")
+    size = min(size, 1 << (len(x) - 1).bit_length())  # each size is compiled once
+    results, all_converged = [], True
+    for start in range(0, len(x), size):
+        part = slice(start, start + size)
+        inputs = {} if labels is None else {"label": filled(labels[part], size)}
+        batch_key = jax.random.fold_in(key, start // size)
+        result, converged = function(filled(x[part], size), batch_key, inputs)
+        results.append(np.asarray(result)[: len(x[part])])
+        all_converged &= bool(converged)
+    return np.concatenate(results), all_converged

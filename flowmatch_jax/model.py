@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from flowmatch_jax import likelihood
-from flowmatch_jax.arrays import Array, Inputs, Params, filled
+from flowmatch_jax.arrays import Array, Inputs, Params, in_batches
 from flowmatch_jax.autoguidance import with_weak_model
 from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.config.running import WEIGHTS
@@ -30,11 +30,13 @@ from flowmatch_jax.evaluation.samples import starts
 from flowmatch_jax.evaluation.upsample import check_super_resolution, make_upsampler
 from flowmatch_jax.experiment import Experiment, build
 from flowmatch_jax.pixels import quantise
-from flowmatch_jax.runtime.errors import UserError, at_least, one_of
+from flowmatch_jax.runtime.errors import RunStopped, UserError, at_least, one_of
 from flowmatch_jax.runtime.messages import is_wanted
 from flowmatch_jax.runtime.workdir import check_run, recorded_data, use_compilation_cache
 from flowmatch_jax.solvers import NO_DENSITIES, Solver
 from flowmatch_jax.training.weights import load_weights
+
+logger = logging.getLogger(__name__)
 
 
 def load(
@@ -125,7 +127,8 @@ class Model:
                 for example for interpolations.
 
         Raises:
-            UserError: a label is missing, or given to a model without classes.
+            UserError: a label is missing, or given to a model without classes; x0 is not of n.
+            RunStopped: the solver failed.
         """
         at_least("n", n, 1)
         solver = None if solver is None else _hashable(solver)
@@ -133,7 +136,12 @@ class Model:
         labels = self._labels(n, label)
         noise_key, way_key = jax.random.split(key)
         x0 = self.noise(noise_key, n) if x0 is None else jnp.asarray(x0)
-        return self._in_batches(generate, x0, labels, way_key)
+        if len(x0) != n:
+            raise UserError("x0", f"{len(x0)} items", f"give one for each of the {n} samples")
+        x, converged = self._in_batches(generate, x0, labels, way_key)
+        if not converged:
+            raise RunStopped("the solver failed: the field is not finite; try a fixed method")
+        return x
 
     def noise(self, key: Array, n: int) -> Array:
         """Draw n points of the source, [n, ...], in model space; a smaller n gives a prefix.
@@ -151,9 +159,10 @@ class Model:
 
     def _generate(
         self, solver: Solver | None, params: Params, x0: Array, key: Array, inputs: Inputs
-    ) -> Array:
-        x = self.experiment.generate(params, x0, key, inputs, solver).x
-        return x if self.levels is None else quantise(x, self.levels).astype(jnp.uint8)
+    ) -> tuple[Array, Array]:
+        solution = self.experiment.generate(params, x0, key, inputs, solver)
+        x, levels = solution.x, self.levels
+        return x if levels is None else quantise(x, levels).astype(jnp.uint8), solution.converged
 
     def _check_density(self) -> None:
         if self.experiment.has_likelihoods:
@@ -185,8 +194,8 @@ class Model:
         """
         self._check_density()
 
-        def score(params: Params, x: Array, key: Array, inputs: Inputs) -> Array:
-            return likelihood.log_prob(
+        def score(params: Params, x: Array, key: Array, inputs: Inputs) -> tuple[Array, Array]:
+            result = likelihood.log_prob(
                 self.experiment.field(params, **inputs),
                 x,
                 key,
@@ -195,12 +204,13 @@ class Model:
                 t1=self.experiment.path.t_end,
                 divergence="exact" if exact else "hutchinson",
                 probes=probes,
-            ).log_prob
+            )
+            return result.log_prob, result.converged
 
         exact = key is None
         key = jax.random.key(0) if exact else key
         score = self._jitted(("log_prob", exact, probes), score)
-        return self._in_batches(score, jnp.asarray(x), self._labels(len(x), label), key)
+        return self._scores(score, jnp.asarray(x), self._labels(len(x), label), key)
 
     def bits_per_dim(
         self,
@@ -224,8 +234,8 @@ class Model:
         if self.levels is None:
             raise UserError("images", "points", "the model generates points: use log_prob")
 
-        def score(params: Params, images: Array, key: Array, inputs: Inputs) -> Array:
-            return likelihood.image_bits_per_dim(
+        def score(params: Params, images: Array, key: Array, inputs: Inputs) -> tuple[Array, Array]:
+            result = likelihood.image_bits_per_dim(
                 self.experiment.field(params, **inputs),
                 images,
                 key,
@@ -234,12 +244,13 @@ class Model:
                 samples=dequantisations,
                 source_std=self.experiment.path.source_std,
                 t1=self.experiment.path.t_end,
-            ).bits_per_dim
+            )
+            return result.bits_per_dim, result.converged
 
         key = jax.random.key(0) if key is None else key
         score = self._jitted(("bits_per_dim", dequantisations), score)
         labels = self._labels(len(images), label)
-        return self._in_batches(score, jnp.asarray(images), labels, key)
+        return self._scores(score, jnp.asarray(images), labels, key)
 
     def upsample(self, image: np.ndarray) -> np.ndarray:
         """Enlarge an image [h, w, C], uint8 in [0, 255], with a super-resolution model."""
@@ -261,28 +272,22 @@ class Model:
             check_label("label", one, self.experiment.train_data)
         return jnp.broadcast_to(jnp.asarray(labels, jnp.int32), (n,))
 
-    def _jitted(self, key: Any, function: Callable[..., Array]) -> Callable[..., Array]:
+    def _jitted(self, key: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the compiled function, which is cached by key."""
         if key not in self._compiled:
             self._compiled[key] = jax.jit(function)
         return self._compiled[key]
 
     def _in_batches(
-        self, function: Callable[..., Array], x: Array, labels: Array | None, key: Array
-    ) -> np.ndarray:
-        """Apply ``function(params, x, key, inputs)`` to batches of x of equal size.
+        self, function: Callable[..., Any], x: Array, labels: Array | None, key: Array
+    ) -> tuple[np.ndarray, bool]:
+        return in_batches(partial(function, self.params), x, labels, key, self.batch_size)
 
-        A few items are filled up to a power of two only, because each size is compiled once.
-        """
-        size = min(self.batch_size, 1 << (len(x) - 1).bit_length())
-        results = []
-        for start in range(0, len(x), size):
-            part = slice(start, start + size)
-            inputs = {} if labels is None else {"label": filled(labels[part], size)}
-            batch_key = jax.random.fold_in(key, start // size)
-            result = function(self.params, filled(x[part], size), batch_key, inputs)
-            results.append(np.asarray(result)[: len(x[part])])
-        return np.concatenate(results)
+    def _scores(self, function: Callable[..., Any], *given: Any) -> np.ndarray:
+        scores, converged = self._in_batches(function, *given)
+        if not converged:
+            logger.warning("The solver of the likelihood failed: its results are invalid.")
+        return scores
 
 
 def _hashable(solver: Solver) -> Solver:

@@ -16,7 +16,7 @@ from flowmatch_jax.data.digits import digits
 from flowmatch_jax.model import Model
 from flowmatch_jax.paths import variance_exploding, variance_preserving
 from flowmatch_jax.pixels import dequantise
-from flowmatch_jax.runtime.errors import UserError
+from flowmatch_jax.runtime.errors import RunStopped, UserError
 from flowmatch_jax.runtime.workdir import write_data
 from flowmatch_jax.sampling.guidance import GuidedParams
 from flowmatch_jax.solvers import Solver
@@ -133,9 +133,29 @@ class ModelTest(parameterized.TestCase):
             with self.assertRaisesRegex(UserError, said):
                 model.bits_per_dim(np.zeros((2, *model.shape), np.uint8))
 
+    def test_solves_that_fail(self):
+        """In any batch: there are no images of what is not finite, and log-densities warn."""
+        broken = lambda params, t, x, **_: x / (x < 5)  # noqa: E731
+        model = Model(images(apply=broken), jnp.ones(()), step=0, batch_size=2)
+        x0 = jnp.zeros((4, 8, 8, 1)).at[1].set(6.0)
+        for solver in (FOUR_CALLS, None):
+            with self.assertRaisesRegex(RunStopped, "the solver failed: the field is not finite"):
+                model.sample(jax.random.key(0), 4, solver=solver, x0=x0)
+        self.assertTrue((model.sample(jax.random.key(0), 2, x0=x0[2:]) == 8).all())
+        with self.assertLogs("flowmatch_jax", "WARNING") as logs:
+            model.log_prob(x0, jax.random.key(0))
+        self.assertIn("The solver of the likelihood failed", logs.output[0])
+
     def test_what_it_refuses(self):
         with self.assertRaisesRegex(UserError, "n: got 0"):
             self.model.sample(jax.random.key(0), 0)
+        x0 = jnp.zeros((4, 2))
+        with self.assertRaisesRegex(UserError, "x0: got '4 items'; give one .* of the 3 samples"):
+            self.model.sample(jax.random.key(0), 3, x0=x0)
+        with self.assertRaisesRegex(UserError, r"x: got 'an array of shape \(0, 2\)'"):
+            self.model.log_prob(x0[:0])
+        with self.assertRaisesRegex(UserError, r"x: got 'an array of shape \(0, 8, 8, 1\)'"):
+            Model(images(-0.5), jnp.ones(()), step=0).bits_per_dim(np.zeros((0, 8, 8, 1), int))
         with self.assertRaisesRegex(UserError, "no super-resolution"):
             self.model.upsample(np.zeros((4, 4, 1), np.uint8))
 
