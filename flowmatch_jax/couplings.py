@@ -8,7 +8,7 @@ devices train (`data.pairing` draws the noise of a batch and permutes it by `Min
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -23,7 +23,8 @@ Coupling = Callable[[Array, Array], Array]
 # Costs are computed from multiples of 2^-16. In float64 their sums have no rounding errors up to
 # 2^21, so that an assignment does not depend on the number of threads, the processor or the BLAS.
 UNITS = 2.0**16
-MOST_ROUNDS = 100  # of Sinkhorn's iterations
+LARGEST, FALL = 0.1, 4.0  # of the regularisation: see `entropic_plan`
+MOST_ROUNDS = 100  # of Sinkhorn's iterations, for each regularisation
 ITERATIONS = 20  # in a round; between rounds the plan is computed anew
 TOLERANCE = 1e-3
 
@@ -138,24 +139,44 @@ def entropic_plan(cost: np.ndarray, regularisation: float) -> np.ndarray:
     """Compute the plan P [N, N] that minimises <P, cost> + regularisation <P, log P> (Cuturi 2013).
 
     Rows and columns sum to 1. P_ij = exp(f_i + g_j - cost_ij / regularisation) with potentials f, g
-    by Sinkhorn's iterations: a round starts with one in logarithms, which cannot overflow, and goes
-    on by scaling rows and columns. Columns sum to 1 up to rounding, and rows to within TOLERANCE in
-    the mean, or what MOST_ROUNDS rounds reach. No sum is by BLAS, whose order depends on threads.
+    by Sinkhorn's iterations. From an arbitrary start these are slow for a small regularisation. It
+    is approached from LARGEST standard deviations of the cost, divided by FALL again and again.
     """
-    scaled = cost / (regularisation or 1.0)
-    f, g = np.zeros(len(cost)), np.zeros(len(cost))
+    g = np.zeros(len(cost))
+    for eps in _falling(LARGEST * cost.std(), regularisation):
+        eps = eps or 1.0  # all costs are equal
+        plan, g = _sinkhorn(cost / eps, g / eps)
+        g = eps * g
+    return plan
+
+
+def _falling(first: float, last: float) -> Iterator[float]:
+    """Yield first, first / FALL, ... as long as they are above the last one, and that."""
+    while first > last:
+        yield first
+        first /= FALL
+    yield last
+
+
+def _sinkhorn(scaled: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the plan exp(f_i + g_j - scaled_ij) and g, from a first g.
+
+    A round starts with one iteration in logarithms, which cannot overflow, and goes on by scaling
+    rows and columns. Columns sum to 1 up to rounding, and rows to within TOLERANCE in the mean, or
+    what MOST_ROUNDS rounds reach. No sum is by BLAS, whose order depends on threads.
+    """
     for _ in range(MOST_ROUNDS):
         f = -_log_sum_exp(g[None, :] - scaled, axis=1)
         g = -_log_sum_exp(f[:, None] - scaled, axis=0)
         plan = np.exp(f[:, None] + g - scaled)
         if np.abs(plan.sum(axis=1) - 1).mean() < TOLERANCE:
             break
-        v = np.ones(len(cost))
+        v = np.ones(len(scaled))
         for _ in range(ITERATIONS):
             u = 1 / np.einsum("ij,j->i", plan, v)
             v = 1 / np.einsum("ij,i->j", plan, u)
-        f, g = f + np.log(u), g + np.log(v)
-    return plan
+        g = g + np.log(v)
+    return plan, g
 
 
 def draw_columns(rng: np.random.Generator, plan: np.ndarray) -> np.ndarray:

@@ -107,6 +107,17 @@ class SinkhornTest(parameterized.TestCase):
         inner = np.log(plan) + cost / regularisation
         np.testing.assert_allclose(inner + inner[:1, :1], inner[:1] + inner[:, :1], atol=1e-6)
 
+    @parameterized.parameters(1e-3, 1e-4, 1e-5)
+    def test_the_marginals_of_a_small_regularisation(self, regularisation):
+        """Where the plan is nearly an assignment, in the plane, too."""
+        rng = np.random.RandomState(0)
+        cost = couplings.transport_cost(rng.randn(64, 2), rng.uniform(-1, 1, (64, 2)))
+        plan = couplings.entropic_plan(cost, regularisation * cost.std())
+        np.testing.assert_allclose(plan.sum(axis=0), 1, rtol=1e-9)
+        self.assertLess(np.abs(plan.sum(axis=1) - 1).mean(), 1e-3)
+        least = cost[couplings.assign(cost), np.arange(64)].sum()
+        np.testing.assert_allclose(np.sum(plan * cost), least, rtol=1e-3)
+
     def test_two_points_in_closed_form(self):
         """P = [[p, 1 - p], [1 - p, p]], log p / (1 - p) = (c_12 + c_21 - c_11 - c_22) / 2 eps."""
         cost = np.array([[0.1, 1.0], [0.7, 0.4]])
