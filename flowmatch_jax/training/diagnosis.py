@@ -18,7 +18,7 @@ from flowmatch_jax.parts import make_matching
 from flowmatch_jax.runtime.own import is_own
 from flowmatch_jax.runtime.workdir import write_json
 from flowmatch_jax.training.state import TrainState
-from flowmatch_jax.training.step import experiment_gradient
+from flowmatch_jax.training.step import experiment_gradient, numbered
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def diagnose(experiment: Experiment, state: TrainState, batch: Batch) -> dict[st
         are sorted by their non-finite elements, then by norm. Norms and maxima are over the finite
         elements. Numbers that are not finite are strings.
     """
-    key = jax.random.fold_in(state.key, state.step - 1)
+    batch, key = numbered(batch, state.step - 1), jax.random.fold_in(state.key, state.step - 1)
     gradients, metrics = jax.jit(experiment_gradient(experiment))(state.params, batch, key)
     layers = [
         {"layer": jax.tree_util.keystr(path, simple=True, separator="/")} | summary

@@ -113,6 +113,11 @@ def experiment_gradient(
     )
 
 
+def numbered(batch: Batch, step: Array) -> Batch:
+    """Add the number of its step to a batch, "step" [B], for objectives that change by it."""
+    return batch | {"step": jnp.full(jax.tree.leaves(batch)[0].shape[:1], step)}
+
+
 def _accumulated(gradient: Gradient, n: int) -> Gradient:
     def part(x: Array) -> Array:
         # Items are interleaved over the micro-batches, so that none moves to another device.
@@ -186,7 +191,7 @@ def _step(
     """Take one step of `make_train_step`."""
     if images is not None:
         batch = batch | {"x": images[batch["index"]]}
-    batch = batch | {"step": jnp.full(jax.tree.leaves(batch)[0].shape[:1], state.step)}
+    batch = numbered(batch, state.step)
     key = jax.random.fold_in(state.key, state.step)
     gradients, metrics = gradient(state.params, batch, key)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)

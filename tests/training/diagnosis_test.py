@@ -12,6 +12,7 @@ from flowmatch_jax.experiment import build
 from flowmatch_jax.training.diagnosis import TIMES, diagnose, write_diagnosis
 from flowmatch_jax.training.optimizer import adam
 from flowmatch_jax.training.state import init_state
+from flowmatch_jax.training.step import experiment_gradient, make_train_step
 
 
 def small(config):
@@ -61,6 +62,18 @@ class DiagnosisTest(absltest.TestCase):
         self.assertEqual(counts, sorted(counts, reverse=True))
         self.assertLen(found["gradients"], len(jax.tree.leaves(state.params)))
         self.assertIn(f"gradient of {found['gradients'][0]['layer']}", "\n".join(logs.output))
+
+    def test_the_loss_is_that_of_the_step_also_if_the_objective_changes(self):
+        """Alpha falls from 1 to 0.1 in the training, of which a quarter is done."""
+        config = experiment_config("configs/checkerboard_alpha_flow.py")
+        config.flow_map.update(anneal=(0.0, 1.0), power=0.0)
+        experiment = small(config)
+        state = after_one_step(experiment).replace(step=jnp.int32(config.train.steps // 4))
+        found = diagnose(experiment, state.replace(step=state.step + 1), self.batch)
+        gradient = experiment_gradient(experiment)
+        step = make_train_step(state, experiment.mesh, gradient, adam(1e-3), 0.5)
+        _, metrics = step(state, {"x": self.batch["x"][None]})
+        np.testing.assert_allclose(found["loss"], metrics["loss"][0], rtol=1e-5)
 
     def test_maximum_likelihood_has_no_times(self):
         config = experiment_config("configs/checkerboard_cnf.py")
