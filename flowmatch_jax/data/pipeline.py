@@ -66,7 +66,7 @@ def train_batches(
     if workers:
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     together = iter(batches.map(_CountCorrupt(max_corrupt)))
-    return islice(_split(together, batch_size // jax.process_count()), skipped, None)
+    return islice(split_batches(together, batch_size // jax.process_count()), skipped, None)
 
 
 def _order(items: int, batch_size: int, seed: int, at_once: int) -> grain.MapDataset:
@@ -83,7 +83,7 @@ def _order(items: int, batch_size: int, seed: int, at_once: int) -> grain.MapDat
     )
 
 
-def _split(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
+def split_batches(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
     """Split each batch into batches of ``size`` items."""
     for batch in batches:
         for i in range(0, len(next(iter(batch.values()))), size):

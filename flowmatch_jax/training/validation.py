@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import count, islice
 
 import jax
 import numpy as np
 
 from flowmatch_jax.arrays import Apply, Array, Batch, Params
-from flowmatch_jax.data.pipeline import items_at
+from flowmatch_jax.data.pairing import Pairing
+from flowmatch_jax.data.pipeline import items_at, split_batches
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.parts.data import make_pairing
 from flowmatch_jax.runtime.errors import section
@@ -70,18 +72,26 @@ def held_out_batches(experiment: Experiment) -> Iterator[Batch]:
     split has fewer.
     """
     config, data, source = experiment.config, experiment.trained_on.test, experiment.source
+    pairing = make_pairing(config, data.levels, config.evaluate.seed, source and source.test)
+    part = config.train.batch_size // jax.process_count()
+    batches = split_batches(_paired_together(experiment, pairing), part)
+    return islice(batches, config.train.validation_batches)
+
+
+def _paired_together(experiment: Experiment, pairing: Pairing | None) -> Iterator[Batch]:
+    """Read without end this process's part of the batches that are paired at once, joined."""
+    config, data = experiment.config, experiment.trained_on.test
     order = np.random.RandomState(0).permutation(len(data))
-    size = config.train.batch_size
+    size, at_once = config.train.batch_size, pairing.batches if pairing else 1
     part = size // jax.process_count()
-    seed = config.evaluate.seed
-    pairing = make_pairing(config, data.levels, seed, source and source.test)
-    for batch in range(config.train.validation_batches):
-        start = batch * size + jax.process_index() * part
+    begin = part * jax.process_index()
+    numbers = np.arange(at_once * size).reshape(at_once, size)[:, begin : begin + part].ravel()
+    for group in count():
         with section("config.data"):
-            indices = order[np.arange(start, start + part) % len(order)]
+            indices = order[(group * at_once * size + numbers) % len(order)]
             items = items_at(data, indices, config.data.max_corrupt)
         if pairing:
-            items["x0"] = pairing.draw(batch, items["x"], items.get("label"))
+            items["x0"] = pairing.draw(group, items["x"], items.get("label"))
         yield items
 
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.optimize
 from absl.testing import absltest
 
 from flowmatch_jax.training.validation import (
@@ -54,6 +55,25 @@ class ValidationTest(absltest.TestCase):
         np.testing.assert_allclose(loss, np.mean(np.square(errors)), rtol=1e-5)
         independent = make_validation(points(rate=0.0, path__ot__sigma_min=0.1, **TWO))(state())
         self.assertLess(loss, 0.8 * independent["validation_loss_ema"])
+
+    def test_noise_is_paired_over_as_many_batches_as_in_training(self):
+        """Three batches have the assignment with the least cost, also if two of them are read."""
+        fields = {"objective__coupling": "minibatch_ot", "minibatch_ot__batches": 3}
+        three, two = (
+            list(
+                held_out_batches(
+                    points(train__batch_size=16, train__validation_batches=n, **fields)
+                )
+            )
+            for n in (3, 2)
+        )
+        x0, x1 = (np.concatenate([batch[name] for batch in three]) for name in ("x0", "x"))
+        self.assertEqual(x0.shape, (48, 2))
+        cost = np.square(x0[:, None] - x1).sum(-1)
+        least = cost[scipy.optimize.linear_sum_assignment(cost)].sum()
+        np.testing.assert_allclose(np.trace(cost), least, rtol=1e-5)
+        self.assertLen(two, 2)
+        np.testing.assert_array_equal([b["x0"] for b in two], [b["x0"] for b in three[:2]])
 
     def test_losses_differ_by_the_weights_only(self):
         validate = make_validation(points(**TWO))
