@@ -26,7 +26,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.runtime.errors import RunStopped, UserError
-from flowmatch_jax.runtime.processes import barrier, everywhere
+from flowmatch_jax.runtime.processes import barrier, everywhere, gather
 from flowmatch_jax.training.seals import damage, write_seal
 from flowmatch_jax.training.state import TrainState
 
@@ -246,7 +246,8 @@ class Checkpoints:
         kept = self.folder.parent / DAMAGED / new_name
         while kept.exists():
             kept = kept.with_name(f"{kept.name}-again")
-        barrier(f"{name} is set aside as {kept.name}")
+        # Process 0's name counts: it may have removed a folder that another process still finds.
+        kept = kept.with_name(gather(f"{name} is set aside", kept.name)[0])
         if jax.process_index() == 0:
             kept.parent.mkdir(exist_ok=True)
             (self.folder / name).rename(kept)

@@ -184,6 +184,21 @@ class DamageTest(WorkdirTestCase):
         shutil.copytree(folder / "10", folder / f"20{ckpt.HALF_WRITTEN}-1")
         self.check_set_aside(f"20{ckpt.HALF_WRITTEN}-1", "20-half-written")
 
+    def test_process_0_names_what_is_set_aside(self):
+        """Another process may still find the folder of before, which process 0 removes."""
+
+        def gather(name, found):
+            met.append((name, found))
+            return ["20-half-written", found]
+
+        met, half_written = [], f"20{ckpt.HALF_WRITTEN}-1"
+        (self.workdir / "checkpoints" / half_written).mkdir(parents=True)
+        (self.workdir / "damaged" / "20-half-written").mkdir(parents=True)
+        with mock.patch.object(ckpt, "gather", gather), mock.patch.object(shutil, "rmtree"):
+            self.assertIsNone(self.restored())
+        self.assertEqual(met, [(f"{half_written} is set aside", "20-half-written-again")])
+        self.assertEqual(os.listdir(self.workdir / "damaged"), ["20-half-written"])
+
     def test_the_second_of_a_name_has_a_name_of_its_own(self):
         for name in ("20", "20-again"):
             self.save(10, 20)
