@@ -35,13 +35,13 @@ class Dequantisation:
         path: the path, which may end earlier than the one it was made for.
         training: (key, image, levels) -> x_1 in model space.
         likelihood: (key, image [B, ...]) -> (x at the path's end, log q(x | image) in nats, [B]).
-        scale: factor on x at the path's end that turns a sample into an image in [-1, 1].
+        scale: path -> factor on x at its end that turns a sample into an image in [-1, 1].
     """
 
     path: GaussianPath
     training: Callable[[Array, Array, int], Array]
     likelihood: Callable[[Array, Array], tuple[Array, Array]]
-    scale: float = 1.0
+    scale: Callable[[GaussianPath], float] = lambda path: 1.0
 
 
 def uniform(path: GaussianPath, levels: int) -> Dequantisation:
@@ -73,9 +73,7 @@ def truncated_normal(path: GaussianPath, levels: int) -> Dequantisation:
     The model only needs to learn the noise of the path, and not the edges of the bins.
     """
     path = replace(path, t_end=float(_end(path, levels)))
-    with jax.ensure_compile_time_eval():
-        c = coefficients(path, path.t_end, jnp.ones(()))
-        alpha, sigma = float(c.alpha), float(c.sigma)
+    alpha, sigma = _at_end(path)
     tau = alpha / (levels * sigma)
     log_normaliser = math.log(sigma * math.erf(tau / math.sqrt(2))) + math.log(2 * math.pi) / 2
 
@@ -85,11 +83,18 @@ def truncated_normal(path: GaussianPath, levels: int) -> Dequantisation:
         dims = math.prod(image.shape[1:])
         return x, -sum_dims(eps**2) / 2 - dims * log_normaliser
 
-    return Dequantisation(path, _centres, likelihood, scale=1 / alpha)
+    return Dequantisation(path, _centres, likelihood, scale=lambda path: 1 / _at_end(path)[0])
 
 
 def _centres(key: Array, image: Array, levels: int) -> Array:
     return pixels.centres(image, levels)
+
+
+def _at_end(path: GaussianPath) -> tuple[float, float]:
+    """Return alpha and sigma at the end of a path."""
+    with jax.ensure_compile_time_eval():
+        c = coefficients(path, path.t_end, jnp.ones(()))
+        return float(c.alpha), float(c.sigma)
 
 
 def _end(path: GaussianPath, levels: int) -> Array:

@@ -158,8 +158,10 @@ class Experiment:
             predict = lambda a, x: self.apply(params, a, x, **inputs)  # noqa: E731
             levels = ancestral.noise_levels(self.path, self.config.sr3.steps)
             return ancestral.sample(predict, key, x0, levels)
+        solver = solver or self.solver(self.sampling_path)
         solution = self.follow(params, x0, key, inputs, solver, save_at)
-        scale = self.dequantisation.scale
+        followed = solver.path if isinstance(solver, Solver) else None
+        scale = self.dequantisation.scale(followed or self.path)
         return solution if scale == 1 else solution._replace(x=scale * solution.x)
 
     def follow(

@@ -34,7 +34,7 @@ class DrawTest(Float64TestCase):
         if name != "ve":  # whose noise ends above that of 256 levels
             self.assertAlmostEqual(tau, DEVIATIONS, places=3)
             self.assertAlmostEqual(float(log_snr(of.path, of.path.t_end)), math.log(3 * levels), 3)
-        self.assertAlmostEqual(of.scale * alpha, 1, places=6)
+        self.assertAlmostEqual(of.scale(of.path) * alpha, 1, places=6)
 
     def test_uniform(self):
         of = uniform(PATHS["ot"], 17)

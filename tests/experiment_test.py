@@ -239,6 +239,22 @@ class BuildTest(parameterized.TestCase):
         samples = experiment.generate({}, x0, jax.random.key(1), {}, along)
         np.testing.assert_allclose(samples.x, 0.3 + 0.5 * x0, atol=0.02)
 
+    @parameterized.parameters(None, "vp")
+    def test_samples_are_scaled_by_the_path_that_they_follow(self, name):
+        """With truncated normal dequantisation OT ends where alpha is 0.98; VP, where it is 1."""
+        config = digits_ot.get_config()
+        config.data.dequantisation = "truncated_normal"
+        config.solver.update(method="ab2", steps=100, grid="edm", path=name)
+        experiment = build(config)
+        exact = gaussian_velocity(experiment.path, 0.9, 0.5)
+        apply = lambda params, t, x, **_: exact(t, x)  # noqa: E731
+        experiment = dataclasses.replace(experiment, apply=apply)
+        x0 = jax.random.normal(jax.random.key(0), (6, 8, 8, 1))
+        expected = 0.9 + 0.5 * x0
+        for solver in (None, Solver("ab2", steps=400, path=name and PATHS[name]())):
+            samples = experiment.generate({}, x0, jax.random.key(1), {}, solver)
+            self.assertLess(jnp.abs((samples.x - expected).mean()), 5e-3)
+
     def test_a_solver_for_samples_alone_has_no_likelihoods(self):
         config = checkerboard_ot.get_config()
         self.assertTrue(build(config).has_likelihoods)
