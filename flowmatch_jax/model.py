@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -179,7 +180,7 @@ class Model:
     def log_prob(
         self, x: Array, key: Array | None = None, label: int | Array | None = None, probes: int = 1
     ) -> np.ndarray:
-        """Compute log p_1(x) in nats, [N], of points or of images in model space.
+        """Compute log p(x) in nats, [N], of samples: points, or images in model space [-1, 1].
 
         Args:
             x: [N, ...].
@@ -194,18 +195,21 @@ class Model:
         """
         self._check_density()
 
+        path = self.experiment.path
+        scale = self.experiment.dequantisation.scale(path)  # of samples, from the path's end
+
         def score(params: Params, x: Array, key: Array, inputs: Inputs) -> tuple[Array, Array]:
             result = likelihood.log_prob(
                 self.experiment.field(params, **inputs),
-                x,
+                x / scale,
                 key,
                 self.experiment.solver(),
-                source_std=self.experiment.path.source_std,
-                t1=self.experiment.path.t_end,
+                source_std=path.source_std,
+                t1=path.t_end,
                 divergence="exact" if exact else "hutchinson",
                 probes=probes,
             )
-            return result.log_prob, result.converged
+            return result.log_prob - math.prod(self.shape) * math.log(scale), result.converged
 
         exact = key is None
         key = jax.random.key(0) if exact else key

@@ -20,6 +20,7 @@ from flowmatch_jax.runtime.errors import RunStopped, UserError
 from flowmatch_jax.runtime.workdir import write_data
 from flowmatch_jax.sampling.guidance import GuidedParams
 from flowmatch_jax.solvers import Solver
+from tests.cases import gaussian_velocity
 from tests.evaluation.experiments import images, points, regression
 from tests.runtime.records import on_more_devices
 
@@ -118,6 +119,17 @@ class ModelTest(parameterized.TestCase):
                 model.sample(jax.random.key(0), 3, label=label)
         with self.assertRaisesRegex(UserError, "label: got 3; this model has no classes"):
             self.model.sample(jax.random.key(0), 3, label=3)
+
+    def test_the_density_is_that_of_the_images(self):
+        """N(0.5, 0.5^2 I), of which the path's end is a multiple with its noise."""
+        data = {"data__dequantisation": "truncated_normal", "solver__rtol": 1e-4}
+        exact = gaussian_velocity(images(**data).path, 0.5, 0.5)
+        experiment = images(apply=lambda params, t, x, **_: exact(t, x), **data)
+        model = Model(experiment, jnp.ones(()), step=0)
+        x = 0.5 + 0.1 * jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
+        std = np.hypot(0.5, 1 / (3 * 17))  # sigma / alpha at the path's end
+        expected = likelihood.gaussian_log_prob(x - 0.5, std)
+        np.testing.assert_allclose(model.log_prob(x), expected, atol=0.1)
 
     def test_models_without_a_density(self):
         """That of a regression or of SR3 would be of no flow."""
