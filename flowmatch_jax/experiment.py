@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from flowmatch_jax import flow_maps, networks, parts, predictions
 from flowmatch_jax.arrays import Apply, Array, Field, FlowMap, Inputs, Params
 from flowmatch_jax.config.rules import check_flow_map, validate
+from flowmatch_jax.config.rules.stochastic import check_score
 from flowmatch_jax.couplings import OF_THE_BATCH
 from flowmatch_jax.data.conditioning import Conditioning
 from flowmatch_jax.data.dataset import Dataset, Splits
@@ -175,8 +176,10 @@ class Experiment:
     ) -> Solution:
         """Follow the flow from source noise to the end of the path; arguments as in `generate`."""
         solver = solver or self.solver(self.sampling_path)
-        if isinstance(solver, Solver) and solver.method == FLOW_MAP:
-            return flows.by_map(self.flow_map(params, **inputs), x0, self.path, solver, save_at)
+        if isinstance(solver, Solver):
+            check_score(self.config, solver.method)
+            if solver.method == FLOW_MAP:
+                return flows.by_map(self.flow_map(params, **inputs), x0, self.path, solver, save_at)
         fields, path = self._fields(params), self.path
         return flows.sample(fields, x0, key, inputs, path, solver, self.guidance, save_at)
 

@@ -60,7 +60,7 @@ def validate(config: ConfigDict) -> None:
         if config.solver.path is not None and config.objective.name in WITHOUT_FIELD:
             allowed = f"{config.objective.name} has no vector field to follow: leave it unset"
             raise UserError("path", config.solver.path, allowed)
-    check_score(config)
+    check_score(config, config.solver.method)
     check_source(config)
     _pairs(config)
     _flow_map(config)

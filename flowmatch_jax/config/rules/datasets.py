@@ -9,7 +9,6 @@ from flowmatch_jax.config.fields import default_config
 from flowmatch_jax.couplings import MINIBATCH_OT
 from flowmatch_jax.data import sets
 from flowmatch_jax.map_objectives import MAP_OBJECTIVES
-from flowmatch_jax.runge_kutta import STOCHASTIC
 from flowmatch_jax.runtime.errors import UserError, section
 
 WITH_SOURCE = ("flow_matching", *MAP_OBJECTIVES)  # objectives that take x_0 from a dataset
@@ -69,9 +68,6 @@ def check_source(config: ConfigDict) -> None:
             use = " or ".join(map(str, possible))
             allowed = f"samples start from a dataset (config.source.name): use {use}"
             raise UserError(f"config.{field}", value, allowed)
-    if config.solver.method in STOCHASTIC:
-        allowed = "it takes the score of a path from noise (config.source.name is set): use dopri5"
-        raise UserError("config.solver.method", config.solver.method, allowed)
 
 
 def _check_order(config: ConfigDict) -> None:

@@ -8,16 +8,18 @@ from flowmatch_jax.runge_kutta import STOCHASTIC
 from flowmatch_jax.runtime.errors import UserError
 
 
-def check_score(config: ConfigDict) -> None:
-    """Raise UserError if the method is stochastic and the velocity does not give the score.
+def check_score(config: ConfigDict, method: str) -> None:
+    """Raise UserError if a method is stochastic and the model's velocity does not give the score.
 
     It does where x_0 is Gaussian given x_1: the score is then -E[x_0 | x_t] / sigma_t. With another
     coupling this is not the score, and a velocity that follows no path gives no E[x_0 | x_t].
     """
-    method, objective = config.solver.method, config.objective
+    source, objective = config.source.name, config.objective
     if method not in STOCHASTIC:
         return
-    if objective.coupling != "independent":
+    if source is not None:
+        reason = f"noise, and samples start from a dataset (config.source.name is {source})"
+    elif objective.coupling != "independent":
         reason = f"noise that is independent of the data, and the coupling is {objective.coupling}"
     elif objective.name == "maximum_likelihood":
         reason = "a field that follows a path, and maximum_likelihood has none"

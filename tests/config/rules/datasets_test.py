@@ -34,7 +34,6 @@ class SourceTest(parameterized.TestCase):
         ({"data.dequantisation": "truncated_normal"}, "data.dequantisation: .*use uniform"),
         ({"condition.low_resolution": 4}, "condition.low_resolution: got 4; .*use None"),
         ({"solver.path": "vp"}, "solver.path: got 'vp'; .*use None"),
-        ({"solver.method": "euler_maruyama"}, "solver.method: .*takes the score"),
         ({"source.version": "old"}, "source.version: got 'old'; digits has one"),
         ({"source.name": "folder"}, "source.folder.path: got None"),
         ({"source.name": "cifar10", "source.paired": True}, "source.paired: .*max_corrupt to 0"),
