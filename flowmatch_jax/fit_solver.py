@@ -80,10 +80,8 @@ def fit_solver(
     before, after = (mean_error(params, c, held_out) for c in (known, best))
     if after > before:
         best, after = known, before
-    facts |= {
-        "best_known": name,
-        "mean_squared_error": {"noises": len(held_out), "best_known": before, "fitted": after},
-    }
+    errors = {"noises": len(held_out), "best_known": before, "fitted": after}
+    facts |= {"best_known": name, "mean_squared_error": errors}
     if jax.process_index() == 0:
         write(path, best, facts)
         _state_file(path).unlink(missing_ok=True)
