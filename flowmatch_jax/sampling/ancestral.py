@@ -53,7 +53,7 @@ def sample(
 
     Args:
         predict: (a [], x) -> the noise in x, x's shape.
-        key: key of the noise z.
+        key: key of the noise z, [], or of that of each sample, [B].
         x: the initial noise.
         levels: schedule, such as the result of `noise_levels`.
     """
@@ -63,8 +63,13 @@ def sample(
         i, a, b = at
         alpha = (a / b) ** 2
         mean = (x - (1 - alpha) / jnp.sqrt(1 - a**2) * predict(a, x)) / jnp.sqrt(alpha)
-        z = jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
+        z = (jax.vmap(_noise, (0, None, 0)) if key.ndim else _noise)(key, i, x)
         return mean + jnp.where(i < steps - 1, jnp.sqrt(1 - alpha), 0) * z, None
 
     x, _ = jax.lax.scan(step, x, (jnp.arange(steps), levels[:-1], levels[1:]))
     return solvers.counted(x, steps)
+
+
+def _noise(key: Array, i: Array, x: Array) -> Array:
+    """Draw the noise of step i, like x."""
+    return jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)

@@ -51,6 +51,14 @@ class SampleTest(Float64TestCase):
         self.assertEqual((solution.nfe, solution.steps), (1000, 1000))
         self.assertTrue(solution.converged)
 
+    def test_the_noise_of_a_sample_is_that_of_its_key(self):
+        """The others of its batch do not matter."""
+        levels, x = ancestral.noise_levels(VP, 5), jnp.zeros((3, 2))
+        keys = jax.random.split(jax.random.key(1), 3)
+        draw = lambda n: ancestral.sample(noise_in(0.3, 0.5), keys[n:], x[n:], levels).x  # noqa: E731
+        np.testing.assert_allclose(draw(1), draw(0)[1:], rtol=1e-12)
+        self.assertLen(np.unique(draw(0)[:, 0]), 3)
+
     def test_one_possible_image_is_found_by_any_number_of_steps(self):
         """The last step is from x_a to its x_1, without noise."""
         for steps in (1, 2, 7):
