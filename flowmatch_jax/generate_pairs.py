@@ -23,6 +23,7 @@ from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.data.pairs import PairFolder
 from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.parts.solver import solver_settings
 from flowmatch_jax.runge_kutta import STOCHASTIC
 from flowmatch_jax.runtime.errors import RunStopped, UserError
 from flowmatch_jax.runtime.mesh import gather, split_if_even, to_host
@@ -105,7 +106,6 @@ def check_pairs(experiment: Experiment) -> None:
 def facts(experiment: Experiment, weights: dict[str, Any]) -> dict[str, Any]:
     """Return what the pairs depend on, besides their number, as JSON values."""
     config, data = experiment.config, experiment.train_data
-    how = select(FIELDS, config, Of.SCORES)
     return {
         "data": {"name": data.name, "version": data.version, "sha256": data.content_hash},
         "shape": list(data.shape),
@@ -113,8 +113,8 @@ def facts(experiment: Experiment, weights: dict[str, Any]) -> dict[str, Any]:
         "chunk": config.pairs.batch_size,
         "seed": config.pairs.seed,
         "model": weights | {"run": select(FIELDS, config, Of.RUN)},
-        "solver": how["solver"],
-        "guidance": how["guidance"],
+        "solver": solver_settings(config, experiment.fitted),
+        "guidance": select(FIELDS, config, Of.SCORES)["guidance"],
     }
 
 

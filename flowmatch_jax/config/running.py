@@ -136,9 +136,7 @@ SOLVER: Section = {
     "file": Field(
         None,
         "File of the fitted solver, for method fitted; unset: the run's, of --mode=fit_solver.",
-        of=SOLVED,
         kind=str,
-        omit_unset=True,
     ),
 }
 

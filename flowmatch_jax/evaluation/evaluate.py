@@ -24,6 +24,7 @@ from flowmatch_jax.evaluation.samples import Sampler, draw, number_generated
 from flowmatch_jax.evaluation.summary import summarise
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.metrics.scores import FeatureSet
+from flowmatch_jax.parts.solver import solver_settings
 from flowmatch_jax.runtime.files import read_json
 from flowmatch_jax.runtime.own import is_own
 from flowmatch_jax.runtime.workdir import write_json
@@ -192,7 +193,7 @@ def settings(experiment: Experiment, step: int, reference: FeatureSet | None) ->
             "data": _identity(data) | {"levels": data.levels, "entropy": data.entropy},
             "path": {"name": path, **config["path"].get("options" if is_own(path) else path, {})},
             "objective": config["objective"],
-            "solver": config["solver"],
+            "solver": solver_settings(experiment.config, experiment.fitted),
             "likelihood": {
                 "batch_size": batch_size(experiment),
                 "images": min(scored["images"] or len(data), len(data)),

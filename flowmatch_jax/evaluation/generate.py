@@ -20,6 +20,7 @@ from flowmatch_jax.data.dataset import Dataset, check_label
 from flowmatch_jax.data.sample_files import Archive, Item, Output, Pictures
 from flowmatch_jax.evaluation.samples import starts
 from flowmatch_jax.experiment import Experiment
+from flowmatch_jax.parts.solver import solver_settings
 from flowmatch_jax.pixels import as_bytes, quantise
 from flowmatch_jax.runtime.errors import RunStopped, UserError
 from flowmatch_jax.runtime.mesh import gather, split_if_even, to_host
@@ -127,8 +128,13 @@ def _open(
 ) -> Output:
     data, config = experiment.train_data, experiment.config
     how = select(FIELDS, config, Of.SCORES)
-    settings = weights | {name: how[name] for name in ("solver", "guidance")}
-    settings |= {"run": select(FIELDS, config, Of.RUN)}
+    settings = weights | {
+        "solver": solver_settings(config, experiment.fitted),
+        "guidance": how["guidance"],
+        "run": select(FIELDS, config, Of.RUN),
+    }
+    if config.objective.name == "sr3":
+        settings["sr3"] = how["sr3"]
     if output.suffix == ".npz":
         return Archive(output, items, settings, data.shape, data.is_image)
     if output.suffix or not data.is_image:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from flowmatch_jax.config.field import Of, select
+from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.config.identity import fitted_to
 from flowmatch_jax.config.rules import solver_of
 from flowmatch_jax.objectives import WITHOUT_FIELD
@@ -80,6 +83,18 @@ def make_fitted(config: ConfigDict, workdir: Path) -> Coefficients | None:
     file = config.solver.file or fitted.solver_file(workdir, calls, guidance)
     with section("config.solver"):
         return read_fitted(config, Path(file).expanduser(), calls)
+
+
+def solver_settings(config: ConfigDict, coefficients: Coefficients | None) -> dict[str, Any]:
+    """Return the settings of the solver that samples depend on.
+
+    A fitted solver is identified by the hash of its coefficients, because its file may be written
+    again or moved.
+    """
+    settings = select(FIELDS, config, Of.SCORES)["solver"]
+    if coefficients is None:
+        return settings
+    return settings | {"sha256": fitted.content_hash(coefficients)}
 
 
 def read_fitted(config: ConfigDict, file: Path, calls: int) -> Coefficients:

@@ -23,6 +23,7 @@ from flowmatch_jax.evaluation.super_resolution import side_by_side
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.likelihood import log_prob
 from flowmatch_jax.metrics.features.extractors import score_name
+from flowmatch_jax.parts.solver import solver_settings
 from flowmatch_jax.paths import PATHS, GaussianPath
 from flowmatch_jax.pixels import centres
 from flowmatch_jax.report import curves, plots
@@ -99,7 +100,7 @@ def settings(experiment: Experiment, step: int, workdir: Path) -> dict[str, Any]
         "weights": experiment.config.evaluate.weights[0],
         "evaluation_seed": config["evaluate"]["seed"],
         "extractor": config["evaluate"]["extractor"],
-        "solver": config["solver"],
+        "solver": solver_settings(experiment.config, experiment.fitted),
         "fitted": fitted,
         **config["figures"],
     }

@@ -106,14 +106,16 @@ def load_run(workdir: Path) -> Run:
 def conditions(record: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that evaluations must share for their scores to be compared, by path.
 
-    K and the Fréchet distance are handled separately, see `common_k` and `frechet_settings`.
+    K and the Fréchet distance are handled separately, see `common_k` and `frechet_settings`. Each
+    run has its own fitted solver, so that it is no condition which one it is.
     """
+    solver = {k: v for k, v in record["solver"].items() if k not in ("sha256", "file")}
     likelihood = {k: v for k, v in record["likelihood"].items() if k != "dequantisations"}
     parts = {
         "data": record["data"],
         "condition": record.get("condition", {}),
         "guidance": record.get("guidance", {}),
-        "solver": record["solver"],
+        "solver": solver,
         "likelihood": likelihood,
         "samples": record["samples"],
         "evaluation": {"seed": record["evaluation_seed"], "dtype": record["dtype"]},

@@ -6,6 +6,7 @@ model, over the coefficients of `linear`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -53,3 +54,9 @@ def read(path: Path) -> tuple[Coefficients, dict[str, Any]]:
         raise UserError("file", str(path), allowed) from error
     except (Unreadable, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError("file", str(path), f"it is no fitted solver: {error}") from error
+
+
+def content_hash(coefficients: Coefficients) -> str:
+    """Return the SHA-256 of a solver's coefficients, which identifies it wherever its file is."""
+    arrays = (np.asarray(c, np.float64).tobytes() for c in coefficients)
+    return hashlib.sha256(b"".join(arrays)).hexdigest()

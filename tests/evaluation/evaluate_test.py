@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from flowmatch_jax.evaluation.likelihoods import make_scorer, score_key
 from flowmatch_jax.evaluation.samples import make_sampler
 from flowmatch_jax.metrics.similarity import psnr
 from flowmatch_jax.pixels import quantise
+from flowmatch_jax.sampling.linear import of_method
 from tests.evaluation.cases import source_key
 from tests.evaluation.experiments import images, points, regression
 
 ONE = jnp.ones(())
+FITTED = {"solver__method": "fitted", "solver__steps": 2}
+METHODS = (("euler", 3), ("heun", 2))  # of two calls
 EDM = {"solver__method": "heun", "solver__steps": 50, "solver__grid": "edm"}
 
 
@@ -119,6 +123,19 @@ class ConditionTest(absltest.TestCase):
         self.assertNotIn("path", evaluate.settings(points(), 10, None)["solver"])
         settings = evaluate.settings(points(solver__path="vp"), 10, None)
         self.assertEqual(settings["solver"]["path"], "vp")
+
+    def test_a_fitted_solver_is_named_by_its_content(self):
+        """Wherever its file is, so that samples by two are never taken for those of one."""
+        first, second = (
+            points(**FITTED, solver__file=file) for file in ("solver.json", "/moved/solver.json")
+        )
+        euler, heun = (of_method(name, np.linspace(0, 1, n)) for name, n in METHODS)
+        settings = [
+            evaluate.settings(dataclasses.replace(experiment, fitted=solver), 10, None)
+            for experiment, solver in ((first, euler), (second, euler), (first, heun))
+        ]
+        self.assertEqual(settings[0], settings[1])
+        self.assertNotEqual(settings[0]["solver"], settings[2]["solver"])
 
     def test_no_likelihood_without_a_field(self):
         experiment = regression(evaluate__generated=64 + 8)

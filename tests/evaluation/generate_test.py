@@ -13,6 +13,7 @@ from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.evaluation import generate
 from flowmatch_jax.pixels import quantise
 from flowmatch_jax.runtime.errors import RunStopped, UserError
+from flowmatch_jax.sampling.linear import of_method
 from tests.evaluation import experiments
 
 ONE = jnp.ones(())
@@ -164,6 +165,21 @@ class GenerateTest(parameterized.TestCase):
                 attempt()
         for path, content in seen.items():
             self.assertEqual(path.read_bytes(), content)
+
+    def test_samples_by_a_solver_that_is_fitted_again_are_others(self):
+        by = lambda *t: dataclasses.replace(points, fitted=of_method("euler", np.array(t)))  # noqa: E731
+        points = experiments.points(solver__method="fitted", solver__steps=2)
+        for _ in range(2):
+            self.generate(by(0, 0.5, 1), range(2), name="out.npz")
+        with self.assertRaisesRegex(UserError, "output.*out.npz"):
+            self.generate(by(0, 0.4, 1), range(2), name="out.npz")
+
+    def test_samples_by_other_steps_of_sr3_are_others(self):
+        sr3 = {"objective__name": "sr3", "objective__predicts": "noise", "path__name": "vp"}
+        for _ in range(2):
+            self.generate(experiments.images(**sr3, sr3__steps=2), range(2))
+        with self.assertRaisesRegex(UserError, "output.*out"):
+            self.generate(experiments.images(**sr3, sr3__steps=3), range(2))
 
     def test_folder_of_something_else(self):
         (self.folder / "out").mkdir()

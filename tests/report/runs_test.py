@@ -94,6 +94,13 @@ class RunsTest(parameterized.TestCase):
             with self.assertRaisesRegex(UserError, "solver.grid = .*; evaluate both alike"):
                 runs.alike(order)
 
+    def test_each_run_has_its_own_fitted_solver(self):
+        fitted = {"method": "fitted", "steps": 8}
+        records = [self.record({}, solver=fitted | {"sha256": name}) for name in "ab"]
+        records.append(self.record({}, solver=fitted | {"file": "by an earlier version"}))
+        found = [self.run_of(str(n), records=[record]) for n, record in enumerate(records)]
+        self.assertEqual(runs.alike(found)["solver.steps"], 8)
+
     def test_conditions_that_all_share_are_found_among_others(self):
         quick = self.record({"ema": scores(9.0)}, solver__rtol=1e-1)
         fine = self.record({"ema": scores(1.0)})

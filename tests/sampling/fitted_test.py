@@ -20,6 +20,9 @@ class FileTest(parameterized.TestCase):
         got, facts = fitted.read(self.path)
         jax.tree.map(np.testing.assert_array_equal, got, wanted)
         self.assertEqual(facts, {"step": 7})
+        self.assertEqual(fitted.content_hash(got), fitted.content_hash(wanted))
+        other = of_method("ab2", np.linspace(0, 1, 6) ** 1.31)
+        self.assertNotEqual(fitted.content_hash(other), fitted.content_hash(wanted))
 
     @parameterized.parameters(
         "",
