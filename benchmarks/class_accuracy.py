@@ -64,6 +64,15 @@ def measure(
     }
 
 
+def line(row: dict[str, Any]) -> str:
+    """Format the result of `measure` as a row of a Markdown table."""
+    name = "none" if row["scale"] == 1 else f"{row['scale']:g}"
+    if tuple(row["interval"]) != WHOLE:
+        name += f", t in {row['interval']}"
+    share = f"{100 * row['accuracy']:.1f} +- {100 * row['standard_error']:.1f}%"
+    return f"| {name} | {share} | {row['fd_pixels']:.3f} | {row['nfe']:.1f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/digits_class"))
@@ -76,19 +85,12 @@ def main() -> None:
     ((step, weights),) = load_weights(experiment, flags.workdir, ("ema",)).items()
     judge, test = classifier(experiment), experiment.test_data
     reference = make_reference(experiment).moments
-    rows = [
-        measure(
-            replace(experiment, guidance=guidance), weights["ema"], judge, flags.each, reference
-        )
-        for guidance in GUIDANCES
-    ]
     print("| guidance | recognised | fd_pixels | NFE |\n|---|---|---|---|")
-    for row in rows:
-        name = "none" if row["scale"] == 1 else f"{row['scale']:g}"
-        if tuple(row["interval"]) != WHOLE:
-            name += f", t in {row['interval']}"
-        share = f"{100 * row['accuracy']:.1f} +- {100 * row['standard_error']:.1f}%"
-        print(f"| {name} | {share} | {row['fd_pixels']:.3f} | {row['nfe']:.1f} |")
+    rows = []
+    for guidance in GUIDANCES:
+        guided = replace(experiment, guidance=guidance)
+        rows.append(measure(guided, weights["ema"], judge, flags.each, reference))
+        print(line(rows[-1]), flush=True)
     write(
         "class_accuracy",
         {
