@@ -96,7 +96,7 @@ def main() -> None:
         {
             "steps": step,
             "samples_a_class": flags.each,
-            "solver": dict(config.solver),
+            "solver": config.solver.to_dict(),
             "classifier": "SVC(gamma=0.001, C=10) of pixels",
             "classifier_on_held_out_digits": judge.score(test.x.reshape(len(test), -1), test.label),
             "samples": rows,
