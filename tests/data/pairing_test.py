@@ -1,14 +1,18 @@
+from itertools import islice
+
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
-from scipy.stats import chisquare, kstest
+from scipy.stats import chi2_contingency, chisquare, kstest
 
 from flowmatch_jax.couplings import MinibatchOT
 from flowmatch_jax.data.dataset import Dataset
+from flowmatch_jax.data.digits import digits
 from flowmatch_jax.data.pairing import Pairing
-from flowmatch_jax.pixels import dequantise
+from flowmatch_jax.data.pipeline import train_batches
+from flowmatch_jax.pixels import centres, dequantise
 
 POINTS = np.random.RandomState(0).randn(400, 2).astype(np.float32) + 3
 LABELS = np.arange(400, dtype=np.int32) % 5
@@ -16,6 +20,11 @@ LABELS = np.arange(400, dtype=np.int32) % 5
 
 def pairing(seed=0, process=0, by_label=False, levels=None, **options):
     return Pairing(MinibatchOT(**options), levels, by_label, seed, process)
+
+
+def sides(x, normal):
+    """Which points are on each side of the plane through 0."""
+    return x @ normal > 0, x @ normal <= 0
 
 
 def squared(x0, x1):
@@ -39,6 +48,25 @@ class PairingTest(parameterized.TestCase):
             x0 = pairing(by_label=by_label).draw(0, x1, LABELS)
             p = kstest(x0[LABELS == 4].sum(axis=1) / np.sqrt(2), "norm").pvalue
             self.assertEqual(p > 1e-3, by_label)
+
+    def test_classes_of_training_batches_keep_their_frequencies(self):
+        """And with the labels given, noise says nothing of the class: chi-squared tests on digits.
+
+        Noise is told apart by its side of the plane between the means of two classes.
+        """
+        data = digits("train")
+        x = centres(data.x, data.levels).reshape(len(data), -1)
+        normal = x[data.label == 0].mean(axis=0) - x[data.label == 1].mean(axis=0)
+        for by_label in (True, False):
+            paired = pairing(by_label=by_label, levels=data.levels)
+            batches = list(islice(train_batches(data, 128, seed=0, pairing=paired), 30))
+            label = np.concatenate([batch["label"] for batch in batches])
+            noise = np.concatenate([batch["x0"].reshape(128, -1) for batch in batches])
+            counts = np.bincount(label, minlength=10)
+            expected = len(label) * np.asarray(data.label_counts) / len(data)
+            self.assertGreater(chisquare(counts, expected).pvalue, 1e-3)
+            table = [[np.sum(side[label == c]) for c in range(10)] for side in sides(noise, normal)]
+            self.assertEqual(chi2_contingency(table).pvalue > 1e-3, by_label)
 
     def test_it_depends_on_seed_batch_and_process_alone(self):
         first = pairing().draw(0, POINTS, None)
