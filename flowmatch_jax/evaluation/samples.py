@@ -225,8 +225,7 @@ def class_rows(experiment: Experiment) -> np.ndarray | None:
     config, conditioning = experiment.config.evaluate, experiment.conditioning
     if not conditioning.labels or conditioning.low_resolution is not None:
         return None
-    counts = experiment.train_data.label_counts
-    classes = config.classes or np.flatnonzero(counts)
+    classes = config.classes or np.flatnonzero(experiment.train_data.label_counts)
     columns = config.samples // len(classes) or math.isqrt(config.samples)
     shown = np.asarray(classes, np.int32)[: config.samples // columns]
     return np.repeat(shown[:, None], columns, axis=1)

@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.config.identity import from_record, record
-from flowmatch_jax.exchange.workdirs import facts_of, for_weights
+from flowmatch_jax.exchange.workdirs import for_weights
 from flowmatch_jax.experiment import Experiment, build
 from flowmatch_jax.networks.convert.adm import torch_arguments, torch_tensors
 from flowmatch_jax.networks.convert.own import FORMAT, named, read_own
@@ -24,6 +24,7 @@ from flowmatch_jax.networks.unet import UNet
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.files import write_atomically
 from flowmatch_jax.runtime.workdir import check_run, recorded_data
+from flowmatch_jax.training.setup import facts_of
 from flowmatch_jax.training.weights import load_weights
 
 SUFFIX = ".safetensors"

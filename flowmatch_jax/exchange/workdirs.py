@@ -33,14 +33,6 @@ def facts_of_absent_data(
     return {split: described(name, version, split, shape, classes) for split in Splits._fields}
 
 
-def facts_of(experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """Return the facts of an experiment's data, as `write_workdir` takes them."""
-    facts = {"train": experiment.train_data.facts(), "test": experiment.test_data.facts()}
-    if experiment.source is not None:
-        facts["source"] = {n: split.facts() for n, split in experiment.source._asdict().items()}
-    return facts
-
-
 def check_new(workdir: Path) -> None:
     """Raise UserError unless the folder of a run does not exist, or is empty."""
     if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):

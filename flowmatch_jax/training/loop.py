@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -28,7 +27,7 @@ from flowmatch_jax.training.checkpoints import Checkpoints
 from flowmatch_jax.training.cost import estimate as cost
 from flowmatch_jax.training.diagnosis import write_diagnosis
 from flowmatch_jax.training.log import Meter, Progress
-from flowmatch_jax.training.setup import Run
+from flowmatch_jax.training.setup import Run, facts_of
 from flowmatch_jax.training.state import TrainState, roll_back
 
 logger = logging.getLogger(__name__)
@@ -104,21 +103,9 @@ def _record(experiment: Experiment, workdir: Path, step: int) -> None:
         logger.info("%s %s -> %s from step %d.", field, before, after, step)
     if jax.process_index() == 0:
         write_config(workdir, record(experiment.config))
-        splits = experiment.train_data.facts(), experiment.test_data.facts()
-        write_data(workdir, *splits, **_further_facts(experiment))
+        write_data(workdir, **facts_of(experiment))
         if changed:
             add_changes(workdir, step, changed)
-
-
-def _further_facts(experiment: Experiment) -> dict[str, Any]:
-    """Return the facts of the pairs and of the source that the run is trained with, if any."""
-    found = {}
-    if experiment.pairs is not None:
-        found["pairs"] = experiment.pairs.train.facts()
-    if experiment.source is not None:
-        splits = experiment.source._asdict()
-        found["source"] = {name: split.facts() for name, split in splits.items()}
-    return found
 
 
 def _advance(

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import jax
 import optax
@@ -152,3 +153,13 @@ def check_training(experiment: Experiment) -> tuple[optax.Schedule, optax.Gradie
             options.pop("warmup_steps"),
         )
         return schedule, adam(schedule, **options)
+
+
+def facts_of(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """Return the facts of a run's data, pairs and source, as `write_data` takes them."""
+    facts = {"train": experiment.train_data.facts(), "test": experiment.test_data.facts()}
+    if experiment.pairs is not None:
+        facts["pairs"] = experiment.pairs.train.facts()
+    if experiment.source is not None:
+        facts["source"] = {n: split.facts() for n, split in experiment.source._asdict().items()}
+    return facts

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from flowmatch_jax.config.field import flat, plain
-from flowmatch_jax.config.fields import default_config
+from flowmatch_jax.config.data import SOURCE
+from flowmatch_jax.config.field import defaults, flat, plain
 from flowmatch_jax.couplings import MINIBATCH_OT
 from flowmatch_jax.data import sets
 from flowmatch_jax.map_objectives import MAP_OBJECTIVES
@@ -43,7 +43,7 @@ def check_source(config: ConfigDict) -> None:
     """Raise UserError unless samples start from noise, or the run can start them from data."""
     source, objective = config.source, config.objective
     if source.name is None:
-        unset = dict(flat(plain(default_config().source)))
+        unset = dict(flat(plain(defaults(SOURCE))))
         for field, value in flat(plain(source)):
             if value != unset[field]:
                 allowed = "samples start from noise: name a dataset in config.source.name"
