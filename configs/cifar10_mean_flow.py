@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config.data.flip = True
     config.path.name = "ot"
 
+    config.objective.coupling = "independent"
     config.flow_map.start = (-0.6, 1.6)
     config.flow_map.end = (-4.0, 1.6)
     config.flow_map.equal = 0.25

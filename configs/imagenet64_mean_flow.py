@@ -19,6 +19,7 @@ from flowmatch_jax.config import methods
 def get_config() -> ConfigDict:
     config = methods.mean_flow(imagenet64_ot.get_config())
 
+    config.objective.coupling = "independent"
     config.flow_map.start = (-0.6, 1.6)
     config.flow_map.end = (-4.0, 1.6)
     config.flow_map.equal = 0.25

@@ -203,7 +203,7 @@ class FlowMapTest(parameterized.TestCase):
         config.network.options = {"width": 8, "depth": 1, "two_times": True}
         experiment = build(config)
         params = experiment.init_params(jax.random.key(0))
-        batch = {"x": jnp.ones((4, 2))}
+        batch = {"x": jnp.ones((4, 2)), "x0": jnp.zeros((4, 2))}
         loss, _ = experiment.objective(experiment.apply, params, batch, jax.random.key(1))
         self.assertTrue(bool(jnp.isfinite(loss)))
         config.network.options = {"width": 8, "depth": 1}

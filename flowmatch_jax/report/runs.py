@@ -11,7 +11,7 @@ from typing import Any
 
 from flowmatch_jax.config.field import Of, select
 from flowmatch_jax.config.fields import FIELDS
-from flowmatch_jax.couplings import PAIRED
+from flowmatch_jax.couplings import MINIBATCH_OT, PAIRED
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.files import Unreadable, read_json
 from flowmatch_jax.runtime.workdir import read_metrics
@@ -30,6 +30,8 @@ METHODS = {
     ("alpha_flow", "ot"): "alpha-Flow",
 }
 WITHOUT_PATH = {"maximum_likelihood": "CNF, maximum likelihood", "regression": "Regression"}
+# coupling -> what the name of a method has in addition
+COUPLINGS = {PAIRED: ", reflow", MINIBATCH_OT: ", minibatch OT"}
 # Prefixes of the scores that a likelihood solve computes.
 LIKELIHOODS = ("bits_per_dim", "log_likelihood", "likelihood_nfe")
 
@@ -72,7 +74,7 @@ def method_name(config: Mapping[str, Any]) -> str:
     if objective in WITHOUT_PATH:
         return WITHOUT_PATH[objective]
     name = METHODS.get((objective, path), f"{objective}, {path}")
-    return f"{name}, reflow" if config["objective"].get("coupling") == PAIRED else name
+    return name + COUPLINGS.get(config["objective"].get("coupling"), "")
 
 
 def load_run(workdir: Path) -> Run:

@@ -38,6 +38,7 @@ TUNED = {
 MEAN_FLOW = {
     "data.name": "cifar10",
     "objective.name": "mean_flow",
+    "objective.coupling": "independent",
     "flow_map.tangent": "conditional",
     "flow_map.start": (-0.6, 1.6),
     "flow_map.end": (-4.0, 1.6),
@@ -126,7 +127,7 @@ class CouplingTest(ConfigTestCase):
     def test_the_coupling_is_what_differs(self, data):
         expected, config = load(f"{data}_ot"), load(f"{data}_minibatch_ot")
         self.assertNotEqual(method_name(config), method_name(expected))
-        expected.objective.coupling, expected.method = "minibatch_ot", config.method
+        expected.objective.coupling = "minibatch_ot"
         self.assertEqual(config.to_dict(), expected.to_dict())
 
 
@@ -140,10 +141,16 @@ class FlowMapTest(ConfigTestCase):
     @parameterized.parameters(*FLOW_MAPS)
     def test_from_flow_matching(self, method):
         expected, config = load("digits_ot"), load(f"digits_{method}")
-        expected.objective.name, expected.network.two_times = method, True
+        expected.objective.name, expected.objective.coupling = method, "minibatch_ot"
+        expected.network.two_times = True
         expected.network.unet.time_scale = 1.0
         expected.figures.nfe = (1, 2, *expected.figures.nfe)
         self.assertEqual(config.to_dict(), expected.to_dict())
+        self.assertTrue(build(config).has_flow_map)
+
+    def test_super_resolution_has_independent_noise(self):
+        config = load("digits_sr4_8_mean_flow")
+        self.assertEqual(config.objective.coupling, "independent")
         self.assertTrue(build(config).has_flow_map)
 
 

@@ -17,7 +17,7 @@ from flowmatch_jax.sampling import fitted
 from flowmatch_jax.sampling.linear import METHODS, of_method
 from tests.cases import gaussian_velocity
 from tests.evaluation.cases import source_key
-from tests.evaluation.experiments import images, points
+from tests.evaluation.experiments import exact_map, images, points
 
 ONE = jnp.ones(())
 NOWHERE = Path("no run")  # without fitted solvers
@@ -85,21 +85,15 @@ class CurvesTest(parameterized.TestCase):
 
     def test_calls_of_a_flow_map(self):
         """The exact map of dx/dt = x / 2 has no error at any number of calls, unlike Euler's."""
-
-        def apply(params, t, x, end=None, **_):
-            h = (0.0 if end is None else end - t) * jnp.ones_like(t)
-            growth = jnp.where(h == 0, 0.5, jnp.expm1(0.5 * h) / jnp.where(h == 0, 1, h))
-            return params * growth[:, None] * x
-
         of_map = {"objective__name": "mean_flow", "network__two_times": True}
-        experiment = points(apply=apply, figures__nfe=(1, 2, 4), **of_map)
+        experiment = points(apply=exact_map, figures__nfe=(1, 2, 4), **of_map)
         by_method, workdir = {}, Path(self.create_tempdir().full_path)
         for row in curves.over_nfe(experiment, ONE, workdir):
             by_method.setdefault(row["method"], {})[row["nfe"]] = row["mean_squared_error"]
         self.assertEqual(list(by_method["flow_map"]), [1, 2, 4])
         self.assertLess(max(by_method["flow_map"].values()), 1e-8)
         self.assertGreater(by_method["euler"][4], 1e-4)
-        by_map = points(apply=apply, solver__method="flow_map", solver__steps=2, **of_map)
+        by_map = points(apply=exact_map, solver__method="flow_map", solver__steps=2, **of_map)
         t, x = curves.paths_of_samples(by_map, ONE, 6, 5)
         np.testing.assert_allclose(x, np.exp(0.5 * t)[:, None, None] * x[0], rtol=1e-4)
 

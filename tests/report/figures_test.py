@@ -10,7 +10,7 @@ from PIL import Image
 
 from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.report import figures
-from tests.evaluation.experiments import images, points, regression
+from tests.evaluation.experiments import points, regression
 
 ONE = jnp.ones(())
 CURVES = ("draw_conditional", "draw_over_nfe", "draw_over_training")
@@ -51,24 +51,6 @@ class FiguresTest(absltest.TestCase):
         self.assertEqual(self.pictures(), {"losses"})
         self.assertEqual(self.rows("losses")[1]["validation_loss_ema"], "1.5")
 
-    def test_density_of_the_model(self):
-        """dx/dt = a x carries N(0, I) to N(0, e^2a I)."""
-        figures.draw_density(points(evaluate__batch_size=2500), ONE, self.folder)
-        rows = self.rows("density")
-        self.assertLen(rows, 100 * 100)
-        x, y, logs = (np.array([float(row[n]) for row in rows]) for n in ("x", "y", "log_density"))
-        expected = -np.log(2 * np.pi) - 1.0 - (x**2 + y**2) / (2 * np.exp(1.0))
-        np.testing.assert_allclose(logs, expected, atol=1e-3)
-
-    def test_points_on_their_way(self):
-        figures.draw_paths(points(), ONE, self.folder)
-        figures.draw_few_calls(points(), ONE, self.folder)
-        self.assertEqual(self.pictures(), {"sample_paths", "marginals", "samples_nfe"})
-        at_end = [row for row in self.rows("sample_paths") if float(row["t"]) == 1]
-        self.assertTrue(all(float(row["rms_to_end"]) == 0 for row in at_end))
-        self.assertEqual(np.load(self.folder / "sample_paths.npz")["x"].shape, (9, 8, 2))
-        self.assertEqual(np.load(self.folder / "samples_nfe.npz")["x"].shape, (4, 8, 2))
-
     def test_points_that_are_not_in_the_plane(self):
         for d in (1, 3):
             x = np.random.RandomState(0).randn(20, d).astype(np.float32)
@@ -81,19 +63,6 @@ class FiguresTest(absltest.TestCase):
             folder = self.folder / "figures"
             self.assertEqual(np.load(folder / "sample_paths.npz")["x"].shape, (9, 8, d))
             self.assertTrue((folder / "marginals.png").exists())
-
-    def test_images_on_their_way(self):
-        figures.draw_paths(images(), ONE, self.folder)
-        figures.draw_few_calls(images(), ONE, self.folder)
-        self.assertEqual(self.pictures(), {"sample_paths", "samples_nfe"})
-        self.assertEqual({row["nfe"] for row in self.rows("samples_nfe")}, {"4", "8", "10", "20"})
-
-    def test_super_resolution(self):
-        figures.draw_super_resolution(images(condition__low_resolution=4), ONE, self.folder)
-        self.assertEqual(self.pictures(), {"super_resolution"})
-        rows = np.load(self.folder / "super_resolution.npz")
-        self.assertEqual(rows.files, ["low resolution", "bicubic", "sample", "original"])
-        self.assertTrue(all(rows[name].shape == (8, 8, 8, 1) for name in rows.files))
 
     def test_methods_without_a_field_have_no_paths(self):
         figures.draw_figures(regression(), ONE, 7, [(3, ONE), (7, ONE)], self.folder)

@@ -32,9 +32,12 @@ class RunsTest(parameterized.TestCase):
         config = changed(CONFIG, objective__name=objective, path__name=path)
         self.assertEqual(self.run_of("a", config).method, name)
 
-    def test_reflow_is_named_by_what_it_trains(self):
-        config = changed(CONFIG, objective__coupling="paired")
-        self.assertEqual(self.run_of("a", config).method, "FM w/ OT, reflow")
+    @parameterized.parameters(
+        ("paired", "FM w/ OT, reflow"), ("minibatch_ot", "FM w/ OT, minibatch OT")
+    )
+    def test_a_coupling_is_in_the_name(self, coupling, name):
+        config = changed(CONFIG, objective__coupling=coupling)
+        self.assertEqual(self.run_of("a", config).method, name)
 
     def test_a_name_of_its_own(self):
         config = CONFIG | {"method": "FM w/ OT, tuned"}
