@@ -16,7 +16,14 @@ from flowmatch_jax.config.experiments import find
 from flowmatch_jax.config.identity import check_identity
 from flowmatch_jax.evaluation.evaluate import evaluate, is_evaluated, numbers
 from flowmatch_jax.evaluation.generate import generate_samples
-from flowmatch_jax.evaluation.samples import Sampler, draw, make_sampler, picture_file
+from flowmatch_jax.evaluation.quality import number_judged
+from flowmatch_jax.evaluation.samples import (
+    Sampler,
+    draw,
+    make_sampler,
+    number_generated,
+    picture_file,
+)
 from flowmatch_jax.evaluation.upsample import upsample_pictures
 from flowmatch_jax.experiment import Experiment, build
 from flowmatch_jax.fit_solver import fit_solver
@@ -44,6 +51,8 @@ def open_run(
 ) -> Experiment:
     """Build the experiment of a workdir, the same one in all processes.
 
+    What a training or its evaluation refuses is told here, before any work.
+
     Args:
         config: the configuration.
         workdir: folder of the run, which is created for training only.
@@ -61,6 +70,8 @@ def open_run(
         return with_weak_model(build(config, recorded, workdir if samples else None))
     experiment = build(config, workdir=workdir)
     check_training(experiment)
+    if experiment.extractor:
+        number_judged(experiment, number_generated(experiment))
     open_workdir(workdir)
     return experiment
 
@@ -236,6 +247,8 @@ def check(workdir: Path, config: FrozenConfigDict) -> Experiment:
     check_identity(workdir, config)
     experiment = build(config, workdir=workdir)
     check_training(experiment)
+    if experiment.extractor:
+        number_judged(experiment, number_generated(experiment))
     return experiment
 
 
