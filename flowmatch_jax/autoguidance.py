@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ml_collections import FrozenConfigDict
-
 from flowmatch_jax.config.experiments import experiment_config
+from flowmatch_jax.config.fields import for_weights
 from flowmatch_jax.experiment import Experiment, build
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.workdir import check_run, recorded_data
@@ -51,8 +50,6 @@ def _open(workdir: Path) -> Experiment:
         check_run(workdir)
         config = experiment_config(str(workdir / "config.json"))
         config.guidance.update(scale=1.0, weak_step=None, weak_workdir=None)
-        config.evaluate.extractor = None
-        config.mesh.fsdp = 1  # that of the guided model counts, and this need not fit the devices
-        return build(FrozenConfigDict(config), recorded_data(workdir))
+        return build(for_weights(config), recorded_data(workdir))
     except UserError as error:
         raise UserError("config.guidance.weak_workdir", str(workdir), str(error)) from error

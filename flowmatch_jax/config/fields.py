@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from flowmatch_jax.config.checks import least
 from flowmatch_jax.config.data import CONDITION, DATA, SOURCE
-from flowmatch_jax.config.field import Field, Of, Section, at, defaults, flat
+from flowmatch_jax.config.field import Field, Of, Section, at, copied, defaults, flat
 from flowmatch_jax.config.model import (
     FLOW_MAP,
     GUIDANCE,
@@ -67,6 +67,17 @@ FIELDS: Section = {
 def default_config() -> ConfigDict:
     """Create a configuration with every field at its default, which experiments' files modify."""
     return defaults(FIELDS)
+
+
+def for_weights(config: ConfigDict | FrozenConfigDict) -> FrozenConfigDict:
+    """Return a config that is built for its weights alone, on any number of devices.
+
+    It has no scores of samples, whose extractor would be loaded, and its weights are not sharded.
+    """
+    config = copied(config)
+    config.evaluate.extractor, config.evaluate.scores = None, ()
+    config.mesh.fsdp = 1
+    return FrozenConfigDict(config)
 
 
 def show(config: ConfigDict, file: str, overridden: Collection[str]) -> str:

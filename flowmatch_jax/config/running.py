@@ -202,11 +202,11 @@ FIT_SOLVER: Section = {
     "times_only": Field(
         False, "Fit the times of the method's steps alone, and keep its coefficients."
     ),
-    "noises": Field(384, "Noises whose accurate solutions a solver is fitted to.", least(16)),
+    "noises": Field(256, "Noises whose accurate solutions a solver is fitted to.", least(16)),
     "held_out": Field(
-        128, "Noises among them that only measure the result; half as many choose it.", least(2)
+        64, "Noises among them that only measure the result; half as many choose it.", least(2)
     ),
-    "steps": Field(300, "Steps of the fit.", least(1)),
+    "steps": Field(200, "Steps of the fit.", least(1)),
     "batch_size": Field(32, "Noises per step.", least(1)),
     "learning_rate": Field(1e-2, "Adam's learning rate at the first step.", positive),
 }

@@ -14,8 +14,8 @@ from safetensors.numpy import save
 
 from flowmatch_jax.arrays import Params
 from flowmatch_jax.config.experiments import experiment_config
+from flowmatch_jax.config.fields import for_weights
 from flowmatch_jax.config.identity import from_record, record
-from flowmatch_jax.exchange.workdirs import for_weights
 from flowmatch_jax.experiment import Experiment, build
 from flowmatch_jax.networks.convert.adm import torch_arguments, torch_tensors
 from flowmatch_jax.networks.convert.own import FORMAT, named, read_own

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
 from flowmatch_jax.arrays import Params
-from flowmatch_jax.config.field import copied
+from flowmatch_jax.config.fields import for_weights
 from flowmatch_jax.config.identity import record
 from flowmatch_jax.data.dataset import Splits, described
 from flowmatch_jax.experiment import Experiment, build
@@ -37,17 +37,6 @@ def check_new(workdir: Path) -> None:
     """Raise UserError unless the folder of a run does not exist, or is empty."""
     if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
         raise UserError("--to", str(workdir), "it exists; give another folder or remove it")
-
-
-def for_weights(config: ConfigDict) -> FrozenConfigDict:
-    """Return a config that is built for its weights alone, on any number of devices.
-
-    It has no scores of samples, whose extractor would be loaded, and its weights are not sharded.
-    """
-    config = copied(config)
-    config.evaluate.extractor, config.evaluate.scores = None, ()
-    config.mesh.fsdp = 1
-    return FrozenConfigDict(config)
 
 
 def write_workdir(
