@@ -71,29 +71,37 @@ def fit_solver(
         chosen_by=chosen_by,
         **{name: options[name] for name in FIT_FIELDS},
     )
-    mean_error = fit.make_mean_error(wanted)
-    error = partial(mean_error, params, pairs=chosen_by)
+    errors_of = fit.make_errors(wanted)
+    error = lambda solver: fit.typical(errors_of(params, solver, chosen_by))  # noqa: E731
     name, known, least = _best_known(experiment, error, [grid_of] if grid_of else METHODS)
     settings = json.dumps(facts | {"fit_solver": options.to_dict(), "least": least})
-    state = _run(wanted, params, least, mean_error, _state_file(path), settings)
+    state = _run(wanted, params, least, errors_of, _state_file(path), settings)
     best = wanted.coefficients(state.best) if state.least < least else known
-    before, after = (mean_error(params, c, held_out) for c in (known, best))
-    if after > before:
+    before, after = (errors_of(params, solver, held_out) for solver in (known, best))
+    if fit.typical(after) > fit.typical(before):
         best, after = known, before
-    errors = {"noises": len(held_out), "best_known": before, "fitted": after}
-    facts |= {"best_known": name, "mean_squared_error": errors}
+    facts |= {
+        "noises": len(held_out),
+        "squared_error": _summary(after),
+        "best_known": {"method": name, "squared_error": _summary(before)},
+    }
     if jax.process_index() == 0:
         write(path, best, facts)
         _state_file(path).unlink(missing_ok=True)
     _tell(path, facts, "" if grid_of is None else f" --config.solver.file={path}")
 
 
+def _summary(errors: np.ndarray) -> dict[str, float]:
+    return {"geometric_mean": fit.typical(errors), "mean": float(errors.mean())}
+
+
 def _tell(path: Path, facts: dict[str, Any], flag: str) -> None:
-    errors = facts["mean_squared_error"]
+    fitted, other = facts["squared_error"], facts["best_known"]["squared_error"]
     logger.info(
-        "Mean squared error on %d held-out noises: %.3g; of the best other method (%s) %.3g. The "
-        "solver is in %s; --config.solver.method=fitted --config.solver.steps=%s%s uses it.",
-        *(errors["noises"], errors["fitted"], facts["best_known"], errors["best_known"], path),
+        "Squared error on %d held-out noises: geometric mean %.3g, mean %.3g; of the best other "
+        "method (%s) %.3g and %.3g. The solver is in %s; --config.solver.method=fitted "
+        "--config.solver.steps=%s%s uses it.",
+        *(facts["noises"], *fitted.values(), facts["best_known"]["method"], *other.values(), path),
         *(path.name.partition("_")[0], flag),
     )
 
@@ -181,13 +189,13 @@ def _parts(pairs: fit.Pairs, held_out: int) -> list[fit.Pairs]:
 
 
 def _run(
-    wanted: fit.Fit, params: Params, least: float, mean_error: Any, file: Path, settings: str
+    wanted: fit.Fit, params: Params, least: float, errors_of: Any, file: Path, settings: str
 ) -> fit.State:
     """Take the steps of the fit, from the saved state if there is one, saving each check."""
     state = _read_state(file, settings, wanted.init(least))
     total, begun = wanted.steps, int(state.step)
     with progress_bar(total=total, initial=begun, desc="fit") as bar, StopNotice() as notice:
-        for reached in fit.run(wanted, params, state, mean_error):
+        for reached in fit.run(wanted, params, state, errors_of):
             state = reached
             bar.update(int(state.step) - bar.n)
             bar.set_postfix_str(f"error {float(state.least):.3g}")

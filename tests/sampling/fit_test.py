@@ -41,13 +41,13 @@ def problem():
         batch_size=40,
         learning_rate=2e-2,
     )
-    return wanted, fit.make_mean_error(wanted), pairs.at(slice(250, 300))
+    return wanted, fit.make_errors(wanted), pairs.at(slice(250, 300))
 
 
 class FitTest(parameterized.TestCase):
     def test_best_known_method(self):
-        wanted, mean_error, _ = problem()
-        error = functools.partial(mean_error, 1.0, pairs=wanted.chosen_by)
+        wanted, errors_of, _ = problem()
+        error = lambda solver: fit.typical(errors_of(1.0, solver, wanted.chosen_by))  # noqa: E731
         methods = dict.fromkeys(linear.METHODS, paths.optimal_transport())
         name, known, least = fit.best_known(error, CALLS, GRIDS, methods)
         errors = {
@@ -71,23 +71,32 @@ class FitTest(parameterized.TestCase):
 
     def test_error_is_that_of_the_solutions(self):
         """Also of a last batch that is filled up."""
-        wanted, mean_error, _ = problem()
+        wanted, errors_of, _ = problem()
         pairs = wanted.chosen_by
         x = linear.solve(functools.partial(mixture, 1.0), jnp.asarray(pairs.x0), wanted.start).x
-        error = mean_error(1.0, wanted.start, pairs)
-        self.assertAlmostEqual(error, float(np.mean((x - pairs.x1) ** 2)), places=7)
+        errors = errors_of(1.0, wanted.start, pairs)
+        np.testing.assert_allclose(errors, ((x - pairs.x1) ** 2).mean(axis=1), rtol=1e-4)
+
+    def test_the_typical_error_is_hardly_changed_by_one_that_is_large(self):
+        errors = np.full(100, 1e-4, np.float32)
+        self.assertAlmostEqual(fit.typical(errors), 1e-4, places=8)
+        errors[0] = 1e-2
+        self.assertAlmostEqual(fit.typical(errors), 1e-4 * 100**0.01, places=8)
+        self.assertGreater(errors.mean(), 1.9e-4)
+        self.assertGreater(fit.typical(np.zeros(2, np.float32)), 0)
 
     def test_held_out_error_falls_and_a_fit_that_goes_on_ends_alike(self):
-        wanted, mean_error, held_out = problem()
-        states = list(fit.run(wanted, 1.0, wanted.init(np.inf), mean_error))
+        wanted, errors_of, held_out = problem()
+        states = list(fit.run(wanted, 1.0, wanted.init(np.inf), errors_of))
         self.assertEqual([int(state.step) for state in states], list(range(25, 201, 25)))
         best = wanted.coefficients(states[-1].best)
-        before = mean_error(1.0, wanted.start, held_out)
-        self.assertLess(mean_error(1.0, best, held_out), 0.2 * before)
+        before, after = (errors_of(1.0, c, held_out) for c in (wanted.start, best))
+        self.assertLess(fit.typical(after), 0.2 * fit.typical(before))
+        self.assertLess(after.mean(), 0.2 * before.mean())
         self.assertTrue((np.diff(best.t) > 0).all())
         self.assertEqual(best.t[0], 0)
         self.assertLess(best.t[-1], 1)
-        *_, resumed = fit.run(wanted, 1.0, states[3], mean_error)
+        *_, resumed = fit.run(wanted, 1.0, states[3], errors_of)
         jax.tree.map(np.testing.assert_array_equal, resumed, states[-1])
 
     @parameterized.parameters("ab2", "midpoint")
@@ -95,23 +104,22 @@ class FitTest(parameterized.TestCase):
         """The error falls by the grid, and the coefficients stay the method's."""
         wanted, _, held_out = problem()
         wanted = dataclasses.replace(wanted, method=method, times_only=True, steps=100)
-        mean_error = fit.make_mean_error(wanted)
+        errors_of = fit.make_errors(wanted)
         start = wanted.coefficients(wanted.init(1.0).variables)
         for value, expected in zip(start, wanted.start, strict=True):
             np.testing.assert_allclose(value, expected, atol=1e-6)
-        *_, last = fit.run(wanted, 1.0, wanted.init(np.inf), mean_error)
+        *_, last = fit.run(wanted, 1.0, wanted.init(np.inf), errors_of)
         best = wanted.coefficients(last.best)
-        self.assertLess(
-            mean_error(1.0, best, held_out), 0.7 * mean_error(1.0, wanted.start, held_out)
-        )
+        before, after = (errors_of(1.0, c, held_out) for c in (wanted.start, best))
+        self.assertLess(fit.typical(after), 0.7 * fit.typical(before))
         grid = np.append(np.asarray(best.t)[:: linear.calls_per_step(method)], 1.0)
         kept = linear.of_method(method, grid)
         np.testing.assert_allclose(best.b, kept.b, atol=1e-6)
 
     def test_steps_that_do_worse_are_not_chosen(self):
-        wanted, mean_error, *_ = problem()
+        wanted, errors_of, *_ = problem()
         state = wanted.init(0.0)._replace(step=jnp.int32(150))  # no error is below 0
-        *_, last = fit.run(wanted, 1.0, state, mean_error)
+        *_, last = fit.run(wanted, 1.0, state, errors_of)
         self.assertEqual(jax.tree.map(lambda x: float(abs(x).max()), last.best), (0, 0, 0))
 
 
