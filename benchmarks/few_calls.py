@@ -8,7 +8,8 @@ The error is the mean squared difference per dimension, in model space, to the s
 tolerance 1e-6 from the same 256 noises, for each method on each time grid and for the solvers that
 --mode=fit_solver has fitted to the run. These noises have no part in a fit. With --distances, the
 Fréchet distance of config.evaluate.generated samples is computed for each method on its best grid,
-and for dopri5 at 1e-5. Prints tables in Markdown, and records the standard errors over the noises.
+and for dopri5 at 1e-5. Prints tables of the mean errors, of their geometric means and of the
+distances in Markdown, and records the standard errors of the means.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from flowmatch_jax.evaluation.samples import (
 from flowmatch_jax.model import Model
 from flowmatch_jax.paths import GaussianPath
 from flowmatch_jax.sampling import fitted
+from flowmatch_jax.sampling.fit import typical
 from flowmatch_jax.sampling.linear import METHODS, Coefficients, calls_per_step, of_method
 from flowmatch_jax.solvers import Solver
 from flowmatch_jax.times import GRIDS, shift_grid, sway_grid
@@ -66,19 +68,25 @@ def solvers(
     return cells
 
 
-def make_error(model: Model) -> Callable[[Coefficients], tuple[float, float]]:
-    """Create a function that computes the error of a solver and its standard error."""
+def make_errors(model: Model) -> Callable[[Coefficients], np.ndarray]:
+    """Create a function that computes the errors of a solver, [NOISES]."""
     inputs, key = sample_inputs(model.experiment, NOISES), jax.random.key(1234)
     by_coefficients = make_given_sampler(model.experiment, NOISES)
     accurately = make_given_sampler(model.experiment, NOISES, Solver(rtol=1e-6, atol=1e-6))
     accurate = np.asarray(accurately(model.params, key, inputs).x, np.float64)
 
-    def error(coefficients: Coefficients) -> tuple[float, float]:
+    def errors(coefficients: Coefficients) -> np.ndarray:
         x = np.asarray(by_coefficients(model.params, key, inputs, coefficients).x)
-        each = ((x - accurate) ** 2).reshape(NOISES, -1).mean(axis=1)
-        return float(each.mean()), float(each.std(ddof=1) / math.sqrt(NOISES))
+        return ((x - accurate) ** 2).reshape(NOISES, -1).mean(axis=1)
 
-    return error
+    return errors
+
+
+def statistics(errors: np.ndarray) -> dict[str, float]:
+    """Return the mean of errors, its standard error and their geometric mean."""
+    spread = float(errors.std(ddof=1) / math.sqrt(len(errors)))
+    means = {"error": float(errors.mean()), "geometric_mean": float(typical(errors))}
+    return means | {"standard_error": spread}
 
 
 def make_distance(model: Model) -> Callable[[Solver | Coefficients], tuple[float, float]]:
@@ -120,18 +128,18 @@ def main() -> None:
     flags = parser.parse_args()
     model = flowmatch_jax.load(flags.workdir)
     made = solvers(model.experiment.path, flags.workdir, flags.calls)
-    error = make_error(model)
-    errors, records = {}, []
+    errors_of = make_errors(model)
+    errors, typical_errors, records = {}, {}, []
     for (method, grid, calls), coefficients in made.items():
-        mean, spread = error(coefficients)
-        errors.setdefault((method, grid), {})[calls] = mean
-        cell = {"method": method, "grid": grid, "calls": calls}
-        records.append(cell | {"error": mean, "standard_error": spread})
-        print(*cell.values(), mean, spread, file=sys.stderr)
+        found = statistics(errors_of(coefficients))
+        errors.setdefault((method, grid), {})[calls] = found["error"]
+        typical_errors.setdefault((method, grid), {})[calls] = found["geometric_mean"]
+        records.append({"method": method, "grid": grid, "calls": calls} | found)
+        print(*records[-1].values(), file=sys.stderr)
     result = {"step": model.step, "noises": NOISES, "rows": records}
-    print(table(errors))
+    print(f"{table(errors)}\n\nGeometric means:\n\n{table(typical_errors)}")
     if flags.distances:
-        result["accurate"], distances = compare_distances(model, made, errors)
+        result["accurate"], distances = compare_distances(model, made, typical_errors)
         result["distances"] = [
             {"method": method, "grid": grid, "calls": calls, "distance": value}
             for (method, grid), row in distances.items()
@@ -146,7 +154,7 @@ def compare_distances(
 ) -> tuple[dict[str, float], Cells]:
     """Return dopri5's NFE and distance, and the distances of each method on its best grid.
 
-    The best grid is the one with the smallest mean logarithm of the error.
+    The best grid is the one with the smallest geometric mean of the typical errors at all calls.
     """
     distance = make_distance(model)
     nfe, accurate = distance(Solver("dopri5", rtol=1e-5, atol=1e-5))
