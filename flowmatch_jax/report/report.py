@@ -65,7 +65,7 @@ def write_report(
     text = "\n".join(table.markdown() for table in tables.values())
     without = [label for label in rows if label not in figures]
     if without:
-        text += f"\nWithout figures (run --mode=figures): {', '.join(without)}.\n"
+        text += f"\nWithout figures (run --mode=figures): {'; '.join(without)}.\n"
     pictures = "".join(f"\n![{path.stem}]({path.name})\n" for path in drawn)
     write_atomically(folder / "report.md", f"# {wanted['data.name']}\n\n{text}{pictures}")
     logger.info("The report is in %s.\n\n%s", folder / "report.md", text)

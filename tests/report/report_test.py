@@ -50,7 +50,7 @@ class ReportTest(absltest.TestCase):
         self.assertIn("| FM w/ Diffusion | **1.900 +- 0.100** | 0.600 | 50.0 | 100 | 27 |", text)
         self.assertIn("297 images of its test split; dopri5 at rtol 0.001, atol 0.001", text)
         self.assertIn("500 samples to 1500 train images", text)
-        self.assertIn("Without figures (run --mode=figures): FM w/ OT, FM w/ Diffusion", text)
+        self.assertIn("Without figures (run --mode=figures): FM w/ OT; FM w/ Diffusion", text)
         self.assertEqual(
             [row["method"] for row in self.table("table1")], ["FM w/ OT", "FM w/ Diffusion"]
         )
