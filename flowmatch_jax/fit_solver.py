@@ -23,6 +23,7 @@ from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.runtime.errors import RunStopped, UserError
 from flowmatch_jax.runtime.files import npz, write_atomically
 from flowmatch_jax.runtime.mesh import to_host
+from flowmatch_jax.runtime.overlap import overlapped
 from flowmatch_jax.runtime.progress import progress_bar
 from flowmatch_jax.runtime.stops import StopNotice
 from flowmatch_jax.sampling import fit
@@ -62,15 +63,7 @@ def fit_solver(
     facts = weights | fitted_to(experiment.config)
     pairs = accurate_pairs(experiment, params, path.with_name("pairs.npz"), facts)
     held_out, chosen_by, fitted_to_them = _parts(pairs, options.held_out)
-    wanted = fit.Fit(
-        field=lambda params, inputs: experiment.whole_field(params, **inputs),
-        method=options.start,
-        calls=options.calls,
-        t_end=experiment.path.t_end,
-        pairs=fitted_to_them,
-        chosen_by=chosen_by,
-        **{name: options[name] for name in FIT_FIELDS},
-    )
+    wanted = _wanted(experiment, fitted_to_them, chosen_by)
     errors_of = fit.make_errors(wanted)
     error = lambda solver: fit.typical(errors_of(params, solver, chosen_by))  # noqa: E731
     name, known, least = _best_known(experiment, error, [grid_of] if grid_of else METHODS)
@@ -89,6 +82,19 @@ def fit_solver(
         write(path, best, facts)
         _state_file(path).unlink(missing_ok=True)
     _tell(path, facts, "" if grid_of is None else f" --config.solver.file={path}")
+
+
+def _wanted(experiment: Experiment, pairs: fit.Pairs, chosen_by: fit.Pairs) -> fit.Fit:
+    options = experiment.config.fit_solver
+    return fit.Fit(
+        field=lambda params, inputs: experiment.whole_field(params, **inputs),
+        method=options.start,
+        calls=options.calls,
+        t_end=experiment.path.t_end,
+        pairs=pairs,
+        chosen_by=chosen_by,
+        **{name: options[name] for name in FIT_FIELDS},
+    )
 
 
 def _summary(errors: np.ndarray) -> dict[str, float]:
@@ -135,7 +141,29 @@ def accurate_pairs(
     known = _read_pairs(file, settings)
     if known is not None:
         return known
-    shape = (config.evaluate.samples, *experiment.train_data.shape)
+    solve_batch = partial(_solve_accurately, experiment, params, _accurate_solver(experiment))
+    count = -(-config.fit_solver.noises // config.evaluate.samples)
+    bar = progress_bar(
+        overlapped(solve_batch, range(count)), total=count, desc="accurate solutions"
+    )
+    parts = []
+    with bar, StopNotice() as notice:
+        for part, converged in bar:
+            if not converged:
+                raise RunStopped("the accurate solver failed: the field is not finite")
+            parts.append(part)
+            if notice.reached(len(parts)):
+                raise RunStopped(f"{notice.signal}: stopped; the same command begins again")
+    pairs = jax.tree.map(lambda *x: np.concatenate(x)[: config.fit_solver.noises], *parts)
+    if jax.process_index() == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, npz(settings=settings, x0=pairs.x0, x1=pairs.x1, **pairs.inputs))
+    return pairs
+
+
+def _accurate_solver(experiment: Experiment) -> Callable[..., tuple[Array, Array, Array]]:
+    """Create a jitted function from a key, inputs and starts, or None for noise, to solutions."""
+    shape = (experiment.config.evaluate.samples, *experiment.train_data.shape)
 
     @jax.jit
     def solve(
@@ -147,25 +175,20 @@ def accurate_pairs(
         solution = experiment.follow(params, x0, way_key, inputs, ACCURATE)
         return x0, solution.x, solution.converged
 
-    parts, source = [], experiment.source
+    return solve
+
+
+def _solve_accurately(
+    experiment: Experiment, params: Params, solve: Callable[..., Any], batch: int
+) -> tuple[fit.Pairs, bool]:
+    """Solve one batch; returns its pairs and whether the solver converged."""
+    config, source = experiment.config, experiment.source
     key = jax.random.fold_in(jax.random.key(config.seed), 2)  # samples fold in 0, likelihoods 1
-    batches = range(-(-config.fit_solver.noises // shape[0]))
-    with progress_bar(batches, desc="accurate solutions") as bar, StopNotice() as notice:
-        for batch in bar:
-            inputs = sample_inputs(experiment, shape[0], batch)
-            given = source and source_batch(source.train, shape[0], batch)
-            x0, x1, converged = solve(params, jax.random.fold_in(key, batch), inputs, given)
-            if not converged:
-                raise RunStopped("the accurate solver failed: the field is not finite")
-            kept = {name: to_host(value) for name, value in inputs.items()}
-            parts.append(fit.Pairs(to_host(x0), to_host(x1), kept))
-            if notice.reached(batch):
-                raise RunStopped(f"{notice.signal}: stopped; the same command begins again")
-    pairs = jax.tree.map(lambda *x: np.concatenate(x)[: config.fit_solver.noises], *parts)
-    if jax.process_index() == 0:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, npz(settings=settings, x0=pairs.x0, x1=pairs.x1, **pairs.inputs))
-    return pairs
+    size = config.evaluate.samples
+    inputs = sample_inputs(experiment, size, batch)
+    given = source and source_batch(source.train, size, batch)
+    x0, x1, converged = solve(params, jax.random.fold_in(key, batch), inputs, given)
+    return jax.tree.map(to_host, fit.Pairs(x0, x1, inputs)), bool(converged)
 
 
 def _read_pairs(file: Path, settings: str) -> fit.Pairs | None:

@@ -16,6 +16,7 @@ from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.likelihood import bits_of, image_bits_per_dim, importance_bound, log_prob
 from flowmatch_jax.runtime.mesh import gather, split_if_even, to_host
 from flowmatch_jax.runtime.messages import compiling
+from flowmatch_jax.runtime.overlap import overlapped
 from flowmatch_jax.runtime.progress import progress_bar
 
 # (params, batch, key) -> (scores {name: [B]}, nfe [], converged [])
@@ -90,12 +91,16 @@ def score_split(experiment: Experiment, scorer: Scorer, params: Params) -> dict[
     batches = ordered_batches(source, size, config.images, corrupt)
     total = math.ceil(min(config.images or math.inf, len(source)) / size)
     parts, costs, converged = [], [], True
-    with progress_bar(batches, total=total, desc="likelihood") as bar:
-        for i, batch in enumerate(bar):
-            n = len(batch["x"])
-            with nullcontext() if i else compiling("the likelihood"):
-                whole = {name: filled(x, size) for name, x in batch.items()}
-                scores, nfe, ok = scorer(params, whole, jax.random.fold_in(key, i))
+
+    def score(numbered: tuple[int, Batch]) -> tuple[int, tuple[dict[str, Array], Array, Array]]:
+        i, batch = numbered
+        whole = {name: filled(x, size) for name, x in batch.items()}
+        with nullcontext() if i else compiling("the likelihood"):
+            return len(batch["x"]), scorer(params, whole, jax.random.fold_in(key, i))
+
+    scored = overlapped(score, enumerate(batches))
+    with progress_bar(scored, total=total, desc="likelihood") as bar:
+        for n, (scores, nfe, ok) in bar:
             parts.append({name: to_host(s).astype(np.float64)[:n] for name, s in scores.items()})
             costs.append(float(nfe))
             converged = converged and bool(ok)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from flowmatch_jax.metrics.scores import (
 from flowmatch_jax.pixels import quantise
 from flowmatch_jax.runtime.errors import RunStopped, UserError
 from flowmatch_jax.runtime.mesh import to_host
+from flowmatch_jax.runtime.overlap import overlapped
 from flowmatch_jax.runtime.progress import progress_bar
 from flowmatch_jax.runtime.stops import StopNotice
 from flowmatch_jax.solvers import Solution
@@ -119,10 +123,11 @@ def _draw(
     with (
         progress_bar(total=count, initial=tally.drawn, desc="samples", hidden=silent) as bar,
         StopNotice() as notice,
+        closing(overlapped(lambda n: sampler(params, n), _batches(tally, count))) as solutions,
     ):
-        while tally.drawn < count:
+        for solution in solutions:
             before = tally.drawn
-            _add_batch(experiment, tally, sampler(params, len(tally.nfe)), count)
+            _add_batch(experiment, tally, solution, count)
             bar.update(tally.drawn - before)
             stop = notice.reached(len(tally.nfe))
             if partial is not None and (stop or time.monotonic() - saved_at > SAVE_EVERY):
@@ -136,6 +141,14 @@ def _draw(
                     "same command goes on"
                 )
     return tally
+
+
+def _batches(tally: Tally, count: int) -> Iterator[int]:
+    """Number the batches that are left to draw; their size is known after the first one."""
+    for n in itertools.count(len(tally.nfe)):
+        if tally.nfe and n * (tally.drawn / len(tally.nfe)) >= count:
+            return
+        yield n
 
 
 def _add_batch(experiment: Experiment, tally: Tally, solution: Solution, count: int) -> None:

@@ -22,6 +22,7 @@ from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.metrics.features.extractors import score_name
 from flowmatch_jax.metrics.scores import FeatureSet
 from flowmatch_jax.parts.solver import read_fitted
+from flowmatch_jax.runtime.overlap import overlapped
 from flowmatch_jax.runtime.progress import progress_bar
 from flowmatch_jax.runtime.workdir import read_metrics
 from flowmatch_jax.sampling.fitted import solver_file
@@ -81,7 +82,7 @@ def solve_batches(
     """Draw config.figures.seeds samples [N, ...], always from the same noise; returns x and NFE."""
     seeds = experiment.config.figures.seeds
     batches = range(-(-seeds // batch_size(experiment)))
-    solutions = [sampler(params, batch) for batch in batches]
+    solutions = list(overlapped(lambda batch: sampler(params, batch), batches))
     return np.concatenate([s.x for s in solutions])[:seeds], int(solutions[0].nfe)
 
 
