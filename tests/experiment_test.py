@@ -388,7 +388,7 @@ class BuildTest(parameterized.TestCase):
         ("guidance.scale", 2.0),  # of a model without labels
         ("guidance.interval", (0.5, 1.5)),
         ("evaluate.classes", (3,)),
-        ("fit_solver.noises", 384),  # 256 are held out, and 128 choose
+        ("fit_solver.noises", 96),  # 64 are held out, and 32 choose
     )
     def test_every_wrong_value_is_named_by_its_field(self, field, value):
         config = digits_ot.get_config()

@@ -69,10 +69,12 @@ class DiagnosisTest(absltest.TestCase):
         config.flow_map.update(anneal=(0.0, 1.0), power=0.0)
         experiment = small(config)
         state = after_one_step(experiment).replace(step=jnp.int32(config.train.steps // 4))
-        found = diagnose(experiment, state.replace(step=state.step + 1), self.batch)
+        noise = np.random.RandomState(1).randn(16, 2).astype(np.float32)
+        batch = self.batch | {"x0": noise}  # the noise of minibatch OT comes with the batch
+        found = diagnose(experiment, state.replace(step=state.step + 1), batch)
         gradient = experiment_gradient(experiment)
         step = make_train_step(state, experiment.mesh, gradient, adam(1e-3), 0.5)
-        _, metrics = step(state, {"x": self.batch["x"][None]})
+        _, metrics = step(state, {name: x[None] for name, x in batch.items()})
         np.testing.assert_allclose(found["loss"], metrics["loss"][0], rtol=1e-5)
 
     def test_maximum_likelihood_has_no_times(self):
