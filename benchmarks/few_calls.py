@@ -85,7 +85,7 @@ def make_errors(model: Model) -> Callable[[Coefficients], np.ndarray]:
 def statistics(errors: np.ndarray) -> dict[str, float]:
     """Return the mean of errors, its standard error and their geometric mean."""
     spread = float(errors.std(ddof=1) / math.sqrt(len(errors)))
-    means = {"error": float(errors.mean()), "geometric_mean": float(typical(errors))}
+    means = {"error": float(errors.mean()), "geometric_mean": typical(errors)}
     return means | {"standard_error": spread}
 
 

@@ -51,8 +51,6 @@ def open_run(
 ) -> Experiment:
     """Build the experiment of a workdir, the same one in all processes.
 
-    What a training or its evaluation refuses is told here, before any work.
-
     Args:
         config: the configuration.
         workdir: folder of the run, which is created for training only.
@@ -68,11 +66,17 @@ def open_run(
         check_run(workdir)
         recorded = recorded_data(workdir)
         return with_weak_model(build(config, recorded, workdir if samples else None))
+    experiment = _build_for_training(config, workdir)
+    open_workdir(workdir)
+    return experiment
+
+
+def _build_for_training(config: FrozenConfigDict, workdir: Path) -> Experiment:
+    """Build the experiment; tells what the training or its evaluation refuses, before any work."""
     experiment = build(config, workdir=workdir)
     check_training(experiment)
     if experiment.extractor:
         number_judged(experiment, number_generated(experiment))
-    open_workdir(workdir)
     return experiment
 
 
@@ -245,11 +249,7 @@ def check(workdir: Path, config: FrozenConfigDict) -> Experiment:
         allowed = "the report needs the evaluations: leave it True"
         raise UserError("config.evaluate.after_training", False, allowed)
     check_identity(workdir, config)
-    experiment = build(config, workdir=workdir)
-    check_training(experiment)
-    if experiment.extractor:
-        number_judged(experiment, number_generated(experiment))
-    return experiment
+    return _build_for_training(config, workdir)
 
 
 def complete_all(

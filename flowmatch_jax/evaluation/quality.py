@@ -146,7 +146,7 @@ def _draw(
 def _batches(tally: Tally, count: int) -> Iterator[int]:
     """Number the batches that are left to draw; their size is known after the first one."""
     for n in itertools.count(len(tally.nfe)):
-        if tally.nfe and n * (tally.drawn / len(tally.nfe)) >= count:
+        if tally.nfe and n * tally.drawn >= count * len(tally.nfe):
             return
         yield n
 

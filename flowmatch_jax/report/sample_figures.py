@@ -55,7 +55,7 @@ def draw_paths(experiment: Experiment, params: Params, folder: Path) -> None:
     plots.save_trajectories(path, x[:, :PATH_POINTS].swapaxes(0, 1))
     columns = {f"t = {at:.2f}": points for at, points in zip(t[::2], x[::2], strict=True)}
     columns["data"] = items_of_batch(experiment, size)["x"]
-    plots.save_point_rows(folder / "marginals.png", {"": columns}, reach(experiment))
+    _save_rows(experiment, folder / "marginals.png", columns)
 
 
 def draw_few_calls(experiment: Experiment, params: Params, folder: Path) -> None:
@@ -74,14 +74,8 @@ def draw_few_calls(experiment: Experiment, params: Params, folder: Path) -> None
         for n, (a, b) in enumerate(zip(samples[:PATH_POINTS], finest, strict=False))
     ]
     write_csv(folder / "samples_nfe.csv", rows)
-    path, labelled = (
-        folder / "samples_nfe.png",
-        {f"NFE {n}": s for n, s in zip(nfe, x, strict=True)},
-    )
-    if source.is_image:
-        plots.save_image_rows(path, labelled, source.levels)
-    else:
-        plots.save_point_rows(path, {"": labelled}, reach(experiment))
+    labelled = {f"NFE {n}": s for n, s in zip(nfe, x, strict=True)}
+    _save_rows(experiment, folder / "samples_nfe.png", labelled)
 
 
 def draw_map_calls(experiment: Experiment, params: Params, folder: Path) -> None:
@@ -93,12 +87,9 @@ def draw_map_calls(experiment: Experiment, params: Params, folder: Path) -> None
     size = PATH_IMAGES if data.is_image else config.evaluate.samples
     samplers = {n: make_sampler(experiment, size, Solver(FLOW_MAP, steps=n)) for n in MAP_CALLS}
     labelled = {f"NFE {n}": to_host(draw(params).x) for n, draw in samplers.items()}
-    path = folder / "samples_flow_map.png"
-    if data.is_image:
-        plots.save_image_rows(path, labelled, data.levels)
-        return
-    labelled["data"] = items_of_batch(experiment, size)["x"]
-    plots.save_point_rows(path, {"": labelled}, reach(experiment))
+    if not data.is_image:
+        labelled["data"] = items_of_batch(experiment, size)["x"]
+    _save_rows(experiment, folder / "samples_flow_map.png", labelled)
 
 
 def draw_super_resolution(experiment: Experiment, params: Params, folder: Path) -> None:
@@ -145,6 +136,15 @@ def reach(experiment: Experiment) -> float:
     """
     shown = [experiment.test_data] + ([experiment.source.test] if experiment.source else [])
     return 1.15 * max(float(np.abs(split.x).max()) for split in shown)
+
+
+def _save_rows(experiment: Experiment, path: Path, labelled: dict[str, np.ndarray]) -> None:
+    """Draw samples by label, images in rows and points side by side."""
+    data = experiment.train_data
+    if data.is_image:
+        plots.save_image_rows(path, labelled, data.levels)
+    else:
+        plots.save_point_rows(path, {"": labelled}, reach(experiment))
 
 
 def _save_arrays(path: Path, **arrays: np.ndarray) -> None:

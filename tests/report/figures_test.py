@@ -1,33 +1,20 @@
-import csv
 import dataclasses
-from pathlib import Path
 from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
-from PIL import Image
 
 from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.report import figures
 from tests.evaluation.experiments import points, regression
+from tests.report.cases import FolderTestCase
 
 ONE = jnp.ones(())
 CURVES = ("draw_conditional", "draw_over_nfe", "draw_over_training")
 
 
-class FiguresTest(absltest.TestCase):
-    def setUp(self):
-        super().setUp()
-        self.folder = Path(self.create_tempdir().full_path)
-
-    def rows(self, name):
-        with (self.folder / f"{name}.csv").open() as file:
-            return [{k: v for k, v in row.items()} for row in csv.DictReader(file)]
-
-    def pictures(self):
-        return {path.stem for path in self.folder.glob("*.png") if Image.open(path).width > 100}
-
+class FiguresTest(FolderTestCase):
     def test_conditional_flows_end_in_their_point(self):
         figures.draw_conditional(points(), self.folder)
         self.assertEqual(self.pictures(), {"conditional"})

@@ -1,32 +1,19 @@
-import csv
-from pathlib import Path
 from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
-from PIL import Image
 
 from flowmatch_jax.couplings import draw_source
 from flowmatch_jax.report import plots, sample_figures
 from tests.evaluation.cases import source_key
 from tests.evaluation.experiments import exact_map, images, points
+from tests.report.cases import FolderTestCase
 
 ONE = jnp.ones(())
 
 
-class SampleFiguresTest(absltest.TestCase):
-    def setUp(self):
-        super().setUp()
-        self.folder = Path(self.create_tempdir().full_path)
-
-    def rows(self, name):
-        with (self.folder / f"{name}.csv").open() as file:
-            return [{k: v for k, v in row.items()} for row in csv.DictReader(file)]
-
-    def pictures(self):
-        return {path.stem for path in self.folder.glob("*.png") if Image.open(path).width > 100}
-
+class SampleFiguresTest(FolderTestCase):
     def test_density_of_the_model(self):
         """dx/dt = a x carries N(0, I) to N(0, e^2a I)."""
         sample_figures.draw_density(points(evaluate__batch_size=2500), ONE, self.folder)
