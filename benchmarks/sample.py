@@ -29,14 +29,17 @@ from benchmarks.timing import (
     write_rows,
 )
 from flowmatch_jax.arrays import Array, Params
+from flowmatch_jax.sampling import linear
 from flowmatch_jax.solvers import Solution, Solver, integrate
 
 TOLERANCE = 1e-5
 METHODS = {
-    "dopri5": Solver("dopri5", rtol=TOLERANCE, atol=TOLERANCE),
-    "tsit5": Solver("tsit5", rtol=TOLERANCE, atol=TOLERANCE),
-    "midpoint": Solver("midpoint", steps=10),
-    "euler": Solver("euler", steps=20),
+    "dopri5": partial(integrate, solver=Solver("dopri5", rtol=TOLERANCE, atol=TOLERANCE)),
+    "tsit5": partial(integrate, solver=Solver("tsit5", rtol=TOLERANCE, atol=TOLERANCE)),
+    "midpoint": partial(integrate, solver=Solver("midpoint", steps=10)),
+    "euler": partial(integrate, solver=Solver("euler", steps=20)),
+    "ab3": partial(integrate, solver=Solver("ab3", steps=20)),
+    "fitted": partial(linear.solve, coefficients=linear.of_method("ab3", np.linspace(0, 1, 21))),
 }
 
 
@@ -45,20 +48,20 @@ def noise(net: Net, batch: int) -> np.ndarray:
     return np.random.RandomState(2).standard_normal((batch, *net.shape)).astype(np.float32)
 
 
-def solve_by(net: Net, solver: Solver) -> jax.stages.Wrapped:
+def solve_by(net: Net, method: str) -> jax.stages.Wrapped:
     """Create a jitted function (params, x) -> Solution."""
-    apply = net.apply()
+    apply, by = net.apply(), METHODS[method]
 
     @jax.jit
     def solve(params: Params, x: Array) -> Solution:
-        return integrate(lambda t, x: apply(params, t, x), x, solver=solver)
+        return by(lambda t, x: apply(params, t, x), x)
 
     return solve
 
 
 def overhead(net: Net, params: Params, batch: int, method: str, rounds: int) -> Row:
     """Measure the seconds of a solve relative to those of NFE network calls."""
-    solve, apply, x = solve_by(net, METHODS[method]), net.apply(), jnp.asarray(noise(net, batch))
+    solve, apply, x = solve_by(net, method), net.apply(), jnp.asarray(noise(net, batch))
     nfe = int(solve(params, x).nfe)
 
     @jax.jit
@@ -76,7 +79,7 @@ def overhead(net: Net, params: Params, batch: int, method: str, rounds: int) -> 
 
 def ours(net: Net, params: Params, batch: int) -> Call:
     """Create a call of a solve by dopri5; it returns the NFE."""
-    solve, x = solve_by(net, METHODS["dopri5"]), jnp.asarray(noise(net, batch))
+    solve, x = solve_by(net, "dopri5"), jnp.asarray(noise(net, batch))
     params = jax.device_put(params)
     return lambda: int(jax.block_until_ready(solve(params, x)).nfe)
 

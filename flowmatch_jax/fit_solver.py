@@ -22,7 +22,7 @@ from flowmatch_jax.evaluation.samples import sample_inputs, source_batch
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.runtime.errors import RunStopped, UserError
 from flowmatch_jax.runtime.files import npz, write_atomically
-from flowmatch_jax.runtime.mesh import to_host
+from flowmatch_jax.runtime.mesh import gather, to_host
 from flowmatch_jax.runtime.overlap import overlapped
 from flowmatch_jax.runtime.progress import progress_bar
 from flowmatch_jax.runtime.stops import StopNotice
@@ -61,6 +61,7 @@ def fit_solver(
     grid_of = options.start if options.times_only else None
     path = solver_file(workdir, options.calls, experiment.guidance, grid_of)
     facts = weights | fitted_to(experiment.config)
+    params = jax.jit(partial(gather, mesh=experiment.mesh))(params)
     pairs = accurate_pairs(experiment, params, path.with_name("pairs.npz"), facts)
     held_out, chosen_by, fitted_to_them = _parts(pairs, options.held_out)
     wanted = _wanted(experiment, fitted_to_them, chosen_by)
@@ -137,12 +138,13 @@ def accurate_pairs(
         facts: what the pairs depend on; pairs with other facts are made again.
     """
     config = experiment.config
-    settings = json.dumps(facts | {"noises": config.fit_solver.noises, "seed": config.seed})
+    noises, size = config.fit_solver.noises, config.fit_solver.batch_size
+    settings = json.dumps(facts | {"noises": noises, "batch_size": size, "seed": config.seed})
     known = _read_pairs(file, settings)
     if known is not None:
         return known
     solve_batch = partial(_solve_accurately, experiment, params, _accurate_solver(experiment))
-    count = -(-config.fit_solver.noises // config.evaluate.samples)
+    count = -(-noises // size)
     bar = progress_bar(
         overlapped(solve_batch, range(count)), total=count, desc="accurate solutions"
     )
@@ -154,7 +156,7 @@ def accurate_pairs(
             parts.append(part)
             if notice.reached(len(parts)):
                 raise RunStopped(f"{notice.signal}: stopped; the same command begins again")
-    pairs = jax.tree.map(lambda *x: np.concatenate(x)[: config.fit_solver.noises], *parts)
+    pairs = jax.tree.map(lambda *x: np.concatenate(x)[:noises], *parts)
     if jax.process_index() == 0:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, npz(settings=settings, x0=pairs.x0, x1=pairs.x1, **pairs.inputs))
@@ -163,7 +165,7 @@ def accurate_pairs(
 
 def _accurate_solver(experiment: Experiment) -> Callable[..., tuple[Array, Array, Array]]:
     """Create a jitted function from a key, inputs and starts, or None for noise, to solutions."""
-    shape = (experiment.config.evaluate.samples, *experiment.train_data.shape)
+    shape = (experiment.config.fit_solver.batch_size, *experiment.train_data.shape)
 
     @jax.jit
     def solve(
@@ -184,7 +186,7 @@ def _solve_accurately(
     """Solve one batch; returns its pairs and whether the solver converged."""
     config, source = experiment.config, experiment.source
     key = jax.random.fold_in(jax.random.key(config.seed), 2)  # samples fold in 0, likelihoods 1
-    size = config.evaluate.samples
+    size = config.fit_solver.batch_size
     inputs = sample_inputs(experiment, size, batch)
     given = source and source_batch(source.train, size, batch)
     x0, x1, converged = solve(params, jax.random.fold_in(key, batch), inputs, given)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -94,7 +95,7 @@ class Fit:
     pairs: Pairs
     chosen_by: Pairs
     steps: int = 300
-    batch_size: int = 32
+    batch_size: int = 16
     learning_rate: float = 1e-2
     times_only: bool = False
     check_every: int = 25
@@ -136,11 +137,9 @@ def _moved(times: np.ndarray, gaps: Array) -> Array:
     return jnp.concatenate([jnp.zeros(1), between, jnp.full(1, times[-1])])
 
 
-def errors(
-    field: Field, coefficients: Coefficients, x0: Array, x1: Array, unroll: bool = False
-) -> Array:
-    """Compute the mean squared error per dimension of a solver, [B]."""
-    return sum_dims((solve(field, x0, coefficients, unroll).x - x1) ** 2) / x0[0].size
+def squared_error(x: Array, x1: Array) -> Array:
+    """Compute the mean squared difference per dimension, [B]."""
+    return sum_dims((x - x1) ** 2) / x[0].size
 
 
 def make_errors(fit: Fit) -> Callable[[Params, Coefficients, Pairs], np.ndarray]:
@@ -149,7 +148,8 @@ def make_errors(fit: Fit) -> Callable[[Params, Coefficients, Pairs], np.ndarray]
 
     @jax.jit
     def of_batch(params: Params, coefficients: Coefficients, pairs: Pairs) -> Array:
-        return errors(fit.field(params, pairs.inputs), coefficients, pairs.x0, pairs.x1)
+        x = solve(fit.field(params, pairs.inputs), pairs.x0, coefficients).x
+        return squared_error(x, pairs.x1)
 
     def of_pairs(params: Params, coefficients: Coefficients, pairs: Pairs) -> np.ndarray:
         parts = []
@@ -195,6 +195,51 @@ def best_known(
     return best, found[best], by_error[best]
 
 
+def loss(x: Array, x1: Array) -> Array:
+    """Compute the mean logarithm of the squared errors per dimension."""
+    error = squared_error(x, x1)
+    return jnp.log(error + jnp.finfo(error.dtype).tiny).mean()
+
+
+_loss_by_x = jax.jit(jax.grad(loss))
+
+
+def gradient(
+    forward: Callable[[Array, Array], Array],
+    backward: Callable[[Array, Array, Array], tuple[Array, Array]],
+    solver: Coefficients,
+    x0: np.ndarray,
+    x1: np.ndarray,
+) -> Coefficients:
+    """Compute the derivative of the mean logarithm of a solver's errors by its coefficients.
+
+    This is the adjoint of `linear.solve`. Only a call of the field is compiled: all n calls would
+    take n times as long to compile, and XLA on CPU computes the derivative of a loop slowly.
+
+    Args:
+        forward: the field, v(t, x).
+        backward: (t, x, g) -> the derivatives of sum(g v(t, x)) by t and by x.
+        solver: the solver.
+        x0: noises, [B, ...].
+        x1: accurate solutions from them, [B, ...].
+    """
+    t, a, b = (np.asarray(c, x0.dtype) for c in solver)
+    b, calls = np.tril(b), range(len(t))
+    x, states, v = x0, [], np.zeros((len(t), *x0.shape), x0.dtype)
+    for i in calls:
+        states.append(x)
+        v[i] = forward(t[i], x)
+        x = a[i] * x0 + np.tensordot(b[i], v, axes=1)
+    by_x = np.asarray(_loss_by_x(x, x1))
+    by_t, by_states = np.zeros_like(t), np.zeros_like(v)  # by_states[i] is that by x_{i+1}
+    for i in reversed(calls):
+        by_states[i] = by_x
+        by_v = np.tensordot(b[:, i], by_states, axes=1)
+        by_t[i], by_x = jax.device_get(backward(t[i], states[i], by_v))
+    flat = by_states.reshape(len(t), -1)
+    return Coefficients(by_t, flat @ x0.ravel(), np.tril(flat @ v.reshape(len(t), -1).T))
+
+
 def run(
     fit: Fit,
     params: Params,
@@ -214,25 +259,26 @@ def run(
         errors_of: result of `make_errors`.
         seed: seed of the batches.
     """
-    optimizer = fit.optimizer
+    solver_of = jax.jit(fit.coefficients)
+    forward = jax.jit(lambda params, inputs, t, x: fit.field(params, inputs)(t, x))
+    backward = jax.jit(
+        lambda params, inputs, t, x, g: jax.vjp(fit.field(params, inputs), t, x)[1](g)
+    )
 
     @jax.jit
-    def step(params: Params, state: State, pairs: Pairs) -> State:
-        def loss(variables: Variables) -> Array:
-            field, coefficients = fit.field(params, pairs.inputs), fit.coefficients(variables)
-            error = errors(field, coefficients, pairs.x0, pairs.x1, unroll=True)
-            return jnp.log(error + jnp.finfo(error.dtype).tiny).mean()
-
-        gradient = jax.grad(loss)(state.variables)
-        updates, adam = optimizer.update(gradient, state.adam)
+    def update(state: State, by_solver: Coefficients) -> State:
+        (by_variables,) = jax.vjp(fit.coefficients, state.variables)[1](by_solver)
+        updates, adam = fit.optimizer.update(by_variables, state.adam)
         variables = optax.apply_updates(state.variables, updates)
         return state._replace(step=state.step + 1, variables=variables, adam=adam)
 
     while (now := int(state.step)) < fit.steps:
         chosen = np.random.RandomState([seed, now]).permutation(len(fit.pairs))[: fit.batch_size]
-        state = step(params, state, fit.pairs.at(chosen))
+        x0, x1, inputs = fit.pairs.at(chosen)
+        field = (partial(f, params, inputs) for f in (forward, backward))
+        state = update(state, gradient(*field, solver_of(state.variables), x0, x1))
         if (now + 1) % fit.check_every == 0 or now + 1 == fit.steps:
-            error = typical(errors_of(params, fit.coefficients(state.variables), fit.chosen_by))
+            error = typical(errors_of(params, solver_of(state.variables), fit.chosen_by))
             if error < state.least:
                 state = state._replace(best=state.variables, least=jnp.float32(error))
             yield state

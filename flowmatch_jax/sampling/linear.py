@@ -96,25 +96,22 @@ def _data(path: GaussianPath, t: float, x: np.ndarray, v: np.ndarray) -> np.ndar
         return np.asarray(convert(path, t, jnp.asarray(x), jnp.asarray(v), "velocity", "data"))
 
 
-def solve(field: Field, x0: Array, coefficients: Coefficients, unroll: bool = False) -> Solution:
+def solve(field: Field, x0: Array, coefficients: Coefficients) -> Solution:
     """Integrate a vector field by a solver with these coefficients.
 
     Args:
         field: v(t, x).
         x0: start, [B, ...].
         coefficients: the solver.
-        unroll: compile each call by itself instead of a loop. XLA on CPU computes the derivatives
-            of convolutions some ten times faster so.
     """
     t, a, b = (jnp.asarray(c, x0.dtype) for c in coefficients)
-    n = len(t)
+    n, b = len(t), jnp.tril(b)
 
-    def step(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
-        x, v = carry
+    def call(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, v = state
         v = v.at[i].set(field(t[i], x))
-        return (a[i] * x0 + jnp.tensordot(jnp.tril(b)[i], v, axes=1), v), None
+        return a[i] * x0 + jnp.tensordot(b[i], v, axes=1), v
 
-    start = (x0, jnp.zeros((n, *x0.shape), x0.dtype))
-    (x, _), _ = jax.lax.scan(step, start, jnp.arange(n), unroll=unroll)
+    x, _ = jax.lax.fori_loop(0, n, call, (x0, jnp.zeros((n, *x0.shape), x0.dtype)))
     calls = jnp.int32(n)
     return Solution(x, nfe=calls, steps=calls, rejected=jnp.int32(0), converged=all_finite(x))

@@ -85,6 +85,27 @@ class FitTest(parameterized.TestCase):
         self.assertGreater(errors.mean(), 1.9e-4)
         self.assertGreater(fit.typical(np.zeros(2, np.float32)), 0)
 
+    @parameterized.parameters("ab2", "rk4")
+    def test_gradient_is_the_derivative_through_the_solve(self, method):
+        """Of a field that depends on t and x, by all coefficients, none of which is special."""
+        wanted, *_ = problem()
+        x0, x1, _ = wanted.pairs.at(slice(7))
+        field = functools.partial(mixture, 1.0)
+        solver = linear.of_method(method, np.linspace(0, 1, 5 if method == "ab2" else 2))
+        noise = np.random.RandomState(0)
+        solver = jax.tree.map(lambda c: c + 0.05 * noise.standard_normal(c.shape), solver)
+        by_solver = fit.gradient(
+            jax.jit(field),
+            jax.jit(lambda t, x, g: jax.vjp(field, t, x)[1](g)),
+            solver,
+            x0,
+            x1,
+        )
+        through = lambda solver: fit.loss(linear.solve(field, jnp.asarray(x0), solver).x, x1)  # noqa: E731
+        expected = jax.grad(through)(jax.tree.map(jnp.float32, solver))
+        for got, wanted in zip(by_solver, expected, strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
+
     def test_held_out_error_falls_and_a_fit_that_goes_on_ends_alike(self):
         wanted, errors_of, held_out = problem()
         states = list(fit.run(wanted, 1.0, wanted.init(np.inf), errors_of))
