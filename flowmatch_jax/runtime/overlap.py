@@ -10,8 +10,9 @@ from itertools import islice
 from typing import TypeVar
 
 import jax
+import numpy as np
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item, Result, Tree = TypeVar("Item"), TypeVar("Result"), TypeVar("Tree")
 
 MOST = 4  # results that are computed at a time, each of which needs its own memory
 
@@ -51,3 +52,20 @@ def number_of_threads() -> int:
     """Return the number of results that `overlapped` computes at a time."""
     alone = jax.default_backend() != "cpu" or jax.device_count() > 1
     return 1 if alone else min(os.cpu_count() or 1, MOST)
+
+
+def mean_in_threads(function: Callable[[np.ndarray], Tree], batch: np.ndarray) -> Tree:
+    """Compute the mean of a function over the items of a batch, on a CPU by parts in threads.
+
+    Args:
+        function: function from a batch to the mean of its items; it may be called from another
+            thread.
+        batch: array with the items as leading axis. It is one part unless the number of threads
+            divides its length.
+    """
+    threads = number_of_threads()
+    if threads == 1 or len(batch) % threads:
+        return function(batch)
+    with ThreadPoolExecutor(threads) as pool:
+        parts = list(pool.map(function, np.split(batch, threads)))
+    return jax.tree.map(lambda *each: sum(each) / threads, *parts)

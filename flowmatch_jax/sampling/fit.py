@@ -21,6 +21,7 @@ import optax
 
 from flowmatch_jax.arrays import Array, Field, Params, filled, sum_dims
 from flowmatch_jax.paths import GaussianPath
+from flowmatch_jax.runtime.overlap import mean_in_threads, overlapped
 from flowmatch_jax.sampling.linear import Coefficients, calls_per_step, of_method, solve
 
 
@@ -94,7 +95,7 @@ class Fit:
     t_end: float
     pairs: Pairs
     chosen_by: Pairs
-    steps: int = 300
+    steps: int = 200
     batch_size: int = 16
     learning_rate: float = 1e-2
     times_only: bool = False
@@ -190,7 +191,7 @@ def best_known(
         for method, path in methods.items()
         if n % calls_per_step(method) == 0
     }
-    by_error = {name: error(coefficients) for name, coefficients in found.items()}
+    by_error = dict(zip(found, overlapped(error, found.values()), strict=True))
     best = min(by_error, key=by_error.__getitem__)
     return best, found[best], by_error[best]
 
@@ -272,11 +273,15 @@ def run(
         variables = optax.apply_updates(state.variables, updates)
         return state._replace(step=state.step + 1, variables=variables, adam=adam)
 
+    def slope(solver: Coefficients, rows: np.ndarray) -> Coefficients:
+        x0, x1, inputs = fit.pairs.at(rows)
+        field = (partial(f, params, inputs) for f in (forward, backward))
+        return gradient(*field, solver, x0, x1)
+
     while (now := int(state.step)) < fit.steps:
         chosen = np.random.RandomState([seed, now]).permutation(len(fit.pairs))[: fit.batch_size]
-        x0, x1, inputs = fit.pairs.at(chosen)
-        field = (partial(f, params, inputs) for f in (forward, backward))
-        state = update(state, gradient(*field, solver_of(state.variables), x0, x1))
+        by_solver = mean_in_threads(partial(slope, solver_of(state.variables)), chosen)
+        state = update(state, by_solver)
         if (now + 1) % fit.check_every == 0 or now + 1 == fit.steps:
             error = typical(errors_of(params, solver_of(state.variables), fit.chosen_by))
             if error < state.least:

@@ -7,7 +7,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from flowmatch_jax.runtime import overlap
-from flowmatch_jax.runtime.overlap import overlapped
+from flowmatch_jax.runtime.overlap import mean_in_threads, overlapped
 
 
 def by(threads):
@@ -73,6 +73,21 @@ class OverlapTest(parameterized.TestCase):
             mock.patch.object(overlap.os, "cpu_count", side_effect=[2, 64, None]),
         ):
             self.assertEqual([overlap.number_of_threads() for _ in range(3)], [2, 4, 1])
+
+    @parameterized.parameters((1, 1), (2, 2), (3, 3), (4, 1))
+    def test_mean_over_equal_parts(self, threads, parts):
+        """Six items are one part if four threads cannot share them equally."""
+        batch, sizes = np.arange(6.0), []
+
+        def function(part):
+            sizes.append(len(part))
+            return {"mean": part.mean(), "rows": np.full(2, part.mean())}
+
+        with by(threads):
+            found = mean_in_threads(function, batch)
+        self.assertEqual(sizes, [6 // parts] * parts)
+        np.testing.assert_allclose(found["mean"], 2.5)
+        np.testing.assert_allclose(found["rows"], [2.5, 2.5])
 
 
 if __name__ == "__main__":
