@@ -17,7 +17,12 @@ from flowmatch_jax.config.field import Of, select
 from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.evaluation.baselines import judge_baselines
-from flowmatch_jax.evaluation.likelihoods import batch_size, make_scorer, score_split
+from flowmatch_jax.evaluation.likelihoods import (
+    batch_size,
+    has_too_few_steps,
+    make_scorers,
+    score_split,
+)
 from flowmatch_jax.evaluation.quality import judge_samples, number_judged
 from flowmatch_jax.evaluation.reference import make_reference, moments_hash
 from flowmatch_jax.evaluation.samples import Sampler, draw, number_generated
@@ -44,9 +49,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Compute likelihoods, if the model has any, and draw samples for each kind of weights.
 
-    Samples use the config's guidance and path; likelihoods ignore them. A solver
-    for samples alone gives no likelihoods. Writes samples/<step>_<weights>.png and adds a record to
-    evaluation/<step>.json in the workdir.
+    Samples use the config's guidance and path; likelihoods ignore them. A solver for samples alone
+    gives no likelihoods, and with fixed steps the error of the solver is measured. Writes
+    samples/<step>_<weights>.png, and adds a record to evaluation/<step>.json in the workdir.
 
     Args:
         sampler: result of `make_sampler`.
@@ -58,14 +63,14 @@ def evaluate(
         The added record: the settings, "results" by kind of weights, and for super-resolution the
         "baselines".
     """
-    scorer = make_scorer(experiment) if experiment.has_likelihoods else None
+    scorers = make_scorers(experiment) if experiment.has_likelihoods else None
     _tell_of_likelihoods(experiment)
     reference = make_reference(experiment) if experiment.extractor else None
     conditions = settings(experiment, step, reference)
     results: dict[str, dict[str, Any]] = {}
     for name, params in weights.items():
         samples = draw(experiment, sampler, workdir, name, params, step)
-        likelihood = {} if scorer is None else score_split(experiment, scorer, params)
+        likelihood = score_split(experiment, scorers, params) if scorers else {}
         results[name] = likelihood | {
             "sample_nfe": float(samples.nfe),
             "samples_converged": bool(samples.converged),
@@ -76,7 +81,7 @@ def evaluate(
             results[name] |= judge_samples(
                 experiment, sampler, params, count, reference, partial=partial
             )
-        _warn_of_failed_solves(results[name])
+        _warn_of_solvers(results[name])
     record = conditions | {"results": results}
     if reference is not None and experiment.conditioning.low_resolution is not None:
         record["baselines"] = judge_baselines(experiment, reference)
@@ -100,10 +105,17 @@ def _tell_of_likelihoods(experiment: Experiment) -> None:
         logger.info("Samples follow the path %s; likelihoods the path of training.", solver.path)
 
 
-def _warn_of_failed_solves(results: dict[str, Any]) -> None:
+def _warn_of_solvers(results: dict[str, Any]) -> None:
     for what, flag in (("likelihood", "converged"), ("samples", "samples_converged")):
         if not results.get(flag, True):
             logger.warning("The solver of the %s failed: its results are invalid.", what)
+    if has_too_few_steps(results):
+        logger.warning(
+            "The likelihoods change by %.3g if each step of the solver is cut in two, more than "
+            "their standard error. Reports leave them out. Take more steps, or an adaptive method: "
+            "--config.solver.method=dopri5 --config.solver.steps=None.",
+            results["likelihood_solver_error"],
+        )
 
 
 def is_evaluated(experiment: Experiment, workdir: Path) -> bool:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import jax
@@ -18,20 +21,27 @@ from flowmatch_jax.runtime.mesh import gather, split_if_even, to_host
 from flowmatch_jax.runtime.messages import compiling
 from flowmatch_jax.runtime.overlap import overlapped
 from flowmatch_jax.runtime.progress import progress_bar
+from flowmatch_jax.solvers import Solver
 
 # (params, batch, key) -> (scores {name: [B]}, nfe [], converged [])
 Scorer = Callable[[Params, Batch, Array], tuple[dict[str, Array], Array, Array]]
 
+SCORES = ("bits_per_dim", "log_likelihood")  # prefixes of the scores' names
 
-def make_scorer(experiment: Experiment) -> Scorer:
+
+def make_scorer(experiment: Experiment, solver: Solver | None = None) -> Scorer:
     """Create a jitted function for the likelihoods of a batch of the stored data.
 
     Scores are bits/dim of images for each K, named by `bits_name`, or the log-likelihood of points
     in nats. Likelihoods of a conditional model condition on the item's label or low resolution.
+
+    Args:
+        experiment: the experiment.
+        solver: a solver instead of the config's.
     """
     config = experiment.config.evaluate
     how = dict(
-        solver=experiment.solver(),
+        solver=solver or experiment.solver(),
         source_std=experiment.path.source_std,
         t1=experiment.path.t_end,
         divergence=config.divergence,
@@ -61,6 +71,16 @@ def make_scorer(experiment: Experiment) -> Scorer:
     return jax.jit(score)
 
 
+def make_scorers(experiment: Experiment) -> tuple[Scorer, ...]:
+    """Create a scorer by the config's solver, and for a fixed method one by half as long steps."""
+    solver, scorer = experiment.solver(), make_scorer(experiment)
+    if solver.is_adaptive:
+        return (scorer,)
+    between = (solver.grid[:-1] + solver.grid[1:]) / 2
+    grid = np.insert(solver.grid, range(1, len(solver.grid)), between)
+    return scorer, make_scorer(experiment, replace(solver, grid=grid))
+
+
 def bits_name(k: int) -> str:
     """Return the name of bits/dim with k dequantisations in an evaluation."""
     return f"bits_per_dim_k{k}"
@@ -77,40 +97,74 @@ def batch_size(experiment: Experiment) -> int:
     return min(config.batch_size, config.images or math.inf, len(experiment.test_data))
 
 
-def score_split(experiment: Experiment, scorer: Scorer, params: Params) -> dict[str, Any]:
+def score_split(
+    experiment: Experiment, scorers: Sequence[Scorer], params: Params
+) -> dict[str, Any]:
     """Average the scores over the test split.
+
+    Args:
+        experiment: the experiment.
+        scorers: result of `make_scorers`.
+        params: the parameters.
 
     Returns:
         {"bits_per_dim_k<K>" for each K, or "log_likelihood": mean, "..._standard_error": standard
         error over images, "images": their number, "likelihood_nfe": mean NFE over solves,
-        "converged": whether all solves converged}.
+        "converged": whether all solves converged}. With a second scorer also
+        "likelihood_solver_error": by how much it changes the first score's mean over a batch.
     """
+    scorer, *finer = scorers
     config = experiment.config.evaluate
-    size, key = batch_size(experiment), score_key(config.seed)
+    size = batch_size(experiment)
     source, corrupt = experiment.test_data, experiment.config.data.max_corrupt
-    batches = ordered_batches(source, size, config.images, corrupt)
+    batches = iter(ordered_batches(source, size, config.images, corrupt))
+    first = next(batches)
     total = math.ceil(min(config.images or math.inf, len(source)) / size)
     parts, costs, converged = [], [], True
 
-    def score(numbered: tuple[int, Batch]) -> tuple[int, tuple[dict[str, Array], Array, Array]]:
-        i, batch = numbered
-        whole = {name: filled(x, size) for name, x in batch.items()}
-        with nullcontext() if i else compiling("the likelihood"):
-            return len(batch["x"]), scorer(params, whole, jax.random.fold_in(key, i))
-
-    scored = overlapped(score, enumerate(batches))
+    score = partial(_score_batch, params=params, size=size, key=score_key(config.seed))
+    scored = overlapped(partial(score, scorer), enumerate(chain([first], batches)))
     with progress_bar(scored, total=total, desc="likelihood") as bar:
-        for n, (scores, nfe, ok) in bar:
-            parts.append({name: to_host(s).astype(np.float64)[:n] for name, s in scores.items()})
-            costs.append(float(nfe))
-            converged = converged and bool(ok)
+        for scores, nfe, ok in bar:
+            parts.append(scores)
+            costs.append(nfe)
+            converged = converged and ok
     results = {}
     for name in parts[0]:
         scores = np.concatenate([part[name] for part in parts])
         results[name] = float(scores.mean())
         results[f"{name}_standard_error"] = float(scores.std(ddof=1) / math.sqrt(len(scores)))
+    if finer:
+        by_finer, _, _ = score(*finer, (0, first))
+        name = next(iter(by_finer))
+        results["likelihood_solver_error"] = float(abs((by_finer[name] - parts[0][name]).mean()))
     return results | {
         "images": len(scores),
         "likelihood_nfe": float(np.mean(costs)),
         "converged": converged,
     }
+
+
+def _score_batch(
+    scorer: Scorer, numbered: tuple[int, Batch], params: Params, size: int, key: Array
+) -> tuple[dict[str, np.ndarray], float, bool]:
+    """Score a batch, filled up to the size; returns the scores, the NFE, and if it converged."""
+    i, batch = numbered
+    whole = {name: filled(x, size) for name, x in batch.items()}
+    with nullcontext() if i else compiling("the likelihood"):
+        scores, nfe, ok = scorer(params, whole, jax.random.fold_in(key, i))
+    n = len(batch["x"])
+    return {k: to_host(s).astype(np.float64)[:n] for k, s in scores.items()}, float(nfe), bool(ok)
+
+
+def has_too_few_steps(results: Mapping[str, Any]) -> bool:
+    """Test whether the solver's error in the likelihoods exceeds their standard error.
+
+    The numbers of an adaptive method, and evaluations that did not measure the error, pass.
+    """
+    standard = [
+        value
+        for name, value in results.items()
+        if name.startswith(SCORES) and name.endswith("_standard_error")
+    ]
+    return results.get("likelihood_solver_error", 0.0) > min(standard, default=math.inf)

@@ -12,6 +12,7 @@ from typing import Any
 from flowmatch_jax.config.field import Of, select
 from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.couplings import MINIBATCH_OT, PAIRED
+from flowmatch_jax.evaluation.likelihoods import SCORES, has_too_few_steps
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.files import Unreadable, read_json
 from flowmatch_jax.runtime.workdir import read_metrics
@@ -33,7 +34,7 @@ WITHOUT_PATH = {"maximum_likelihood": "CNF, maximum likelihood", "regression": "
 # coupling -> what the name of a method has in addition
 COUPLINGS = {PAIRED: ", reflow", MINIBATCH_OT: ", minibatch OT"}
 # Prefixes of the scores that a likelihood solve computes.
-LIKELIHOODS = ("bits_per_dim", "log_likelihood", "likelihood_nfe")
+LIKELIHOODS = (*SCORES, "likelihood_nfe")
 
 
 @dataclass(frozen=True)
@@ -177,11 +178,11 @@ def results_by_calls(
 def trusted(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the valid results of an evaluation.
 
-    Likelihoods whose solve failed, the NFE of samples whose solve failed, and numbers that are not
-    finite are dropped.
+    Likelihoods whose solve failed or had too few steps, the NFE of samples whose solve failed, and
+    numbers that are not finite are dropped.
     """
     names = set(values)
-    if not values.get("converged", True):
+    if not values.get("converged", True) or has_too_few_steps(values):
         names -= {name for name in values if name.startswith(LIKELIHOODS)}
     if not values.get("samples_converged", True):
         names.discard("sample_nfe")

@@ -98,6 +98,33 @@ class ConditionTest(absltest.TestCase):
         (record,) = json.loads((workdir / "evaluation" / "3.json").read_text())["evaluations"]
         self.assertEqual(set(record["results"]), {"ema", "raw"})
 
+    def test_error_of_the_solver_in_likelihoods(self):
+        """Euler's n steps of dx/dt = x / 2 back multiply x by (1 - 1/(2n))^n.
+
+        The integral of the divergence is exact, so that only the density of the noise changes.
+        """
+        workdir, errors = Path(self.create_tempdir().full_path), []
+        for method, steps in (("euler", 2), ("rk4", 4), ("dopri5", None)):
+            experiment = points(solver__method=method, solver__steps=steps, evaluate__images=100)
+            sampler = make_sampler(experiment, 8)
+            record = evaluate.evaluate(experiment, sampler, {"ema": ONE}, 3, workdir)
+            errors.append(record["results"]["ema"].get("likelihood_solver_error"))
+        x = experiment.test_data[:100]["x"].astype(float)
+        of_noise = lambda n: norm.logpdf((1 - 0.5 / n) ** n * x).sum(axis=1)  # noqa: E731
+        self.assertAlmostEqual(errors[0], abs((of_noise(4) - of_noise(2)).mean()), places=4)
+        self.assertLess(errors[1], 1e-3)
+        self.assertIsNone(errors[2])
+
+    def test_a_likelihood_of_too_few_steps_is_told(self):
+        apply = lambda params, t, x, **_: params * jnp.cos(9 * x)  # noqa: E731
+        workdir = Path(self.create_tempdir().full_path)
+        for steps, said in ((2, True), (200, False)):
+            experiment = points(apply=apply, solver__method="midpoint", solver__steps=steps)
+            sampler = make_sampler(experiment, 8)
+            with self.assertLogs("flowmatch_jax.evaluation.evaluate", "INFO") as logs:
+                evaluate.evaluate(experiment, sampler, {"ema": ONE}, 3, workdir)
+            self.assertEqual("if each step of the solver is cut" in " ".join(logs.output), said)
+
     def test_an_evaluation_is_not_lost_because_of_the_ones_before_it(self):
         path = Path(self.create_tempdir().full_path) / "7.json"
         record = {"step": 7, "results": {"ema": {"psnr": 1.0}}}

@@ -132,6 +132,21 @@ class RunsTest(parameterized.TestCase):
         self.assertEqual(runs.trusted(values)["bits_per_dim_k1"], 4.867)
         self.assertNotIn("psnr", runs.trusted({"psnr": float("nan")}))
 
+    def test_a_likelihood_of_too_few_steps_is_no_result(self):
+        """Its change by half as long steps exceeds the standard error of 0.01."""
+        values = {
+            "bits_per_dim_k1": -26.6,
+            "bits_per_dim_k1_standard_error": 0.01,
+            "fd_pixels": 2.0,
+        }
+        self.assertEqual(
+            runs.trusted(values | {"likelihood_solver_error": 0.02}),
+            {"fd_pixels": 2.0, "likelihood_solver_error": 0.02},
+        )
+        few = values | {"likelihood_solver_error": 0.005}
+        self.assertEqual(runs.trusted(few), few)
+        self.assertEqual(runs.trusted(values), values)
+
     def test_distances_measured_differently_are_refused(self):
         other = self.record({"ema": scores()}, frechet__generated=50)
         both = [self.run_of("a"), self.run_of("b", records=[other])]
