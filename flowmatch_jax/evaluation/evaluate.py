@@ -111,9 +111,9 @@ def _warn_of_solvers(results: dict[str, Any]) -> None:
             logger.warning("The solver of the %s failed: its results are invalid.", what)
     if has_too_few_steps(results):
         logger.warning(
-            "The likelihoods change by %.3g if each step of the solver is cut in two, more than "
-            "their standard error. Reports leave them out. Take more steps, or an adaptive method: "
-            "--config.solver.method=dopri5 --config.solver.steps=None.",
+            "The likelihoods differ by %.3g from those of dopri5, more than their standard error. "
+            "Reports leave them out. Take more steps, or --config.solver.method=dopri5 "
+            "--config.solver.steps=None.",
             results["likelihood_solver_error"],
         )
 

@@ -133,7 +133,7 @@ class RunsTest(parameterized.TestCase):
         self.assertNotIn("psnr", runs.trusted({"psnr": float("nan")}))
 
     def test_a_likelihood_of_too_few_steps_is_no_result(self):
-        """Its change by half as long steps exceeds the standard error of 0.01."""
+        """Its difference to dopri5's exceeds the standard error of 0.01."""
         values = {
             "bits_per_dim_k1": -26.6,
             "bits_per_dim_k1_standard_error": 0.01,
