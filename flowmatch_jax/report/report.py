@@ -54,7 +54,7 @@ def write_report(
         tables = {"table2": table_2(rows, wanted)}
     else:
         tables = {"table1": table_1(rows, wanted)}
-        if wanted["data.levels"] is not None:
+        if common_k(rows, wanted) is not None:
             tables["table4"] = table_4(rows, wanted)
     for name, table in tables.items():
         write_csv(folder / f"{name}.csv", table.records())
@@ -73,17 +73,16 @@ def write_report(
 
 def table_1(rows: Rows, wanted: dict[str, Any]) -> Table:
     """Create Table 1: negative log-likelihood, Fréchet distance and NFE of each method."""
-    k = common_k(rows, wanted)
+    likelihoods = _likelihoods(rows, wanted)
     frechet = runs_.frechet_settings([run for runs in rows.values() for run in runs], wanted)
-    score, title = ("log_likelihood", "NLL (nats)") if k is None else _bits(k)
-    columns = [Column(title, 3)]
+    columns = [Column(title, 3) for title in likelihoods.values()]
     if frechet:
         columns.append(Column(score_name("fd", frechet["extractor"]), 3))
     columns += [Column("NFE", 1), Column("steps", 0, None), Column("ms a step", 0, None)]
     table = {}
 
     def add(label: str, weights: str, runs: list[Run], found: list[dict[str, Any]]) -> None:
-        cells = [_score(found, score)]
+        cells = [_score(found, name) for name in likelihoods]
         if frechet:
             cells.append(_over_seeds(found, score_name("fd", frechet["extractor"])))
         cells += [_over_seeds(found, "sample_nfe"), Cell(runs[0].step)]
@@ -148,14 +147,15 @@ def table_2(rows: Rows, wanted: dict[str, Any]) -> Table:
 
 
 def common_k(rows: Rows, wanted: dict[str, Any]) -> int | None:
-    """Return the largest K that all runs were evaluated with; None for points.
+    """Return the largest K of all runs that have bits/dim; None if none has, as for points.
 
     Raises:
-        UserError: the runs have no K in common.
+        UserError: they have no K in common.
     """
-    if wanted["data.levels"] is None:
+    found = {str(run.workdir): _ks(run, wanted) for runs in rows.values() for run in runs}
+    by_run = {name: ks for name, ks in found.items() if ks}
+    if not by_run:
         return None
-    by_run = {str(run.workdir): _ks(run, wanted) for runs in rows.values() for run in runs}
     common = set.intersection(*map(set, by_run.values()))
     if not common:
         given = "; ".join(f"{name}: K = {', '.join(map(str, k))}" for name, k in by_run.items())
@@ -198,6 +198,14 @@ def _weights(runs: list[Run], wanted: dict[str, Any]) -> list[str]:
 
 def _ks(run: Run, wanted: dict[str, Any]) -> list[int]:
     return sorted({k for v in runs_.results(run, wanted).values() for k in runs_.ks(v)})
+
+
+def _likelihoods(rows: Rows, wanted: dict[str, Any]) -> dict[str, str]:
+    """Return {name: title} of the likelihood of Table 1; nothing if no run has any."""
+    if wanted["data.levels"] is None:
+        return {"log_likelihood": "NLL (nats)"}
+    k = common_k(rows, wanted)
+    return {} if k is None else dict([_bits(k)])
 
 
 def _bits(k: int) -> tuple[str, str]:

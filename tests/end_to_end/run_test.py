@@ -57,9 +57,15 @@ class RunTest(absltest.TestCase):
         self.assertIn("60/60", self.first.stderr)  # the progress bar
 
     def test_messages_of_a_run(self):
-        """Whole lines, none of them a library's, and in the end the table of results."""
+        """Whole lines, none of them a library's, and in the end the table of results.
+
+        The only warning is of the two steps of the solver, which are too few for likelihoods.
+        """
         lines = self.first.stderr.splitlines()
-        self.assertEmpty([line for line in lines if "warning" in line or "read only" in line])
+        (warning,) = (line for line in lines if "warning" in line or "read only" in line)
+        self.assertRegex(
+            warning, r"^warning: The likelihoods differ by \d\.\d+ from those of dopri5"
+        )
         self.assertNotIn("\r", self.first.stderr)
         self.assertNotRegex(self.first.stderr, r"(?m)[IWE]\d{4} ")
         self.assertStartsWith(lines[0], "Training on ")
@@ -135,10 +141,9 @@ class RunTest(absltest.TestCase):
         (row,) = csv.DictReader((report / "table1.csv").open())
         result = wanted["results"]["ema"]
         self.assertEqual((row["method"], row["NFE"]), ("FM w/ OT", "2.0"))
-        self.assertEqual(float(row["NLL (bits/dim, K = 1)"]), result["bits_per_dim_k1"])
+        self.assertNotIn("NLL (bits/dim, K = 1)", row)  # two steps are too few
         self.assertEqual(float(row["fd_pixels"]), result["fd_pixels"])
         self.assertTrue((report / "figure5.png").exists())
-        self.assertIn("K = 1", (report / "table4.tex").read_text())
 
     def test_another_network_leaves_the_workdir_as_it_was(self):
         before = self.files(self.whole)

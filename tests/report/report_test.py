@@ -103,6 +103,16 @@ class ReportTest(absltest.TestCase):
         with self.assertRaisesRegex(UserError, "no K is shared"):
             self.write("ot", "vp")
 
+    def test_likelihoods_of_too_few_steps_are_left_out(self):
+        """Of one run, and of all, which then have no column for them."""
+        few = scores() | {"likelihood_solver_error": 0.4}
+        write_run(self.folder / "ot")
+        write_run(self.folder / "vp", VP, [record({"ema": few})])
+        self.assertIn("| FM w/ Diffusion | not evaluated |", self.write("ot", "vp"))
+        self.assertNotIn("NLL", self.write("vp"))
+        (row,) = self.table("table1")
+        self.assertEqual(float(row["fd_pixels"]), 0.5)
+
     def test_unfinished_runs_say_so(self):
         write_run(self.folder / "ot", records=[record({"ema": scores()}, step=40)])
         no_distance = {k: v for k, v in scores().items() if k != "fd_pixels"}
