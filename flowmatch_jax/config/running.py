@@ -206,7 +206,7 @@ FIT_SOLVER: Section = {
     "held_out": Field(
         64, "Noises among them that only measure the result; half as many choose it.", least(2)
     ),
-    "steps": Field(200, "Steps of the fit.", least(1)),
+    "steps": Field(160, "Steps of the fit.", least(1)),
     "batch_size": Field(16, "Noises per step, and solved accurately at once.", least(1)),
     "learning_rate": Field(1e-2, "Adam's learning rate at the first step.", positive),
 }

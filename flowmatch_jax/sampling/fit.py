@@ -95,7 +95,7 @@ class Fit:
     t_end: float
     pairs: Pairs
     chosen_by: Pairs
-    steps: int = 200
+    steps: int = 160
     batch_size: int = 16
     learning_rate: float = 1e-2
     times_only: bool = False
