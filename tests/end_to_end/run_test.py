@@ -144,6 +144,16 @@ class RunTest(absltest.TestCase):
         self.assertNotIn("NLL (bits/dim, K = 1)", row)  # two steps are too few
         self.assertEqual(float(row["fd_pixels"]), result["fd_pixels"])
         self.assertTrue((report / "figure5.png").exists())
+        dopri5 = ("--config.solver.method=dopri5", "--config.solver.steps=None")
+        for child in (
+            run(*flags, "--mode=evaluate", *dopri5),
+            run("--mode=report", f"--runs={workdir}", f"--workdir={report}"),
+        ):
+            self.assertEqual(child.returncode, 0, child.stderr)
+        (row,) = csv.DictReader((report / "table1.csv").open())
+        result = evaluations(workdir, 60)[-1]["results"]["ema"]
+        self.assertEqual(float(row["NLL (bits/dim, K = 1)"]), result["bits_per_dim_k1"])
+        self.assertIn("K = 1", (report / "table4.tex").read_text())
 
     def test_another_network_leaves_the_workdir_as_it_was(self):
         before = self.files(self.whole)
