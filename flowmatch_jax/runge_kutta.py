@@ -58,11 +58,14 @@ class Tableau(NamedTuple):
 
 
 def tableau(method: str) -> Tableau:
-    """Return the tableau of a fixed method."""
+    """Return the tableau of a method, without the last call of one that begins the next step."""
     if method == "euler":  # diffrax's has none
         return Tableau((), np.ones(1), (0.0,))
-    known = FIXED[method].tableau
-    return Tableau(known.a_lower, known.b_sol, (0.0, *known.c))
+    known = (FIXED | ADAPTIVE)[method].tableau
+    times = (0.0, *known.c)
+    if known.fsal:
+        return Tableau(known.a_lower[:-1], known.a_lower[-1], times[:-1])
+    return Tableau(known.a_lower, known.b_sol, times)
 
 
 class Stochastic(NamedTuple):

@@ -22,7 +22,7 @@ from flowmatch_jax.multistep import MULTISTEP
 from flowmatch_jax.paths import GaussianPath
 from flowmatch_jax.predictions import convert
 from flowmatch_jax.runge_kutta import FIXED, tableau
-from flowmatch_jax.solvers import Solution, all_finite, count_calls
+from flowmatch_jax.solvers import Solution, all_finite
 
 METHODS = (*FIXED, *MULTISTEP)
 OF_VELOCITY = tuple(m for m in METHODS if m in FIXED or not MULTISTEP[m].predicts_data)
@@ -43,8 +43,8 @@ class Coefficients(NamedTuple):
 
 
 def calls_per_step(method: str) -> int:
-    """Return the number of calls in a step of a fixed method."""
-    return count_calls(method, 1)
+    """Return the number of calls in a step of a method, if the step is given."""
+    return 1 if method in MULTISTEP else len(tableau(method).times)
 
 
 def of_method(
@@ -53,14 +53,14 @@ def of_method(
     """Return a method's coefficients on a time grid [steps + 1].
 
     Args:
-        method: a Runge-Kutta or multistep method with fixed steps.
+        method: a Runge-Kutta or multistep method.
         grid: the times. If they are a JAX array, the result is differentiable by them; dpmpp2m
             takes a NumPy array.
         path: the path of the field, for dpmpp2m.
     """
-    if method in FIXED:
-        return _runge_kutta(method, grid)
-    return _multistep(method, grid, path)
+    if method in MULTISTEP:
+        return _multistep(method, grid, path)
+    return _runge_kutta(method, grid)
 
 
 def _runge_kutta(method: str, grid: np.ndarray | Array) -> Coefficients:

@@ -1,9 +1,11 @@
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from flowmatch_jax.paths import optimal_transport, variance_preserving
+from flowmatch_jax.runge_kutta import ADAPTIVE
 from flowmatch_jax.sampling import linear
 from flowmatch_jax.solvers import Solver, integrate
 from tests.cases import Float64TestCase
@@ -26,6 +28,21 @@ class OfMethodTest(Float64TestCase):
         np.testing.assert_allclose(got.x, expected.x, rtol=1e-9)
         self.assertEqual(got.nfe, expected.nfe)
         self.assertEqual(got.nfe, 5 * linear.calls_per_step(name))
+
+    @parameterized.parameters(*ADAPTIVE)
+    def test_is_an_adaptive_method_with_given_steps(self, name):
+        x0 = jax.random.normal(jax.random.key(0), (5, 3))
+        got = linear.solve(field, x0, linear.of_method(name, UNEVEN))
+        expected = diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, x, _: field(t, x)),
+            ADAPTIVE[name](),
+            0.0,
+            1.0,
+            None,
+            x0,
+            stepsize_controller=diffrax.StepTo(jnp.asarray(UNEVEN)),
+        )
+        np.testing.assert_allclose(got.x, expected.ys[-1], rtol=1e-9)
 
     @parameterized.parameters(*linear.OF_VELOCITY)
     def test_derivatives_by_the_times(self, name):
