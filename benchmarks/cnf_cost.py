@@ -20,7 +20,7 @@ from benchmarks.timing import write
 from configs import checkerboard_ot
 from flowmatch_jax.config.experiments import experiment_config
 from flowmatch_jax.data.pipeline import train_batches
-from flowmatch_jax.evaluation.likelihoods import make_scorers, score_split
+from flowmatch_jax.evaluation.likelihoods import make_scorer, score_split
 from flowmatch_jax.experiment import build
 from flowmatch_jax.runtime.mesh import put_batches
 from flowmatch_jax.training.optimizer import adam
@@ -68,7 +68,7 @@ class Trainer:
             self.nfe.append(float(metrics["nfe"][0]) if "nfe" in metrics else 1.0)
 
     def result(self) -> dict[str, float]:
-        scores = score_split(self.experiment, make_scorers(self.experiment), self.state.ema)
+        scores = score_split(self.experiment, make_scorer(self.experiment), self.state.ema)
         return {
             "batch_size": self.config.train.batch_size,
             "milliseconds_a_step": 1000 * median(self.times),

@@ -32,6 +32,7 @@ from flowmatch_jax.divergence import PROBES
 from flowmatch_jax.likelihood import log_prob
 from flowmatch_jax.model import Model
 from flowmatch_jax.objectives import Objective, Target, one, path_regression
+from flowmatch_jax.parts.solver import make_likelihood_solver
 from flowmatch_jax.pixels import dequantise
 
 IMAGES, BATCH = 16, 128
@@ -44,11 +45,12 @@ def probe_noise(model: Model) -> list[dict[str, float | str]]:
     experiment = model.experiment
     image = jnp.asarray(experiment.test_data.x[:IMAGES])
     x = dequantise(jax.random.key(0), image, model.levels)
-    ends = {"source_std": experiment.path.source_std, "t1": experiment.path.t_end}
+    how = {"source_std": experiment.path.source_std, "t1": experiment.path.t_end}
+    how["solver"] = make_likelihood_solver(experiment.config)
 
     def estimate(kind: str, count: int, params: Params, key: Array) -> Array:
-        how = {"probes": count, "probe_kind": kind, **ends}
-        return log_prob(experiment.field(params), x, key, experiment.solver(), **how).log_prob
+        field = experiment.field(params)
+        return log_prob(field, x, key, probes=count, probe_kind=kind, **how).log_prob
 
     rows = []
     for count in COUNTS:

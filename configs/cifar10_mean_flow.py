@@ -43,6 +43,7 @@ def get_config() -> ConfigDict:
 
     config.solver.method = "flow_map"
     config.solver.steps = 1
+    config.evaluate.images = 0
 
     config.evaluate.extractor = "efficientnet_lite0"
     return config

@@ -29,4 +29,5 @@ def get_config() -> ConfigDict:
 
     config.solver.method = "flow_map"
     config.solver.steps = 1
+    config.evaluate.images = 0
     return config

@@ -119,11 +119,9 @@ class Experiment:
         return self.config.objective.name not in parts.WITHOUT_FIELD
 
     @property
-    def has_likelihoods(self) -> bool:
-        """Whether the model has a density, and the config's solver is not for samples alone."""
-        method = self.config.solver.method
-        has_density = self.is_flow and self.source is None
-        return has_density and method != "fitted" and not Solver(method).is_for_samples
+    def has_density(self) -> bool:
+        """Whether the model has a density: it is a flow whose samples start from noise."""
+        return self.is_flow and self.source is None
 
     @property
     def has_flow_map(self) -> bool:
@@ -201,10 +199,10 @@ class Experiment:
         return self.path if name in (None, self.config.path.name) else PATHS[name]()
 
     def solver(self, path: GaussianPath | None = None) -> Solver | Coefficients:
-        """Return the configuration's solver on a path, with its time grid from 0 to the path's end.
+        """Return the solver of samples on a path, with its time grid from 0 to the path's end.
 
         Args:
-            path: the path; None: the one of training, as for likelihoods.
+            path: the path; None: the one of training.
         """
         return self.fitted or make_solver(self.config, path or self.path)
 

@@ -30,11 +30,12 @@ from flowmatch_jax.data.dataset import check_label
 from flowmatch_jax.evaluation.samples import starts
 from flowmatch_jax.evaluation.upsample import check_super_resolution, make_upsampler
 from flowmatch_jax.experiment import Experiment, build
+from flowmatch_jax.parts.solver import make_likelihood_solver
 from flowmatch_jax.pixels import quantise
 from flowmatch_jax.runtime.errors import RunStopped, UserError, at_least, one_of
 from flowmatch_jax.runtime.messages import is_wanted
 from flowmatch_jax.runtime.workdir import check_run, recorded_data, use_compilation_cache
-from flowmatch_jax.solvers import NO_DENSITIES, Solver
+from flowmatch_jax.solvers import Solver
 from flowmatch_jax.training.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -166,21 +167,20 @@ class Model:
         return x if levels is None else quantise(x, levels).astype(jnp.uint8), solution.converged
 
     def _check_density(self) -> None:
-        if self.experiment.has_likelihoods:
-            return
-        source, config = self.experiment.source, self.config
+        source = self.experiment.source
         if source is not None:
             allowed = "the density of the data that samples start from is not known"
             raise UserError("log_prob", f"samples from {source.train.name}", allowed)
         if not self.experiment.is_flow:
-            name = config.objective.name
+            name = self.config.objective.name
             raise UserError("config.objective.name", name, "the model has no density")
-        raise UserError("config.solver.method", config.solver.method, NO_DENSITIES)
 
     def log_prob(
         self, x: Array, key: Array | None = None, label: int | Array | None = None, probes: int = 1
     ) -> np.ndarray:
         """Compute log p(x) in nats, [N], of samples: points, or images in model space [-1, 1].
+
+        The solver is the config's if that is adaptive, otherwise dopri5.
 
         Args:
             x: [N, ...].
@@ -191,7 +191,7 @@ class Model:
 
         Raises:
             UserError: the model has no density, or one that is not known because samples start
-                from a dataset; the config's solver is for samples alone; or as in `sample`.
+                from a dataset; or as in `sample`.
         """
         self._check_density()
 
@@ -203,7 +203,7 @@ class Model:
                 self.experiment.field(params, **inputs),
                 x / scale,
                 key,
-                self.experiment.solver(),
+                make_likelihood_solver(self.config),
                 source_std=path.source_std,
                 t1=path.t_end,
                 divergence="exact" if exact else "hutchinson",
@@ -225,6 +225,8 @@ class Model:
     ) -> np.ndarray:
         """Compute bits/dim of images, [N]; K > 1 dequantisations give a tighter bound.
 
+        The solver is that of `log_prob`.
+
         Args:
             images: integers [N, H, W, C] in [0, levels).
             key: key of dequantisation noise and Hutchinson probes; None: key 0.
@@ -243,7 +245,7 @@ class Model:
                 self.experiment.field(params, **inputs),
                 images,
                 key,
-                self.experiment.solver(),
+                make_likelihood_solver(self.config),
                 draw=self.experiment.dequantisation.likelihood,
                 samples=dequantisations,
                 source_std=self.experiment.path.source_std,

@@ -14,6 +14,7 @@ from flowmatch_jax.couplings import MinibatchOT
 from flowmatch_jax.data.pairing import Pairing
 from flowmatch_jax.experiment import build
 from flowmatch_jax.parts.data import make_pairing
+from flowmatch_jax.parts.solver import make_likelihood_solver
 from flowmatch_jax.paths import PATHS
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.solvers import Solver
@@ -102,11 +103,12 @@ class PartsTest(parameterized.TestCase):
             build(config)
 
     def test_a_stochastic_solver(self):
-        """It draws samples along the path that it is given, and no likelihoods."""
+        """It draws samples along the path that it is given; likelihoods are the ODE's."""
         config = checkerboard_ot.get_config()
         config.solver.update(method="sea", steps=2, noise="diffusion", noise_scale=2.0, path="vp")
         experiment = build(config)
-        self.assertFalse(experiment.has_likelihoods)
+        solver = make_likelihood_solver(experiment.config)
+        self.assertEqual((solver.method, solver.rtol), ("dopri5", config.solver.rtol))
         path = experiment.sampling_path
         level = experiment.solver(path).noise(path, jnp.array(0.25))
         np.testing.assert_allclose(level, 2 * np.sqrt(0.1 + 19.9 * 0.75), rtol=1e-6)
@@ -147,7 +149,6 @@ class FlowMapTest(parameterized.TestCase):
         samples = experiment.generate({}, x0, jax.random.key(1), {})
         np.testing.assert_allclose(samples.x, 0.3 + 0.5 * x0, rtol=1e-3, atol=1e-5)
         self.assertEqual(samples.nfe, steps)
-        self.assertFalse(experiment.has_likelihoods)
         # The solver of a script; and its field is that of all other methods.
         solver = Solver("flow_map", steps=4)
         self.assertEqual(experiment.generate({}, x0, jax.random.key(1), {}, solver).nfe, 4)

@@ -17,6 +17,16 @@ def least(n: float) -> Check:
     return partial(at_least, least=n)
 
 
+def zero_or_least(n: float) -> Check:
+    """Check that a number is 0, or ``n`` or more."""
+
+    def check(name: str, got: float) -> None:
+        if got != 0 and not n <= got < math.inf:
+            raise UserError(name, got, f"it must be 0, or {n} or more")
+
+    return check
+
+
 def among(choices: Collection[str]) -> Check:
     """Check that a value is one of the choices."""
     return partial(one_of, choices=choices)

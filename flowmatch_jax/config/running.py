@@ -14,6 +14,7 @@ from flowmatch_jax.config.checks import (
     some_among,
     tile_overlap,
     training_steps,
+    zero_or_least,
 )
 from flowmatch_jax.config.field import Field, Of, Section, owned
 from flowmatch_jax.divergence import DIVERGENCES, PROBES
@@ -145,8 +146,12 @@ EVALUATE: Section = {
     "seed": Field(1, "Seed of samples, dequantisation and probes.", seed, SOLVED),
     "batch_size": Field(256, "Batch size of likelihoods.", least(1), Of.SCORES),
     "images": Field(
-        None, "Test images for likelihoods; unset: all.", least(2), Of.SCORES, int
-    ),  # two, for a standard error
+        None,
+        "Test images for likelihoods; unset: all; 0: no likelihoods.",
+        zero_or_least(2),  # two, for a standard error
+        Of.SCORES,
+        int,
+    ),
     "dequantisations": Field(
         (1,), "Values of K of the importance-weighted bound.", counts("K, such as (1,)"), Of.SCORES
     ),

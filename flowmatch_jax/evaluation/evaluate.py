@@ -19,8 +19,8 @@ from flowmatch_jax.data.dataset import Dataset
 from flowmatch_jax.evaluation.baselines import judge_baselines
 from flowmatch_jax.evaluation.likelihoods import (
     batch_size,
-    has_too_few_steps,
-    make_scorers,
+    make_scorer,
+    number_scored,
     score_split,
 )
 from flowmatch_jax.evaluation.quality import judge_samples, number_judged
@@ -29,7 +29,7 @@ from flowmatch_jax.evaluation.samples import Sampler, draw, number_generated
 from flowmatch_jax.evaluation.summary import summarise
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.metrics.scores import FeatureSet
-from flowmatch_jax.parts.solver import solver_settings
+from flowmatch_jax.parts.solver import likelihood_method, solver_settings
 from flowmatch_jax.runtime.files import read_json
 from flowmatch_jax.runtime.own import is_own
 from flowmatch_jax.runtime.workdir import write_json
@@ -49,8 +49,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Compute likelihoods, if the model has any, and draw samples for each kind of weights.
 
-    Samples use the config's guidance and path; likelihoods ignore them. A solver for samples alone
-    gives no likelihoods, and with fixed steps the error of the solver is measured. Writes
+    Samples use the config's guidance and path; likelihoods ignore them. Writes
     samples/<step>_<weights>.png, and adds a record to evaluation/<step>.json in the workdir.
 
     Args:
@@ -63,14 +62,15 @@ def evaluate(
         The added record: the settings, "results" by kind of weights, and for super-resolution the
         "baselines".
     """
-    scorers = make_scorers(experiment) if experiment.has_likelihoods else None
-    _tell_of_likelihoods(experiment)
+    is_scored = experiment.has_density and number_scored(experiment) > 0
+    scorer = make_scorer(experiment) if is_scored else None
+    _tell_of_likelihoods(experiment, is_scored)
     reference = make_reference(experiment) if experiment.extractor else None
     conditions = settings(experiment, step, reference)
     results: dict[str, dict[str, Any]] = {}
     for name, params in weights.items():
         samples = draw(experiment, sampler, workdir, name, params, step)
-        likelihood = score_split(experiment, scorers, params) if scorers else {}
+        likelihood = score_split(experiment, scorer, params) if scorer else {}
         results[name] = likelihood | {
             "sample_nfe": float(samples.nfe),
             "samples_converged": bool(samples.converged),
@@ -92,16 +92,18 @@ def evaluate(
     return record
 
 
-def _tell_of_likelihoods(experiment: Experiment) -> None:
+def _tell_of_likelihoods(experiment: Experiment, is_scored: bool) -> None:
     solver = experiment.config.solver
     if experiment.source is not None:
         name = experiment.source.test.name
         logger.info("The density of %s, the source, is not known: likelihoods are left out.", name)
-    elif experiment.is_flow and not experiment.has_likelihoods:
-        logger.info("The solver %s is for samples alone: likelihoods are left out.", solver.method)
-    elif experiment.guidance:
+    if not is_scored:
+        return
+    if likelihood_method(solver.method) != solver.method:
+        logger.info("The solver %s is for samples; likelihoods use dopri5.", solver.method)
+    if experiment.guidance:
         logger.info("Samples use guidance; likelihoods ignore it.")
-    elif solver.path is not None:
+    if solver.path is not None:
         logger.info("Samples follow the path %s; likelihoods the path of training.", solver.path)
 
 
@@ -109,13 +111,6 @@ def _warn_of_solvers(results: dict[str, Any]) -> None:
     for what, flag in (("likelihood", "converged"), ("samples", "samples_converged")):
         if not results.get(flag, True):
             logger.warning("The solver of the %s failed: its results are invalid.", what)
-    if has_too_few_steps(results):
-        logger.warning(
-            "The likelihoods differ by %.3g from those of dopri5, more than their standard error. "
-            "Reports leave them out. Take more steps, or --config.solver.method=dopri5 "
-            "--config.solver.steps=None.",
-            results["likelihood_solver_error"],
-        )
 
 
 def is_evaluated(experiment: Experiment, workdir: Path) -> bool:
@@ -208,7 +203,7 @@ def settings(experiment: Experiment, step: int, reference: FeatureSet | None) ->
             "solver": solver_settings(experiment.config, experiment.fitted),
             "likelihood": {
                 "batch_size": batch_size(experiment),
-                "images": min(scored["images"] or len(data), len(data)),
+                "images": number_scored(experiment),
                 "dequantisations": scored["dequantisations"] if data.is_image else None,
                 "divergence": scored["divergence"],
                 "probes": scored["probes"],
@@ -228,9 +223,10 @@ def _identity(data: Dataset) -> dict[str, Any]:
 
 
 def _later_settings(config: dict[str, Any]) -> dict[str, str]:
-    """Return settings of likelihoods that differ from those before their fields existed."""
-    before = {"dequantisation": "uniform", "probe_kind": "rademacher"}
-    values = config["data"] | config["evaluate"]
+    """Return settings of likelihoods that differ from those before they were recorded."""
+    method = config["solver"]["method"]
+    before = {"dequantisation": "uniform", "probe_kind": "rademacher", "method": method}
+    values = config["data"] | config["evaluate"] | {"method": likelihood_method(method)}
     return {name: values[name] for name in before if values[name] != before[name]}
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import jax
@@ -17,11 +15,11 @@ from flowmatch_jax.arrays import Array, Batch, Params, filled
 from flowmatch_jax.data.pipeline import ordered_batches
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.likelihood import bits_of, image_bits_per_dim, importance_bound, log_prob
+from flowmatch_jax.parts.solver import make_likelihood_solver
 from flowmatch_jax.runtime.mesh import gather, split_if_even, to_host
 from flowmatch_jax.runtime.messages import compiling
 from flowmatch_jax.runtime.overlap import overlapped
 from flowmatch_jax.runtime.progress import progress_bar
-from flowmatch_jax.solvers import Solver
 
 # (params, batch, key) -> (scores {name: [B]}, nfe [], converged [])
 Scorer = Callable[[Params, Batch, Array], tuple[dict[str, Array], Array, Array]]
@@ -29,19 +27,15 @@ Scorer = Callable[[Params, Batch, Array], tuple[dict[str, Array], Array, Array]]
 SCORES = ("bits_per_dim", "log_likelihood")  # prefixes of the scores' names
 
 
-def make_scorer(experiment: Experiment, solver: Solver | None = None) -> Scorer:
+def make_scorer(experiment: Experiment) -> Scorer:
     """Create a jitted function for the likelihoods of a batch of the stored data.
 
     Scores are bits/dim of images for each K, named by `bits_name`, or the log-likelihood of points
     in nats. Likelihoods of a conditional model condition on the item's label or low resolution.
-
-    Args:
-        experiment: the experiment.
-        solver: a solver instead of the config's.
     """
     config = experiment.config.evaluate
     how = dict(
-        solver=solver or experiment.solver(),
+        solver=make_likelihood_solver(experiment.config),
         source_std=experiment.path.source_std,
         t1=experiment.path.t_end,
         divergence=config.divergence,
@@ -71,18 +65,6 @@ def make_scorer(experiment: Experiment, solver: Solver | None = None) -> Scorer:
     return jax.jit(score)
 
 
-def make_scorers(experiment: Experiment) -> tuple[Scorer, ...]:
-    """Create a scorer by the config's solver, and for a fixed method one by dopri5 to check it.
-
-    Solves with fixed steps of two lengths can agree where both are wrong: the divergence of a model
-    changes fast near the data.
-    """
-    solver, scorer = experiment.solver(), make_scorer(experiment)
-    if solver.is_adaptive:
-        return (scorer,)
-    return scorer, make_scorer(experiment, replace(solver, method="dopri5", grid=None))
-
-
 def bits_name(k: int) -> str:
     """Return the name of bits/dim with k dequantisations in an evaluation."""
     return f"bits_per_dim_k{k}"
@@ -93,40 +75,37 @@ def score_key(seed: int) -> Array:
     return jax.random.fold_in(jax.random.key(seed), 1)
 
 
+def number_scored(experiment: Experiment) -> int:
+    """Return the number of test items whose likelihoods an evaluation computes."""
+    images, count = experiment.config.evaluate.images, len(experiment.test_data)
+    return count if images is None else min(images, count)
+
+
 def batch_size(experiment: Experiment) -> int:
-    """Return config.evaluate.batch_size, or the number of test items if that is smaller."""
-    config = experiment.config.evaluate
-    return min(config.batch_size, config.images or math.inf, len(experiment.test_data))
+    """Return config.evaluate.batch_size, or the number of items to score if that is smaller."""
+    return min(experiment.config.evaluate.batch_size, number_scored(experiment))
 
 
-def score_split(
-    experiment: Experiment, scorers: Sequence[Scorer], params: Params
-) -> dict[str, Any]:
+def score_split(experiment: Experiment, scorer: Scorer, params: Params) -> dict[str, Any]:
     """Average the scores over the test split.
 
     Args:
         experiment: the experiment.
-        scorers: result of `make_scorers`.
+        scorer: result of `make_scorer`.
         params: the parameters.
 
     Returns:
         {"bits_per_dim_k<K>" for each K, or "log_likelihood": mean, "..._standard_error": standard
         error over images, "images": their number, "likelihood_nfe": mean NFE over solves,
-        "converged": whether all solves converged}. With a second scorer also
-        "likelihood_solver_error": by how much it changes the first score's mean over a batch.
+        "converged": whether all solves converged}.
     """
-    scorer, *check = scorers
-    config = experiment.config.evaluate
-    size = batch_size(experiment)
-    source, corrupt = experiment.test_data, experiment.config.data.max_corrupt
-    batches = iter(ordered_batches(source, size, config.images, corrupt))
-    first = next(batches)
-    total = math.ceil(min(config.images or math.inf, len(source)) / size)
+    config, number, size = experiment.config, number_scored(experiment), batch_size(experiment)
+    batches = ordered_batches(experiment.test_data, size, number, config.data.max_corrupt)
+    key = score_key(config.evaluate.seed)
+    score = partial(_score_batch, scorer, params=params, size=size, key=key)
+    scored = overlapped(score, enumerate(batches))
     parts, costs, converged = [], [], True
-
-    score = partial(_score_batch, params=params, size=size, key=score_key(config.seed))
-    scored = overlapped(partial(score, scorer), enumerate(chain([first], batches)))
-    with progress_bar(scored, total=total, desc="likelihood") as bar:
+    with progress_bar(scored, total=math.ceil(number / size), desc="likelihood") as bar:
         for scores, nfe, ok in bar:
             parts.append(scores)
             costs.append(nfe)
@@ -136,10 +115,6 @@ def score_split(
         scores = np.concatenate([part[name] for part in parts])
         results[name] = float(scores.mean())
         results[f"{name}_standard_error"] = float(scores.std(ddof=1) / math.sqrt(len(scores)))
-    if check:
-        accurate, _, _ = score(*check, (0, first))
-        name = next(iter(accurate))
-        results["likelihood_solver_error"] = float(abs((accurate[name] - parts[0][name]).mean()))
     return results | {
         "images": len(scores),
         "likelihood_nfe": float(np.mean(costs)),
@@ -157,16 +132,3 @@ def _score_batch(
         scores, nfe, ok = scorer(params, whole, jax.random.fold_in(key, i))
     n = len(batch["x"])
     return {k: to_host(s).astype(np.float64)[:n] for k, s in scores.items()}, float(nfe), bool(ok)
-
-
-def has_too_few_steps(results: Mapping[str, Any]) -> bool:
-    """Test whether the solver's error in the likelihoods exceeds their standard error.
-
-    The numbers of an adaptive method, and evaluations that did not measure the error, pass.
-    """
-    standard = [
-        value
-        for name, value in results.items()
-        if name.startswith(SCORES) and name.endswith("_standard_error")
-    ]
-    return results.get("likelihood_solver_error", 0.0) > min(standard, default=math.inf)

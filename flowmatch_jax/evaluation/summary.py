@@ -17,7 +17,6 @@ LIKELIHOODS = {
 COUNTS = {
     r"consistency_rmse": "consistency (RMSE in grey levels)",
     r"images": "test items scored",
-    r"likelihood_solver_error": "difference of the likelihood to dopri5's",
     r"likelihood_nfe": "function evaluations of a likelihood",
     r"sample_nfe": "function evaluations of a sample",
     r"samples_not_finite": "samples left out as not finite",

@@ -17,7 +17,7 @@ from flowmatch_jax.config.rules import solver_of
 from flowmatch_jax.objectives import WITHOUT_FIELD
 from flowmatch_jax.parts import own
 from flowmatch_jax.paths import GaussianPath, starts_without_data
-from flowmatch_jax.runge_kutta import STOCHASTIC
+from flowmatch_jax.runge_kutta import ADAPTIVE, STOCHASTIC
 from flowmatch_jax.runtime.errors import UserError, section
 from flowmatch_jax.runtime.own import blamed, is_own, resolve
 from flowmatch_jax.sampling import fitted
@@ -38,6 +38,21 @@ def make_solver(config: ConfigDict, path: GaussianPath) -> Solver:
         return solver
     grid = make_grid(config.solver, solver.steps, path)
     return replace(solver, steps=None, grid=grid, noise=make_noise(config.solver, path))
+
+
+def make_likelihood_solver(config: ConfigDict) -> Solver:
+    """Create the solver of likelihoods, with the config's tolerances; see `likelihood_method`."""
+    solver = config.solver
+    return Solver(likelihood_method(solver.method), solver.rtol, solver.atol)
+
+
+def likelihood_method(method: str) -> str:
+    """Return the method of likelihoods: that of samples if it is adaptive, otherwise dopri5.
+
+    A few fixed steps may be enough for samples, but they miss the large divergence near the data,
+    so that the likelihood is wrong.
+    """
+    return method if method in ADAPTIVE else "dopri5"
 
 
 def make_grid(config: ConfigDict, steps: int, path: GaussianPath) -> np.ndarray:

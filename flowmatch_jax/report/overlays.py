@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import logging
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from flowmatch_jax.metrics.features.extractors import score_name
 from flowmatch_jax.report import plots
 from flowmatch_jax.report.curves import LOSSES, Rows
-from flowmatch_jax.runtime.errors import UserError
-from flowmatch_jax.runtime.files import Unreadable, read_json
+from flowmatch_jax.report.drawn import Arrays, load_arrays, read_rows, reading, shared_settings
+from flowmatch_jax.runtime.files import Unreadable
 from flowmatch_jax.runtime.workdir import write_csv
 from flowmatch_jax.sampling.linear import METHODS
 from flowmatch_jax.solvers import FLOW_MAP
 
 logger = logging.getLogger(__name__)
-
-Arrays = dict[str, np.ndarray]
-
-# Exceptions that readers raise for truncated or damaged files.
-DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile, zlib.error, csv.Error)
 
 
 def draw_overlays(
@@ -52,7 +42,7 @@ def draw_overlays(
     """
     if not sources:
         return []
-    distance = score_name("fd", _shared_settings(sources)["extractor"])
+    distance = score_name("fd", shared_settings(sources.values())["extractor"])
     pictures = [
         partial(draw, sources, levels, folder) for draw in (_draw_super_resolution, _draw_paths)
     ]
@@ -99,8 +89,8 @@ def _overlay(
         numbers = source / f"{file}.csv"
         if not numbers.exists():  # a model without a flow
             continue
-        with _reading(numbers):
-            for row in _table(numbers):
+        with reading(numbers):
+            for row in read_rows(numbers):
                 if row.get(y) and (solver in (None, "best") or solver == row.get("method")):
                     rows.append({"method": label, x: float(row[x]), y: float(row[y])})
     if solver == "best":
@@ -122,7 +112,7 @@ def _draw_super_resolution(
     sources: dict[str, Path], levels: int | None, folder: Path
 ) -> Path | None:
     """Draw each method's images with their low resolution and originals; None if there are none."""
-    found = _load(sources, "super_resolution.npz", ("sample",))
+    found = load_arrays(sources, "super_resolution.npz", ("sample",))
     if not found:
         return None
     first, rows = next(iter(found.values())), {}
@@ -136,7 +126,7 @@ def _draw_super_resolution(
 
 def _draw_paths(sources: dict[str, Path], levels: int | None, folder: Path) -> Path | None:
     """Draw Figure 6, trajectories from one noise sample; for points, of all samples (4, left)."""
-    ways = _load(sources, "sample_paths.npz", ("t", "x"))
+    ways = load_arrays(sources, "sample_paths.npz", ("t", "x"))
     if not ways:  # models without a flow
         return None
     path = folder / "figure6.png"
@@ -153,7 +143,7 @@ def _draw_paths(sources: dict[str, Path], levels: int | None, folder: Path) -> P
 
 def _draw_few_calls(sources: dict[str, Path], folder: Path) -> Path | None:
     """Draw Figure 4, right: midpoint samples at a few NFE."""
-    few = _load(sources, "samples_nfe.npz", ("nfe", "x"))
+    few = load_arrays(sources, "samples_nfe.npz", ("nfe", "x"))
     if not few:
         return None
     columns = {
@@ -164,62 +154,6 @@ def _draw_few_calls(sources: dict[str, Path], folder: Path) -> Path | None:
     return folder / "figure4.png"
 
 
-def _load(sources: dict[str, Path], file: str, names: Sequence[str]) -> dict[str, Arrays]:
-    """Load the arrays of the runs that have the file; it must have at least these names."""
-    paths = {label: source / file for label, source in sources.items()}
-    return {label: _arrays(path, names) for label, path in paths.items() if path.exists()}
-
-
-def _arrays(path: Path, names: Sequence[str]) -> Arrays:
-    with _reading(path), np.load(path) as file:
-        return {name: file[name] for name in dict.fromkeys((*file.files, *names))}
-
-
-def _table(path: Path) -> list[dict[str, str]]:
-    """Read the rows of a CSV file; raises ValueError if it is truncated."""
-    text = path.read_text()
-    if not text.endswith("\n"):
-        raise ValueError("its last line is cut")
-    return list(csv.DictReader(text.splitlines()))
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except DAMAGE as error:
-        raise Unreadable(path, str(error) or type(error).__name__) from error
-
-
 def _reach(samples: dict[str, Arrays]) -> float:
     """Return half the side of a square that holds nearly all final samples."""
     return 1.15 * max(float(np.quantile(np.abs(s["x"][-1]), 0.99)) for s in samples.values())
-
-
-def _shared_settings(sources: dict[str, Path]) -> dict[str, Any]:
-    """Return the settings of all figures; raises UserError if they differ, except in the step."""
-    settings = {source: read_settings(source) for source in sources.values()}
-    first = next(iter(settings))
-    for source, values in settings.items():
-        for name in [name for name in values if name != "step"]:
-            got, wanted = values[name], settings[first].get(name)
-            if got != wanted:
-                allowed = (
-                    f"its figures were drawn with {name} = {got!r}, those of {first.parent} with "
-                    f"{wanted!r}; draw both with the same settings by --mode=figures"
-                )
-                raise UserError("--runs", str(source.parent), allowed)
-    return settings[first]
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """Read the settings of the figures in a folder.
-
-    Raises:
-        FileNotFoundError: there are no figures.
-        Unreadable: the file is damaged.
-    """
-    settings = read_json(folder / "figures.json")
-    if not isinstance(settings, dict) or "extractor" not in settings:
-        raise Unreadable(folder / "figures.json", "it holds no settings of figures")
-    return settings

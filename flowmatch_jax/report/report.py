@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from flowmatch_jax.metrics.features.extractors import score_name
 from flowmatch_jax.report import runs as runs_
-from flowmatch_jax.report.overlays import draw_overlays, read_settings
+from flowmatch_jax.report.calls import table_of_calls
+from flowmatch_jax.report.drawn import read_settings
+from flowmatch_jax.report.overlays import draw_overlays
 from flowmatch_jax.report.runs import Run
-from flowmatch_jax.report.tables import Cell, Column, Table
+from flowmatch_jax.report.tables import Cell, Column, Table, over_seeds
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.files import Unreadable, write_atomically
 from flowmatch_jax.runtime.workdir import write_csv
@@ -29,8 +29,8 @@ def write_report(
 ) -> None:
     """Write report.md with its tables (.md, .csv, .tex) and figures.
 
-    Super-resolution has table2; other models have table1 and, for images, table4. Runs with
-    damaged records are skipped with a warning.
+    Super-resolution has table2; other models have table1 and, for images, table4. Runs with figures
+    have the table of `calls`. Runs with damaged records are skipped with a warning.
 
     Args:
         workdirs: folders of runs; runs that differ only in their seed share a row.
@@ -56,12 +56,15 @@ def write_report(
         tables = {"table1": table_1(rows, wanted)}
         if common_k(rows, wanted) is not None:
             tables["table4"] = table_4(rows, wanted)
+    figures = {label: found for label, runs in rows.items() if (found := _figures(runs))}
+    if (by_calls := table_of_calls(figures)) is not None:
+        tables["calls"] = by_calls
     for name, table in tables.items():
         write_csv(folder / f"{name}.csv", table.records())
         write_atomically(folder / f"{name}.md", table.markdown())
         write_atomically(folder / f"{name}.tex", table.latex())
-    figures = {label: found for label, runs in rows.items() if (found := _figures(runs))}
-    drawn = draw_overlays(figures, wanted["data.levels"], folder, _share_objective(runs))
+    of_first = {label: folders[0] for label, folders in figures.items()}
+    drawn = draw_overlays(of_first, wanted["data.levels"], folder, _share_objective(runs))
     text = "\n".join(table.markdown() for table in tables.values())
     without = [label for label in rows if label not in figures]
     if without:
@@ -164,17 +167,18 @@ def common_k(rows: Rows, wanted: dict[str, Any]) -> int | None:
     return max(common)
 
 
-def _figures(runs: list[Run]) -> Path | None:
-    """Return the first folder of readable figures among the runs, or None."""
+def _figures(runs: list[Run]) -> list[Path]:
+    """Return the folders of readable figures among the runs."""
+    found = []
     for folder in (run.workdir / "figures" for run in runs):
         try:
             read_settings(folder)
-            return folder
+            found.append(folder)
         except FileNotFoundError:
             pass
         except Unreadable as error:
             logger.warning("Left out of the figures, since it cannot be read: %s", error)
-    return None
+    return found
 
 
 def _share_objective(runs: Sequence[Run]) -> bool:
@@ -202,6 +206,8 @@ def _ks(run: Run, wanted: dict[str, Any]) -> list[int]:
 
 def _likelihoods(rows: Rows, wanted: dict[str, Any]) -> dict[str, str]:
     """Return {name: title} of the likelihood of Table 1; nothing if no run has any."""
+    if not runs_.has_likelihoods(wanted):
+        return {}
     if wanted["data.levels"] is None:
         return {"log_likelihood": "NLL (nats)"}
     k = common_k(rows, wanted)
@@ -222,22 +228,18 @@ def _score(found: list[dict[str, Any]], name: str) -> Cell:
 
 
 def _over_seeds(found: list[dict[str, Any]], name: str) -> Cell:
-    values = [values[name] for values in found if values.get(name) is not None]
-    if len(values) < len(found):
-        return Cell(None)
-    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return Cell(mean(values), error)
+    return over_seeds([values.get(name) for values in found])
 
 
 def _caption(rows: Rows, wanted: dict[str, Any], frechet: dict[str, Any] | None) -> str:
-    images = wanted["likelihood.images"]
     what = "points" if wanted["data.levels"] is None else "images"
-    parts = [
-        f"{wanted['data.name']} ({wanted['data.version']}), {images} {what} of its "
-        f"{wanted['data.split']} split; {_solver(wanted)}; {_divergence(wanted)}."
-    ]
-    if wanted["data.entropy"] is not None:
-        parts.append(f"A perfect density has NLL {wanted['data.entropy']:.3f}.")
+    parts = [f"{wanted['data.name']} ({wanted['data.version']}); samples by {_solver(wanted)}."]
+    if runs_.has_likelihoods(wanted):
+        images, split = wanted["likelihood.images"], wanted["data.split"]
+        by = f"{_solver(wanted, 'likelihood')}, {_divergence(wanted)}"
+        parts.append(f"NLL of {images} {what} of the {split} split by {by}.")
+        if wanted["data.entropy"] is not None:
+            parts.append(f"A perfect density has NLL {wanted['data.entropy']:.3f}.")
     if frechet:
         parts.append(f"Fréchet distance of {frechet['generated']} samples {_reference(frechet)}.")
     parts.append(f"NFE to sample batches of {wanted['samples.batch_size']}.")
@@ -265,12 +267,11 @@ def _divergence(wanted: dict[str, Any]) -> str:
     return f"hutchinson divergence by {probes} probes"
 
 
-def _solver(wanted: dict[str, Any]) -> str:
-    solver = wanted["solver.method"]
-    if wanted["solver.steps"] is None:
-        return solver + f" at rtol {wanted['solver.rtol']:g}, atol {wanted['solver.atol']:g}"
-    grid = wanted.get("solver.grid", "uniform")  # older records lack this field
-    return solver + f" of {wanted['solver.steps']} {grid} steps"
+def _solver(wanted: dict[str, Any], of: str = "solver") -> str:
+    solver, steps = wanted[f"{of}.method"], wanted.get(f"{of}.steps")
+    if steps is None:
+        return f"{solver} at rtol {wanted['solver.rtol']:g}, atol {wanted['solver.atol']:g}"
+    return f"{solver} of {steps} {wanted.get('solver.grid', 'uniform')} steps"  # older: no grid
 
 
 def _reference(frechet: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 from flowmatch_jax.config.field import Of, select
 from flowmatch_jax.config.fields import FIELDS
 from flowmatch_jax.couplings import MINIBATCH_OT, PAIRED
-from flowmatch_jax.evaluation.likelihoods import SCORES, has_too_few_steps
+from flowmatch_jax.evaluation.likelihoods import SCORES
+from flowmatch_jax.runge_kutta import ADAPTIVE
 from flowmatch_jax.runtime.errors import UserError
 from flowmatch_jax.runtime.files import Unreadable, read_json
 from flowmatch_jax.runtime.workdir import read_metrics
@@ -113,7 +115,9 @@ def conditions(record: dict[str, Any]) -> dict[str, Any]:
     run has its own fitted solver, so that it is no condition which one it is.
     """
     solver = {k: v for k, v in record["solver"].items() if k not in ("sha256", "file")}
-    likelihood = {k: v for k, v in record["likelihood"].items() if k != "dequantisations"}
+    # The solver of likelihoods is recorded if it is not that of samples.
+    likelihood = {"method": record["solver"]["method"]} | record["likelihood"]
+    del likelihood["dequantisations"]
     parts = {
         "data": record["data"],
         "condition": record.get("condition", {}),
@@ -124,6 +128,11 @@ def conditions(record: dict[str, Any]) -> dict[str, Any]:
         "evaluation": {"seed": record["evaluation_seed"], "dtype": record["dtype"]},
     }
     return {f"{a}.{b}": value for a, fields in parts.items() for b, value in fields.items()}
+
+
+def has_likelihoods(wanted: dict[str, Any]) -> bool:
+    """Test for valid likelihoods; earlier versions allowed fixed steps, which make wrong ones."""
+    return wanted["likelihood.images"] > 0 and wanted["likelihood.method"] in ADAPTIVE
 
 
 def alike(runs: Sequence[Run]) -> dict[str, Any]:
@@ -152,8 +161,8 @@ def results(run: Run, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for record in run.records:
         if conditions(record) == wanted:
-            for weights, values in record["results"].items():
-                found[weights] = found.get(weights, {}) | trusted(values)
+            for weights in record["results"]:
+                found[weights] = found.get(weights, {}) | trusted(record, weights)
     return found
 
 
@@ -162,32 +171,38 @@ def results_by_calls(
 ) -> dict[int, dict[str, dict[str, Any]]]:
     """Collect the results of samples by calls of a flow map: calls -> weights -> {name: value}.
 
-    Their conditions are those wanted but for the solver.
+    Their conditions are those wanted but for the solver. Likelihoods, which are those of the field,
+    are left out.
     """
-    of_all = lambda found: {k: v for k, v in found.items() if not k.startswith("solver.")}  # noqa: E731
+    of_all = partial(_without, prefixes=("solver.", "likelihood."))
     found: dict[int, dict[str, dict[str, Any]]] = {}
     for record in run.records:
         got = conditions(record)
         by_map = record["solver"]["method"] == FLOW_MAP and got != wanted
         if by_map and of_all(got) == of_all(wanted) and record["frechet"] == frechet:
-            results = {weights: trusted(values) for weights, values in record["results"].items()}
+            results = {w: _without(trusted(record, w), LIKELIHOODS) for w in record["results"]}
             found.setdefault(record["solver"]["steps"], {}).update(results)
     return dict(sorted(found.items()))
 
 
-def trusted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the valid results of an evaluation.
+def trusted(record: Mapping[str, Any], weights: str) -> dict[str, Any]:
+    """Return the valid results of a kind of weights.
 
-    Likelihoods whose solve failed or had too few steps, the NFE of samples whose solve failed, and
+    Likelihoods whose solve failed or had fixed steps, the NFE of samples whose solve failed, and
     numbers that are not finite are dropped.
     """
+    values = record["results"][weights]
     names = set(values)
-    if not values.get("converged", True) or has_too_few_steps(values):
-        names -= {name for name in values if name.startswith(LIKELIHOODS)}
+    if not (values.get("converged", True) and has_likelihoods(conditions(record))):
+        names &= _without(values, LIKELIHOODS).keys()
     if not values.get("samples_converged", True):
         names.discard("sample_nfe")
     is_number = lambda x: not isinstance(x, float) or math.isfinite(x)  # noqa: E731
     return {name: x for name, x in values.items() if name in names and is_number(x)}
+
+
+def _without(values: Mapping[str, Any], prefixes: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if not name.startswith(prefixes)}
 
 
 def baselines(run: Run, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from statistics import mean, stdev
 
 MISSING = "not evaluated"
 
@@ -19,6 +21,15 @@ class Cell:
 
     value: float | None
     error: float | None = None
+
+
+def over_seeds(values: Sequence[float | None]) -> Cell:
+    """Return the mean of one value for each seed with its standard error; nothing if one lacks."""
+    measured = [value for value in values if value is not None]
+    if len(measured) < len(values):
+        return Cell(None)
+    error = stdev(measured) / math.sqrt(len(measured)) if len(measured) > 1 else None
+    return Cell(mean(measured), error)
 
 
 @dataclass(frozen=True)

@@ -57,15 +57,9 @@ class RunTest(absltest.TestCase):
         self.assertIn("60/60", self.first.stderr)  # the progress bar
 
     def test_messages_of_a_run(self):
-        """Whole lines, none of them a library's, and in the end the table of results.
-
-        The only warning is of the two steps of the solver, which are too few for likelihoods.
-        """
+        """Whole lines, none of them a library's, and in the end the table of results."""
         lines = self.first.stderr.splitlines()
-        (warning,) = (line for line in lines if "warning" in line or "read only" in line)
-        self.assertRegex(
-            warning, r"^warning: The likelihoods differ by \d\.\d+ from those of dopri5"
-        )
+        self.assertEmpty([line for line in lines if "warning" in line or "read only" in line])
         self.assertNotIn("\r", self.first.stderr)
         self.assertNotRegex(self.first.stderr, r"(?m)[IWE]\d{4} ")
         self.assertStartsWith(lines[0], "Training on ")
@@ -77,7 +71,8 @@ class RunTest(absltest.TestCase):
         record = self.evaluation(self.whole)
         result = record["results"]["ema"]
         self.assertEqual(result["images"], 11)
-        self.assertEqual((result["sample_nfe"], result["likelihood_nfe"]), (2, 2))
+        self.assertEqual(result["sample_nfe"], 2)
+        self.assertGreater(result["likelihood_nfe"], 8)  # adaptive
         self.assertBetween(result["bits_per_dim_k1"], 1, 8)
         self.assertBetween(result["bits_per_dim_k1_standard_error"], 0.001, 1)
         self.assertGreater(result["fd_pixels"], 0)
@@ -86,6 +81,7 @@ class RunTest(absltest.TestCase):
         self.assertEqual(record["data"]["levels"], 17)
         self.assertEqual(record["data"]["split"], "test")
         self.assertEqual(record["solver"]["method"], "ab2")
+        self.assertEqual(record["likelihood"]["method"], "dopri5")
         self.assertEqual(record["likelihood"]["dequantisations"], [1])
         self.assertEqual(record["likelihood"]["batch_size"], 8)
         for name in ("step", "seed", "evaluation_seed", "packages", "device", "dtype", "path"):
@@ -141,18 +137,9 @@ class RunTest(absltest.TestCase):
         (row,) = csv.DictReader((report / "table1.csv").open())
         result = wanted["results"]["ema"]
         self.assertEqual((row["method"], row["NFE"]), ("FM w/ OT", "2.0"))
-        self.assertNotIn("NLL (bits/dim, K = 1)", row)  # two steps are too few
+        self.assertEqual(float(row["NLL (bits/dim, K = 1)"]), result["bits_per_dim_k1"])
         self.assertEqual(float(row["fd_pixels"]), result["fd_pixels"])
         self.assertTrue((report / "figure5.png").exists())
-        dopri5 = ("--config.solver.method=dopri5", "--config.solver.steps=None")
-        for child in (
-            run(*flags, "--mode=evaluate", *dopri5),
-            run("--mode=report", f"--runs={workdir}", f"--workdir={report}"),
-        ):
-            self.assertEqual(child.returncode, 0, child.stderr)
-        (row,) = csv.DictReader((report / "table1.csv").open())
-        result = evaluations(workdir, 60)[-1]["results"]["ema"]
-        self.assertEqual(float(row["NLL (bits/dim, K = 1)"]), result["bits_per_dim_k1"])
         self.assertIn("K = 1", (report / "table4.tex").read_text())
 
     def test_another_network_leaves_the_workdir_as_it_was(self):

@@ -92,9 +92,7 @@ class SeveralProcessesTest(absltest.TestCase):
         self.assertEqual(results.keys(), expected.keys())
         for name, value in expected.items():
             if not isinstance(value, list):
-                # The solver's error is a difference of scores, each of which may be off by 1e-4.
-                atol = 1e-3 if name == "likelihood_solver_error" else 0
-                np.testing.assert_allclose(results[name], value, 1e-4, atol, err_msg=name)
+                np.testing.assert_allclose(results[name], value, 1e-4, err_msg=name)
 
     def test_eight_devices_of_two_processes(self):
         workdir = self.folder / "points_8_1"

@@ -40,7 +40,7 @@ RECORD = {
     "dtype": "float32",
 }
 POINTS = {"name": "checkerboard", "version": "1", "split": "test", "levels": None, "entropy": 3.5}
-FIGURES = {"step": 100, "weights": "ema", "extractor": "pixels", "seeds": 4}
+FIGURES = {"step": 100, "weights": "ema", "extractor": "pixels", "seeds": 4, "generated": 500}
 
 
 CONDITION = {"labels": False, "low_resolution": 4, "filter": "bicubic"}

@@ -3,7 +3,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 from PIL import Image
 
 from flowmatch_jax.report import plots
@@ -29,7 +29,7 @@ def record(results, **fields):
     return changed(RECORD, **fields) | {"results": results}
 
 
-class ReportTest(absltest.TestCase):
+class ReportTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
         self.folder = Path(self.create_tempdir().full_path)
@@ -48,7 +48,8 @@ class ReportTest(absltest.TestCase):
         text = self.write("ot", "vp")
         self.assertIn("| FM w/ OT | 2.000 +- 0.100 | **0.500** | **40.0** | 100 | 27 |", text)
         self.assertIn("| FM w/ Diffusion | **1.900 +- 0.100** | 0.600 | 50.0 | 100 | 27 |", text)
-        self.assertIn("297 images of its test split; dopri5 at rtol 0.001, atol 0.001", text)
+        said = "NLL of 297 images of the test split by dopri5 at rtol 0.001, atol 0.001, hutch"
+        self.assertIn(said, text)
         self.assertIn("500 samples to 1500 train images", text)
         self.assertIn("Without figures (run --mode=figures): FM w/ OT; FM w/ Diffusion", text)
         self.assertEqual(
@@ -60,7 +61,8 @@ class ReportTest(absltest.TestCase):
         """They are in the table of solves, where all but the solver is alike."""
         config = changed(CONFIG, objective__name="mean_flow")
         by_map = {"solver__method": "flow_map", "solver__steps": 1}
-        sampled = {"fd_pixels": 0.9, "sample_nfe": 1.0}
+        by_map["likelihood__method"] = "dopri5"  # of the field, in the row of its solve
+        sampled = scores() | {"fd_pixels": 0.9, "sample_nfe": 1.0}
         records = [
             record({"ema": scores()}),
             record({"ema": sampled}, **by_map),
@@ -103,13 +105,20 @@ class ReportTest(absltest.TestCase):
         with self.assertRaisesRegex(UserError, "no K is shared"):
             self.write("ot", "vp")
 
-    def test_likelihoods_of_too_few_steps_are_left_out(self):
-        """Of one run, and of all, which then have no column for them."""
-        few = scores() | {"likelihood_solver_error": 0.4}
-        write_run(self.folder / "ot")
-        write_run(self.folder / "vp", VP, [record({"ema": few})])
-        self.assertIn("| FM w/ Diffusion | not evaluated |", self.write("ot", "vp"))
-        self.assertNotIn("NLL", self.write("vp"))
+    def test_samples_by_fixed_steps(self):
+        few = {"solver__method": "ab2", "solver__steps": 4, "likelihood__method": "dopri5"}
+        write_run(self.folder / "ot", records=[record({"ema": scores()}, **few)])
+        text = self.write("ot")
+        self.assertIn("samples by ab2 of 4 uniform steps. NLL of 297", text)
+        self.assertIn("by dopri5 at rtol 0.001, atol 0.001, hutchinson", text)
+
+    @parameterized.parameters(17, None)
+    def test_runs_without_likelihoods(self, levels):
+        """Of images and of points: there is no column for them."""
+        sampled = {"fd_pixels": 0.5, "sample_nfe": 40.0}
+        fields = {"likelihood__images": 0, "data__levels": levels, "data__entropy": 3.5}
+        write_run(self.folder / "ot", records=[record({"ema": sampled}, **fields)])
+        self.assertNotIn("NLL", self.write("ot"))
         (row,) = self.table("table1")
         self.assertEqual(float(row["fd_pixels"]), 0.5)
 
@@ -158,7 +167,9 @@ class ReportTest(absltest.TestCase):
     def test_fixed_steps_say_where_they_lie(self):
         solver = {"method": "heun", "rtol": 1e-5, "atol": 1e-5, "steps": 50, "grid": "edm"}
         write_run(self.folder / "ot", records=[record({"ema": scores()}, solver=solver)])
-        self.assertIn("; heun of 50 edm steps; ", self.write("ot"))
+        text = self.write("ot")
+        self.assertIn("; samples by heun of 50 edm steps. ", text)
+        self.assertNotIn("NLL", text)  # by fixed steps, in a version that allowed it
 
     def test_points_have_nats_and_no_table_4(self):
         result = {"log_likelihood": -3.6, "log_likelihood_standard_error": 0.01, "sample_nfe": 30}
