@@ -180,7 +180,7 @@ class Model:
     ) -> np.ndarray:
         """Compute log p(x) in nats, [N], of samples: points, or images in model space [-1, 1].
 
-        The solver is the config's if that is adaptive, otherwise dopri5.
+        The solver of likelihoods is the config's if that is adaptive, otherwise dopri5.
 
         Args:
             x: [N, ...].
@@ -224,8 +224,6 @@ class Model:
         dequantisations: int = 1,
     ) -> np.ndarray:
         """Compute bits/dim of images, [N]; K > 1 dequantisations give a tighter bound.
-
-        The solver is that of `log_prob`.
 
         Args:
             images: integers [N, H, W, C] in [0, levels).
