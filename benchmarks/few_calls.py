@@ -3,6 +3,7 @@
     python -m benchmarks.few_calls --workdir=runs/digits_ot
     python -m benchmarks.few_calls --workdir=runs/digits_ot --distances
     python -m benchmarks.few_calls --workdir=runs/digits_reflow --calls 1 2 4
+    python -m benchmarks.few_calls --records benchmarks/results/few_calls_digits_ot_seed*.json
 
 The error is the mean squared difference per dimension, in model space, to the solution of dopri5 at
 tolerance 1e-6 from the same 256 noises, for each method on each time grid and for the solvers that
@@ -10,17 +11,19 @@ tolerance 1e-6 from the same 256 noises, for each method on each time grid and f
 fixed steps, too. With --distances, the Fréchet distance of config.evaluate.generated samples is
 computed for each method on its best grid, and for dopri5 at 1e-5. Prints tables of the mean errors,
 of their geometric means and of the distances in Markdown, and records the standard errors of the
-means.
+means. With --records, prints the means over several runs with distances, from their records.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -121,12 +124,43 @@ def table(cells: Cells) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def over_runs(records: Sequence[dict[str, Any]]) -> str:
+    """Format the means over runs, for each method on the grids that are best for the runs."""
+    found: dict[str, dict[str, dict[int, list[float]]]] = {}
+    grids: dict[str, dict[str, None]] = {}
+    for record in records:
+        errors = {(row["method"], row["grid"], row["calls"]): row for row in record["rows"]}
+        for method, grid, calls, distance in (row.values() for row in record["distances"]):
+            grids.setdefault(method, {})[grid] = None
+            row = errors[method, grid, calls]
+            for name, value in (
+                ("geometric means of the errors", row["geometric_mean"]),
+                ("means of the errors", row["error"]),
+                ("distances", distance),
+            ):
+                of_method = found.setdefault(name, {}).setdefault(method, {})
+                of_method.setdefault(calls, []).append(value)
+    tables = []
+    for name, by_method in found.items():
+        means = {m: {n: float(np.mean(v)) for n, v in row.items()} for m, row in by_method.items()}
+        cells = {(method, " / ".join(grids[method])): row for method, row in means.items()}
+        tables.append(f"Over {len(records)} runs, {name}:\n\n{table(cells)}")
+    accurate = [record["accurate"] for record in records]
+    nfe, distance = (np.mean([each[name] for each in accurate]) for name in ("nfe", "distance"))
+    return "\n\n".join([*tables, f"dopri5 at 1e-5: NFE {nfe:.1f}, distance {distance:.3f}"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--workdir", type=Path)
+    what.add_argument("--records", type=Path, nargs="+")
     parser.add_argument("--distances", action="store_true")
     parser.add_argument("--calls", type=int, nargs="+", default=(4, 6, 8, 10))
     flags = parser.parse_args()
+    if flags.records:
+        print(over_runs([json.loads(path.read_text()) for path in flags.records]))
+        return
     model = flowmatch_jax.load(flags.workdir)
     made = solvers(model.experiment.path, flags.workdir, flags.calls)
     errors_of = make_errors(model)

@@ -12,7 +12,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from benchmarks import report, timing
+from benchmarks import few_calls, report, timing
 from benchmarks.nets import NETS, has_torch, parameter_shapes
 from flowmatch_jax.config.command_line import load_config
 from flowmatch_jax.data.dataset import Dataset
@@ -55,6 +55,25 @@ class TurnsTest(absltest.TestCase):
     def test_a_failure_is_told(self):
         with self.assertRaisesRegex(RuntimeError, "no such peer"):
             timing.take_turns({"a": failing}, rounds=1)
+
+
+class FewCallsTest(absltest.TestCase):
+    def test_means_over_runs_that_have_their_own_best_grids(self):
+        records = []
+        for grid, error in (("uniform", 1.0), ("sway", 3.0)):
+            row = {"method": "ab2", "grid": grid, "calls": 4}
+            other = row | {"grid": "edm", "error": 99.0, "geometric_mean": 99.0}
+            measured = row | {"error": 2 * error, "geometric_mean": error}
+            distance = row | {"distance": 4 * error}
+            accurate = {"nfe": 100 * error, "distance": error}
+            records.append(
+                {"rows": [other, measured], "distances": [distance], "accurate": accurate}
+            )
+        text = few_calls.over_runs(records)
+        self.assertEqual(text.count("| ab2 | uniform / sway |"), 3)
+        for number in ("2", "4", "8"):
+            self.assertIn(f"| ab2 | uniform / sway | **{number}** |", text)
+        self.assertIn("NFE 200.0, distance 2.000", text)
 
 
 class RowsTest(absltest.TestCase):
