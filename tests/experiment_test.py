@@ -255,6 +255,13 @@ class BuildTest(parameterized.TestCase):
             samples = experiment.generate({}, x0, jax.random.key(1), {}, solver)
             self.assertLess(jnp.abs((samples.x - expected).mean()), 5e-3)
 
+    def test_tolerances_count_for_likelihoods_whatever_draws_the_samples(self):
+        for method in ("euler", "ab2", "sea", "fitted"):
+            config = checkerboard_ot.get_config()
+            config.solver.update(method=method, steps=4, rtol=0.0)
+            with self.assertRaisesRegex(UserError, "config.solver.rtol: got 0.0; .* greater than"):
+                build(config)
+
     def test_a_solver_for_samples_alone_does_not_train(self):
         config = checkerboard_ot.get_config()
         config.maximum_likelihood.update(method="dpmpp2m", steps=4)

@@ -93,8 +93,12 @@ SOLVER: Section = {
         "tsit5 dopri8 bosh3 | stochastic: euler_maruyama sea shark | fitted | flow_map.",
         of=SOLVED,
     ),
-    "rtol": owned(Solver, "rtol", "Relative tolerance of adaptive methods.", of=SOLVED),
-    "atol": owned(Solver, "atol", "Absolute tolerance of adaptive methods.", of=SOLVED),
+    "rtol": owned(
+        Solver, "rtol", "Relative tolerance of adaptive methods and likelihoods.", positive, SOLVED
+    ),
+    "atol": owned(
+        Solver, "atol", "Absolute tolerance of adaptive methods and likelihoods.", positive, SOLVED
+    ),
     "steps": owned(Solver, "steps", "Steps of fixed methods.", of=SOLVED, kind=int),
     "grid": Field(
         "uniform",
