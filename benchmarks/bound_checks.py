@@ -24,7 +24,7 @@ from flowmatch_jax.arrays import Array
 from flowmatch_jax.config.command_line import load_config, split_overrides
 from flowmatch_jax.experiment import Experiment, build
 from flowmatch_jax.likelihood import importance_bound, log_prob
-from flowmatch_jax.parts.solver import make_likelihood_solver
+from flowmatch_jax.parts.solver import likelihood_arguments
 from flowmatch_jax.pixels import dequantise
 from flowmatch_jax.training.weights import load_weights
 
@@ -37,12 +37,8 @@ def score(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute log p_1 of the first test images in nats: exact [K, 1, B], per probe [K, P, B]."""
     image = jnp.stack([experiment.test_data[i]["x"] for i in range(images)])
-    levels, path = experiment.test_data.levels, experiment.path
-    how = {
-        "solver": make_likelihood_solver(experiment.config),
-        "source_std": path.source_std,
-        "t1": path.t_end,
-    }
+    levels = experiment.test_data.levels
+    how = likelihood_arguments(experiment.config, experiment.path)
     noise_key, probe_key = jax.random.split(jax.random.key(0))
 
     @jax.jit

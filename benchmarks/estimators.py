@@ -32,7 +32,7 @@ from flowmatch_jax.divergence import PROBES
 from flowmatch_jax.likelihood import log_prob
 from flowmatch_jax.model import Model
 from flowmatch_jax.objectives import Objective, Target, one, path_regression
-from flowmatch_jax.parts.solver import make_likelihood_solver
+from flowmatch_jax.parts.solver import likelihood_arguments
 from flowmatch_jax.pixels import dequantise
 
 IMAGES, BATCH = 16, 128
@@ -45,8 +45,7 @@ def probe_noise(model: Model) -> list[dict[str, float | str]]:
     experiment = model.experiment
     image = jnp.asarray(experiment.test_data.x[:IMAGES])
     x = dequantise(jax.random.key(0), image, model.levels)
-    how = {"source_std": experiment.path.source_std, "t1": experiment.path.t_end}
-    how["solver"] = make_likelihood_solver(experiment.config)
+    how = likelihood_arguments(experiment.config, experiment.path)
 
     def estimate(kind: str, count: int, params: Params, key: Array) -> Array:
         field = experiment.field(params)

@@ -126,25 +126,26 @@ def table(cells: Cells) -> str:
 
 def over_runs(records: Sequence[dict[str, Any]]) -> str:
     """Format the means over runs, for each method on the grids that are best for the runs."""
-    found: dict[str, dict[str, dict[int, list[float]]]] = {}
-    grids: dict[str, dict[str, None]] = {}
+    rows: list[dict[str, Any]] = []
     for record in records:
         errors = {(row["method"], row["grid"], row["calls"]): row for row in record["rows"]}
-        for method, grid, calls, distance in (row.values() for row in record["distances"]):
-            grids.setdefault(method, {})[grid] = None
-            row = errors[method, grid, calls]
-            for name, value in (
-                ("geometric means of the errors", row["geometric_mean"]),
-                ("means of the errors", row["error"]),
-                ("distances", distance),
-            ):
-                of_method = found.setdefault(name, {}).setdefault(method, {})
-                of_method.setdefault(calls, []).append(value)
+        rows += [errors[d["method"], d["grid"], d["calls"]] | d for d in record["distances"]]
+    grids: dict[str, dict[str, None]] = {}
+    for row in rows:
+        grids.setdefault(row["method"], {})[row["grid"]] = None
+    titles = {
+        "geometric_mean": "geometric means of the errors",
+        "error": "means of the errors",
+        "distance": "distances",
+    }
     tables = []
-    for name, by_method in found.items():
-        means = {m: {n: float(np.mean(v)) for n, v in row.items()} for m, row in by_method.items()}
-        cells = {(method, " / ".join(grids[method])): row for method, row in means.items()}
-        tables.append(f"Over {len(records)} runs, {name}:\n\n{table(cells)}")
+    for name, title in titles.items():
+        found: dict[tuple[str, str], dict[int, list[float]]] = {}
+        for row in rows:
+            label = (row["method"], " / ".join(grids[row["method"]]))
+            found.setdefault(label, {}).setdefault(row["calls"], []).append(row[name])
+        means = {m: {n: float(np.mean(v)) for n, v in row.items()} for m, row in found.items()}
+        tables.append(f"Over {len(records)} runs, {title}:\n\n{table(means)}")
     accurate = [record["accurate"] for record in records]
     nfe, distance = (np.mean([each[name] for each in accurate]) for name in ("nfe", "distance"))
     return "\n\n".join([*tables, f"dopri5 at 1e-5: NFE {nfe:.1f}, distance {distance:.3f}"])

@@ -30,7 +30,7 @@ from flowmatch_jax.data.dataset import check_label
 from flowmatch_jax.evaluation.samples import starts
 from flowmatch_jax.evaluation.upsample import check_super_resolution, make_upsampler
 from flowmatch_jax.experiment import Experiment, build
-from flowmatch_jax.parts.solver import make_likelihood_solver
+from flowmatch_jax.parts.solver import likelihood_arguments
 from flowmatch_jax.pixels import quantise
 from flowmatch_jax.runtime.errors import RunStopped, UserError, at_least, one_of
 from flowmatch_jax.runtime.messages import is_wanted
@@ -203,11 +203,9 @@ class Model:
                 self.experiment.field(params, **inputs),
                 x / scale,
                 key,
-                make_likelihood_solver(self.config),
-                source_std=path.source_std,
-                t1=path.t_end,
                 divergence="exact" if exact else "hutchinson",
                 probes=probes,
+                **likelihood_arguments(self.config, path),
             )
             return result.log_prob - math.prod(self.shape) * math.log(scale), result.converged
 
@@ -243,11 +241,9 @@ class Model:
                 self.experiment.field(params, **inputs),
                 images,
                 key,
-                make_likelihood_solver(self.config),
                 draw=self.experiment.dequantisation.likelihood,
                 samples=dequantisations,
-                source_std=self.experiment.path.source_std,
-                t1=self.experiment.path.t_end,
+                **likelihood_arguments(self.config, self.experiment.path),
             )
             return result.bits_per_dim, result.converged
 

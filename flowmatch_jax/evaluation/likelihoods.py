@@ -15,7 +15,7 @@ from flowmatch_jax.arrays import Array, Batch, Params, filled
 from flowmatch_jax.data.pipeline import ordered_batches
 from flowmatch_jax.experiment import Experiment
 from flowmatch_jax.likelihood import bits_of, image_bits_per_dim, importance_bound, log_prob
-from flowmatch_jax.parts.solver import make_likelihood_solver
+from flowmatch_jax.parts.solver import likelihood_arguments
 from flowmatch_jax.runtime.mesh import gather, split_if_even, to_host
 from flowmatch_jax.runtime.messages import compiling
 from flowmatch_jax.runtime.overlap import overlapped
@@ -35,9 +35,7 @@ def make_scorer(experiment: Experiment) -> Scorer:
     """
     config = experiment.config.evaluate
     how = dict(
-        solver=make_likelihood_solver(experiment.config),
-        source_std=experiment.path.source_std,
-        t1=experiment.path.t_end,
+        likelihood_arguments(experiment.config, experiment.path),
         divergence=config.divergence,
         probes=config.probes,
         probe_kind=config.probe_kind,

@@ -46,6 +46,12 @@ def make_likelihood_solver(config: ConfigDict) -> Solver:
     return Solver(likelihood_method(solver.method), solver.rtol, solver.atol)
 
 
+def likelihood_arguments(config: ConfigDict, path: GaussianPath) -> dict[str, Any]:
+    """Return the solver and the ends of `likelihood.log_prob` for a model of this path."""
+    solver = make_likelihood_solver(config)
+    return {"solver": solver, "source_std": path.source_std, "t1": path.t_end}
+
+
 def likelihood_method(method: str) -> str:
     """Return the method of likelihoods: that of samples if it is adaptive, otherwise dopri5.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flowmatch_jax.metrics.features.extractors import score_name
-from flowmatch_jax.report.drawn import read_rows, reading, shared_settings
+from flowmatch_jax.report.drawn import read_points, shared_settings
 from flowmatch_jax.report.tables import Column, Table, over_seeds
 from flowmatch_jax.runtime.files import Unreadable
 
@@ -51,18 +51,14 @@ def table_of_calls(figures: Mapping[str, Sequence[Path]]) -> Table | None:
 
 
 def _least(folder: Path, distance: str) -> dict[int, float]:
-    """Return the smallest distance at each number of calls; nothing for a model without a flow."""
-    least: dict[int, float] = {}
-    path = folder / "over_nfe.csv"
-    if not path.exists():
-        return least
+    """Return the smallest distance at each number of calls."""
     try:
-        with reading(path):
-            for row in read_rows(path):
-                if row.get(distance):
-                    n, value = int(float(row["nfe"])), float(row[distance])
-                    least[n] = min(value, least.get(n, value))
+        points = read_points(folder / "over_nfe.csv", "nfe", distance)
     except Unreadable as error:
         logger.warning("Left out of the table of calls: %s", error)
         return {}
+    least: dict[int, float] = {}
+    for point in points:
+        n, value = int(point["nfe"]), point[distance]
+        least[n] = min(value, least.get(n, value))
     return least

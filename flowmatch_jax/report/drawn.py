@@ -28,12 +28,30 @@ def load_arrays(sources: dict[str, Path], file: str, names: Sequence[str]) -> di
 
 
 def _arrays(path: Path, names: Sequence[str]) -> Arrays:
-    with reading(path), np.load(path) as file:
+    with _reading(path), np.load(path) as file:
         return {name: file[name] for name in dict.fromkeys((*file.files, *names))}
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read the rows of a CSV file, inside `reading`; raises ValueError if it is truncated."""
+def read_points(path: Path, x: str, y: str) -> list[dict[str, Any]]:
+    """Read the numbers x and y of a curve's rows with their "method", which may be None.
+
+    Rows without y are left out. There are none without the file, as for a model without a flow.
+
+    Raises:
+        Unreadable: the file is damaged.
+    """
+    if not path.exists():
+        return []
+    with _reading(path):
+        return [
+            {"method": row.get("method"), x: float(row[x]), y: float(row[y])}
+            for row in _table(path)
+            if row.get(y)
+        ]
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    """Read the rows of a CSV file; raises ValueError if it is truncated."""
     text = path.read_text()
     if not text.endswith("\n"):
         raise ValueError("its last line is cut")
@@ -41,8 +59,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Raise Unreadable instead of the exceptions that a damaged file causes."""
+def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except DAMAGE as error:

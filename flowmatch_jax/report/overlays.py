@@ -12,7 +12,7 @@ import numpy as np
 from flowmatch_jax.metrics.features.extractors import score_name
 from flowmatch_jax.report import plots
 from flowmatch_jax.report.curves import LOSSES, Rows
-from flowmatch_jax.report.drawn import Arrays, load_arrays, read_rows, reading, shared_settings
+from flowmatch_jax.report.drawn import Arrays, load_arrays, read_points, shared_settings
 from flowmatch_jax.runtime.files import Unreadable
 from flowmatch_jax.runtime.workdir import write_csv
 from flowmatch_jax.sampling.linear import METHODS
@@ -86,13 +86,9 @@ def _overlay(
     """
     rows: Rows = []
     for label, source in sources.items():
-        numbers = source / f"{file}.csv"
-        if not numbers.exists():  # a model without a flow
-            continue
-        with reading(numbers):
-            for row in read_rows(numbers):
-                if row.get(y) and (solver in (None, "best") or solver == row.get("method")):
-                    rows.append({"method": label, x: float(row[x]), y: float(row[y])})
+        points = read_points(source / f"{file}.csv", x, y)
+        wanted = [p for p in points if solver in (None, "best") or solver == p["method"]]
+        rows += [point | {"method": label} for point in wanted]
     if solver == "best":
         rows = _smallest(rows, x, y)
     if not rows:
